@@ -1,0 +1,1 @@
+"""Presets: YAML files that :func:`maediff.config.load_config` finds by name."""

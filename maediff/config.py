@@ -1,0 +1,308 @@
+"""Configuration: frozen pydantic models, read once from YAML and ``section.key=value`` overrides.
+
+Sizes are in pixels of the working grid, whose in-plane spacing is ``data.spacing_mm``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from maediff.errors import ConfigError
+
+Unit = Field(ge=0.0, le=1.0)
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """From a scan to working slices."""
+
+    size: tuple[int, int] = Field((96, 96), description="Working slice (x, y), pixels; grows where a brain needs more.")
+    spacing_mm: float = Field(2.0, gt=0, description="In-plane spacing of the working grid, mm.")
+    slice_spacing_mm: float | None = Field(
+        None, gt=0, description="Spacing between slices, mm; null keeps that of the scan."
+    )
+    align: Literal["voxel", "world"] = Field(
+        "voxel",
+        description="voxel: slices as acquired, turned to the closest canonical axes; "
+        "world: slices across the scanner axes, for scans that are registered to a template.",
+    )
+    scaling: Literal["percentile", "median"] = Field(
+        "percentile", description="percentile: in-mask percentiles to -1 and 1; median: 0 to -1, in-mask median to 0."
+    )
+    percentiles: tuple[float, float] = Field((1.0, 99.0), description="In-mask percentiles mapped to -1 and 1.")
+    clip: float = Field(1.5, ge=1.0, description="Upper limit of scaled intensities (the lower is -1).")
+    min_brain_fraction: float = Field(
+        0.02, ge=0.0, lt=1.0, description="Training leaves out slices with a smaller share of brain pixels."
+    )
+    validation_fraction: float = Field(
+        0.15, gt=0.0, lt=1.0, description="Share of subjects held out for validation where no split is given."
+    )
+
+
+class PartitionConfig(Section):
+    """Hierarchical patch partition: upper-level windows and sub-level cells."""
+
+    window: int = Field(48, ge=4, description="Side p of the upper-level window.")
+    stride: int = Field(24, ge=1, description="Step s of the sliding window at test time.")
+    cell: int = Field(8, ge=2, description="Side of a sub-level cell; the grid is r = size / cell cells a side.")
+
+    @model_validator(mode="after")
+    def _covers(self) -> PartitionConfig:
+        if self.stride > self.window:
+            raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.window}; use stride <= window")
+        return self
+
+
+class DiffusionConfig(Section):
+    """Forward process, training objective and the timesteps used at test time."""
+
+    timesteps: int = Field(1000, ge=2, description="Length T of the chain.")
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "cosine"
+    objective: Literal["eps", "x0", "v", "mu"] = Field("v", description="What the network predicts.")
+    loss: Literal["x0_l1", "x0_l2", "simple"] = Field(
+        "x0_l1", description="x0_l1, x0_l2: distance of the x0 estimate; simple: squared error of the prediction."
+    )
+    train_timesteps: tuple[int, int] = Field((1, 1000), description="First and last timestep drawn in training.")
+    test_timesteps: tuple[int, ...] = Field((500,), min_length=1, description="Timesteps averaged at test time.")
+    noise: Literal["gaussian", "simplex", "coarse"] = "gaussian"
+    sampler: Literal["single_step", "ddim", "ancestral"] = "single_step"
+    sampler_steps: int = Field(10, ge=1, description="Steps of the ddim sampler; ancestral takes them all.")
+
+    @model_validator(mode="after")
+    def _within_chain(self) -> DiffusionConfig:
+        first, last = self.train_timesteps
+        if not 1 <= first <= last <= self.timesteps:
+            raise ValueError(f"train_timesteps {first}, {last} must rise within 1 to timesteps = {self.timesteps}")
+        for t in self.test_timesteps:
+            if not 1 <= t <= self.timesteps:
+                raise ValueError(f"test timestep {t} is outside 1 to timesteps = {self.timesteps}")
+        return self
+
+
+class ModelConfig(Section):
+    """Denoising U-Net and the MAE condition."""
+
+    channels: tuple[int, ...] = Field((128, 256, 256), min_length=2, description="U-Net channels, a level each.")
+    num_res_blocks: int = Field(3, ge=1)
+    attention: tuple[bool, ...] = Field((False, False, False), description="Self-attention, a level each.")
+    norm_groups: int = Field(32, ge=1)
+    condition: Literal["residual", "cross_attention", "none"] = Field(
+        "residual", description="How MAE features enter the U-Net; none is the ablation."
+    )
+    mae_width: int = Field(192, ge=8, multiple_of=8)
+    mae_depth: int = Field(4, ge=1)
+    mae_heads: int = Field(4, ge=1)
+    mae_decoder_depth: int = Field(1, ge=1)
+    mae_loss_weight: float = Field(0.1, ge=0.0, description="Weight of the auxiliary MAE loss; 0 turns it off.")
+
+    @model_validator(mode="after")
+    def _divides(self) -> ModelConfig:
+        if len(self.attention) != len(self.channels):
+            raise ValueError(f"attention has {len(self.attention)} entries for {len(self.channels)} levels")
+        for width in self.channels:
+            if width % self.norm_groups:
+                raise ValueError(f"channels {width} cannot be split into norm_groups = {self.norm_groups}")
+        if self.mae_width % (2 * self.mae_heads):
+            raise ValueError(f"mae_width {self.mae_width} must be a multiple of 2 x mae_heads = {2 * self.mae_heads}")
+        return self
+
+
+class TrainConfig(Section):
+    """Optimisation."""
+
+    max_steps: int = Field(100_000, ge=1)
+    batch_size: int = Field(32, ge=1, description="Slices a step and process, before accumulation.")
+    accumulate: int = Field(1, ge=1, description="Batches whose gradients make one step.")
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_steps: int = Field(500, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
+    seed: int = Field(0, ge=0)
+    augment: bool = Field(True, description="Flips, small affine changes, brightness, contrast and gamma.")
+    pseudo_lesions: float = Field(
+        0.0, ge=0, le=1, description="Share of training slices with random blobs that the network must remove."
+    )
+    val_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(500, ge=1)
+    log_every: int = Field(50, ge=1)
+    tensorboard: bool = Field(False, description="Also log to TensorBoard (extra: tensorboard).")
+
+
+class InferConfig(Section):
+    """Sliding-window inference."""
+
+    batch_size: int = Field(32, ge=1, description="Windows a forward pass.")
+    draws: int = Field(1, ge=1, description="Noise draws averaged for each timestep.")
+    blend: Literal["uniform", "gaussian"] = "gaussian"
+
+
+class ScoreConfig(Section):
+    """From residual to map and mask. Lengths in mm, volumes in mm3."""
+
+    sign: Literal["abs", "bright", "dark"] = Field(
+        "abs", description="abs: |x - x^|; bright or dark: only voxels brighter or darker than healthy."
+    )
+    median_mm: float = Field(0.0, ge=0, description="Width of the in-plane median filter; 0 turns it off.")
+    erode_mm: float = Field(0.0, ge=0, description="In-plane erosion of the brain mask.")
+    min_size_mm3: float = Field(0.0, ge=0, description="Smaller components are removed from the anomaly mask.")
+    false_positive_rate: float = Field(
+        0.01, gt=0, lt=1, description="Share of healthy brain voxels above the calibrated threshold."
+    )
+
+
+class Config(Section):
+    """The whole configuration of a model."""
+
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    infer: InferConfig = InferConfig()
+    score: ScoreConfig = ScoreConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        factor = 2 ** (len(self.model.channels) - 1)
+        for side in self.data.size:
+            if side % factor or side % self.partition.cell:
+                raise ValueError(
+                    f"size {side} must be a multiple of {factor} (U-Net levels) and of cell = {self.partition.cell}"
+                )
+            if self.partition.window > side:
+                raise ValueError(f"window {self.partition.window} is larger than size {side}")
+        return self
+
+
+def presets() -> tuple[str, ...]:
+    """Name the configurations that ship with the package."""
+    folder = resources.files("maediff.configs")
+    return tuple(sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")))
+
+
+def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a preset or a YAML file and apply ``section.key=value`` overrides.
+
+    Args:
+        source: A preset's name (see :func:`presets`) or the path of a YAML file.
+        overrides: Assignments such as ``train.lr=1e-3``; values are YAML.
+
+    Raises:
+        ConfigError: Unknown preset or key (the nearest one is named), or impossible value.
+
+    Example:
+        >>> load_config("tiny", ["train.seed=7"]).train.seed
+        7
+    """
+    tree = _read_yaml(source)
+    for override in overrides:
+        _assign(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Check a tree of plain values and freeze it.
+
+    Raises:
+        ConfigError: Unknown key or impossible value; every finding is listed.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
+
+
+def dump_yaml(config: Config) -> str:
+    """Render a configuration as YAML that :func:`load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+def config_hash(config: Config) -> str:
+    """Hash what shapes a result: SHA-256 over the canonical JSON of the configuration."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_yaml(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read configuration {path}: {error}") from error
+    elif str(source) in presets():
+        text = (resources.files("maediff.configs") / f"{source}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"no preset {str(source)!r}; choose one of {', '.join(presets())}, or give a .yaml file")
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not valid YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source} holds {type(tree).__name__}; a configuration is a mapping of sections")
+    return tree
+
+
+def _assign(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise ConfigError(f"override {override!r} is not of the form section.key=value, for example train.lr=1e-4")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"value of override {override!r} is not valid YAML: {error}") from error
+    if isinstance(value, str) and _is_number(value):
+        value = float(value)  # YAML 1.1 reads 1e-4 as text
+    branch = tree.setdefault(section, {})
+    if not isinstance(branch, dict):
+        raise ConfigError(f"section {section!r} holds {branch!r}; it must be a mapping")
+    branch[name] = value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _explain(item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location) or "configuration"
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
+        hint = f"did you mean {'.'.join([*location[:-1], *near])}?" if near else f"known: {', '.join(known)}"
+        return f"unknown key {key}: {hint}"
+    value = item.get("input")
+    shown = "" if isinstance(value, dict) else f" (got {value!r})"
+    return f"{key}: {item['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    fields = Config.model_fields
+    if location and location[0] in fields:
+        annotation = fields[location[0]].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            fields = annotation.model_fields
+    return list(fields)
