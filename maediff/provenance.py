@@ -1,0 +1,176 @@
+"""What a run was made of, as ``run.json``: versions, arguments, seeds, device, hashes and the machine.
+
+Left out on purpose: user and host names, and every header field of a scan. Home folders in paths become ``~``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from maediff import __version__
+from maediff.store import write_json
+
+PACKAGES = ("torch", "monai", "numpy", "nibabel", "scipy", "accelerate")
+_HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\]+")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, MAEDiff and the packages that shape a result; None where one is not installed.
+
+    Nothing heavy is imported.
+
+    Example:
+        >>> sorted(versions())[:3]
+        ['accelerate', 'maediff', 'monai']
+    """
+    found: dict[str, str | None] = {"python": platform.python_version(), "maediff": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Facts of the machine that explain a timing: system, processor, cores, memory, accelerators.
+
+    Returns:
+        Plain values; ``memory_gib`` is None where the system does not tell.
+    """
+    return {
+        "system": platform.system(),
+        "release": platform.release(),
+        "processor": _processor(),
+        "cores": _cores(),
+        "memory_gib": _memory_gib(),
+        "accelerators": _accelerators(),
+    }
+
+
+def peak_rss_mib() -> float | None:
+    """Return the largest resident memory of this process so far, MiB; None where unknown (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024.0**2 if sys.platform == "darwin" else 1024.0), 1)
+
+
+def run_record(
+    command: str,
+    arguments: Mapping[str, Any],
+    *,
+    seed: int | None = None,
+    device: str | None = None,
+    hashes: Mapping[str, str | None] | None = None,
+    **facts: Any,
+) -> dict[str, Any]:
+    """Assemble what ``run.json`` holds.
+
+    Args:
+        command: What ran, for example ``infer``.
+        arguments: Its arguments; paths become text with home folders as ``~``.
+        seed: The run's seed.
+        device: The device that was used, not the one that was asked for.
+        hashes: Such as ``{"model": …, "config": …}``.
+        **facts: More of the run, such as ``seconds``.
+    """
+    return {
+        "command": command,
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "arguments": _plain(arguments),
+        "seed": seed,
+        "device": device,
+        "hashes": dict(hashes or {}),
+        **{name: _plain(value) for name, value in facts.items()},
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def write_run(folder: str | Path, record: Mapping[str, Any]) -> Path:
+    """Write ``run.json`` into a folder, atomically.
+
+    Args:
+        folder: Where the run's outputs lie.
+        record: From :func:`run_record`.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    path = Path(folder) / "run.json"
+    write_json(path, dict(record))
+    return path
+
+
+def without_names(text: str) -> str:
+    """Replace home folders, which carry user names, by ``~``.
+
+    Example:
+        >>> without_names("/home/jane/scans/a.nii.gz")
+        '~/scans/a.nii.gz'
+    """
+    home = os.path.expanduser("~")
+    if len(home) > 1 and (text == home or text.startswith((home + "/", home + "\\"))):
+        text = "~" + text[len(home) :]
+    return _HOME.sub("~", text)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    return without_names(str(value))
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1).strip() if match else platform.machine()
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        return os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3, 1)
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _accelerators() -> list[str]:
+    import torch
+
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ["mps"] if torch.backends.mps.is_available() else []

@@ -1,0 +1,348 @@
+"""Files that are either whole or absent, and the model folder.
+
+A model folder is data only; nothing in it is unpickled::
+
+    model.safetensors   the weights
+    config.yaml         the whole configuration, preprocessing included
+    calibration.json    the threshold and where it came from; null until calibrated
+    README.md           the model card
+    model.json          the schema number and the version that wrote the folder
+    SHA256SUMS          a checksum for each of the above, as `sha256sum -c` reads it
+
+The model hash is the SHA-256 of the text of SHA256SUMS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maediff import __version__
+from maediff.config import Config, dump_yaml, load_config
+from maediff.errors import ConfigError, ModelError, OutputError
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA = 1
+WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST = (
+    "model.safetensors",
+    "config.yaml",
+    "calibration.json",
+    "README.md",
+    "model.json",
+)
+FILES = (WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST)
+CHECKSUMS = "SHA256SUMS"
+PACKAGED = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """What a model folder holds.
+
+    Attributes:
+        weights: Tensor of each parameter and buffer, on the CPU.
+        config: The configuration that the weights were trained with.
+        calibration: ``Calibration.to_dict()`` of the threshold, or None before calibration.
+        card: The model card, Markdown.
+        hash: SHA-256 over the folder's checksums: changes with any byte of the model.
+    """
+
+    weights: dict[str, torch.Tensor]
+    config: Config
+    calibration: dict[str, Any] | None
+    card: str
+    hash: str
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Write a file so that it is present only when finished.
+
+    Yields a temporary path in the same folder with the same suffixes (writers choose the format by it).
+    On success it is flushed to disk and renamed to ``path``; on any error it is removed and an earlier
+    ``path`` stays as it was. Missing parent folders are made.
+
+    Raises:
+        OutputError: The folder or the file cannot be written (any OSError inside the block).
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "map.nii.gz"
+        >>> with atomic_path(target) as temporary:
+        ...     _ = temporary.write_bytes(b"finished")
+        >>> target.read_bytes(), temporary.exists()
+        (b'finished', False)
+    """
+    path = Path(path)
+    stem, dot, suffixes = path.name.lstrip(".").partition(".")
+    temporary = path.with_name(f".{stem[:80]}.{secrets.token_hex(4)}{dot}{suffixes}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {path}: {reason}; choose a folder that exists or can be made") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically (see :func:`atomic_path`).
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused because JSON has neither.
+
+    Raises:
+        OutputError: The file cannot be written.
+        ValueError: ``value`` holds a NaN or an infinity.
+        TypeError: ``value`` holds something that JSON cannot express.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash a file's bytes, reading in pieces.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def save_model(
+    folder: str | Path,
+    weights: Mapping[str, torch.Tensor],
+    config: Config,
+    calibration: Mapping[str, Any] | None,
+    card: str,
+) -> str:
+    """Write a model folder; a model that was there before is replaced, other files stay.
+
+    All files are written beside the folder first, then moved in with the checksums last, so that an
+    interrupted save leaves the earlier model as it was.
+
+    Args:
+        folder: Where to write.
+        weights: Tensors by name; moved to the CPU and made contiguous.
+        config: The configuration that rebuilds the network and its preprocessing.
+        calibration: ``Calibration.to_dict()``, or None.
+        card: The model card, Markdown.
+
+    Returns:
+        The model hash.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+        with atomic_path(staging / WEIGHTS) as temporary:
+            save_file(tensors, temporary)
+        write_text(staging / CONFIG, dump_yaml(config))
+        write_json(staging / CALIBRATION, None if calibration is None else dict(calibration))
+        write_text(staging / CARD, card)
+        write_json(staging / MANIFEST, {"schema": SCHEMA, "maediff": __version__})
+        write_text(staging / CHECKSUMS, _format_sums({name: file_sha256(staging / name) for name in FILES}))
+        return _move_in(staging, folder)
+    except OSError as error:
+        raise OutputError(f"cannot write model folder {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def load_model_folder(folder: str | Path) -> StoredModel:
+    """Read a model folder after checking its schema and every checksum.
+
+    Raises:
+        ModelError: The folder is missing or incomplete, a checksum does not fit, or the schema is newer
+            than this version reads.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    model_hash = verify_model_folder(folder)
+    try:
+        weights = load_file(folder / WEIGHTS)
+        config = load_config(folder / CONFIG)
+        calibration = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
+        card = (folder / CARD).read_text(encoding="utf-8")
+    except (OSError, ValueError, SafetensorError, ConfigError) as error:
+        raise ModelError(f"model folder {folder} cannot be read: {error}") from error
+    if calibration is not None and not isinstance(calibration, dict):
+        raise ModelError(f"{folder / CALIBRATION} holds {type(calibration).__name__}; expected an object or null")
+    return StoredModel(weights, config, calibration, card, model_hash)
+
+
+def verify_model_folder(folder: str | Path) -> str:
+    """Check schema and checksums of a model folder without loading its weights.
+
+    Returns:
+        The model hash.
+
+    Raises:
+        ModelError: As :func:`load_model_folder`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelError(
+            f"no model folder at {folder}; give a folder that `maediff train` wrote, or {_packaged_hint()}"
+        )
+    _check_schema(folder)
+    text = _read_text(folder / CHECKSUMS)
+    for name, expected in _parse_sums(text, folder).items():
+        try:
+            found = file_sha256(folder / name)
+        except OSError as error:
+            raise ModelError(
+                f"{folder / name} is listed in {CHECKSUMS} but cannot be read: {error.strerror}"
+            ) from error
+        if found != expected:
+            raise ModelError(
+                f"{folder / name} does not fit its checksum (found {found[:12]}…, {CHECKSUMS} says {expected[:12]}…); "
+                "the model is damaged or was edited: fetch or train it again"
+            )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def update_calibration(folder: str | Path, calibration: Mapping[str, Any]) -> str:
+    """Put another calibration into a verified model folder.
+
+    Args:
+        folder: A model folder.
+        calibration: ``Calibration.to_dict()``.
+
+    Returns:
+        The new model hash.
+
+    Raises:
+        ModelError: The folder is not a sound model.
+        OutputError: It cannot be written.
+    """
+    folder = Path(folder)
+    verify_model_folder(folder)
+    sums = _parse_sums(_read_text(folder / CHECKSUMS), folder)
+    write_json(folder / CALIBRATION, dict(calibration))
+    text = _format_sums({**sums, CALIBRATION: file_sha256(folder / CALIBRATION)})
+    write_text(folder / CHECKSUMS, text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def packaged_models() -> tuple[str, ...]:
+    """Name the models that ship with the package."""
+    return tuple(sorted(path.parent.name for path in PACKAGED.glob(f"*/{CHECKSUMS}")))
+
+
+def resolve_model(name: str | Path) -> Path:
+    """Find a model folder by the name of a packaged model, or by path.
+
+    ``RUN`` of ``maediff train`` is accepted for ``RUN/model``.
+
+    Raises:
+        ModelError: Neither a packaged model nor a folder with a model.
+    """
+    if str(name) in packaged_models():
+        return PACKAGED / str(name)
+    path = Path(name)
+    for folder in (path, path / "model"):
+        if (folder / CHECKSUMS).is_file():
+            return folder
+    if path.is_dir():
+        raise ModelError(f"{path} holds no model ({CHECKSUMS} is missing); give RUN/model of a finished training")
+    raise ModelError(f"no model {str(name)!r}: neither a folder nor packaged; {_packaged_hint()}")
+
+
+def _packaged_hint() -> str:
+    return f"packaged: {', '.join(packaged_models()) or 'none'}"
+
+
+def _move_in(staging: Path, folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = (staging / CHECKSUMS).read_text(encoding="utf-8")
+    for name in (*FILES, CHECKSUMS):
+        os.replace(staging / name, folder / name)
+    _flush_folder(folder)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_schema(folder: Path) -> None:
+    try:
+        schema = json.loads(_read_text(folder / MANIFEST))["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / MANIFEST} states no schema number; this is not a MAEDiff model") from error
+    if not isinstance(schema, int) or schema < 1:
+        raise ModelError(f"{folder / MANIFEST} states schema {schema!r}; it must be a number from 1 to {SCHEMA}")
+    if schema > SCHEMA:
+        raise ModelError(f"{folder} has schema {schema}, this MAEDiff reads up to {SCHEMA}; upgrade MAEDiff")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"cannot read {path}: {error}; this is not a whole MAEDiff model folder") from error
+
+
+def _format_sums(sums: Mapping[str, str]) -> str:
+    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+
+
+def _parse_sums(text: str, folder: Path) -> dict[str, str]:
+    sums: dict[str, str] = {}
+    for line in text.splitlines():
+        digest, _, name = line.partition("  ")
+        if name not in FILES:  # also keeps every path inside the folder
+            raise ModelError(f"{folder / CHECKSUMS} lists {name!r}; allowed are {', '.join(FILES)}")
+        sums[name] = digest
+    missing = [name for name in FILES if name not in sums]
+    if missing:
+        raise ModelError(
+            f"{folder / CHECKSUMS} lists no {', '.join(missing)}; this is not a whole MAEDiff model folder"
+        )
+    return sums
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every file system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
