@@ -1,0 +1,151 @@
+"""A threshold from healthy scans: the one that a clinic can have, since it needs no labelled lesion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maediff.errors import ConfigError, InputError, ModelError
+from maediff.scoring import BoolArray, FloatArray
+
+RATES = (1e-1, 1e-2, 1e-3, 1e-4)
+"""False-positive rates whose thresholds are always recorded."""
+
+HEALTHY_ORIGIN = "healthy calibration scans"
+_TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What healthy scans say about a model's maps.
+
+    Attributes:
+        threshold: Voxels strictly above it are called anomalous; in the units of the map.
+        false_positive_rate: Share of healthy brain voxels allowed above the threshold, scans weighing the same.
+        n_scans: Healthy scans used.
+        n_voxels: Their brain voxels together.
+        quantiles: Thresholds at other rates, keyed by the rate as text (``"0.1"`` to ``"0.0001"``).
+        case_scores: Scan-level scores of those scans, for comparison with a new scan's.
+        origin: Where the threshold came from, in words.
+    """
+
+    threshold: float
+    false_positive_rate: float
+    n_scans: int
+    n_voxels: int
+    quantiles: dict[str, float]
+    case_scores: tuple[float, ...]
+    origin: str = HEALTHY_ORIGIN
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self) | {"case_scores": list(self.case_scores)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """Rebuild what :meth:`to_dict` returned.
+
+        Raises:
+            ModelError: A field is missing or of the wrong type.
+        """
+        try:
+            return cls(
+                threshold=float(values["threshold"]),
+                false_positive_rate=float(values["false_positive_rate"]),
+                n_scans=int(values["n_scans"]),
+                n_voxels=int(values["n_voxels"]),
+                quantiles={str(rate): float(value) for rate, value in values["quantiles"].items()},
+                case_scores=tuple(float(score) for score in values["case_scores"]),
+                origin=str(values["origin"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(
+                f"calibration is damaged ({type(error).__name__}: {error}); run `maediff calibrate` again"
+            ) from None
+
+    def percentile_of(self, score: float) -> float:
+        """Tell which share of the healthy calibration scans scored lower than ``score``."""
+        return float(np.mean(np.asarray(self.case_scores) < score)) if self.case_scores else float("nan")
+
+
+def calibrate(
+    maps: Iterable[tuple[FloatArray, BoolArray, float]], rate: float, *, origin: str = HEALTHY_ORIGIN
+) -> Calibration:
+    """Choose the threshold that healthy scans allow.
+
+    The threshold is the smallest observed map value t for which the mean over scans of the share of brain voxels
+    strictly above t is at most ``rate``. Every scan weighs the same, however large its brain or fine its voxels.
+    Values are held as float32, 4 bytes a brain voxel.
+
+    Args:
+        maps: Per healthy scan its anomaly map, brain mask (same shape) and scan-level score.
+        rate: Allowed share of healthy brain voxels above the threshold, in (0, 1).
+        origin: Where the scans came from, recorded in the model folder.
+
+    Raises:
+        ConfigError: ``rate`` is outside (0, 1).
+        InputError: No scan, an empty mask, or a map that is not finite.
+
+    Example:
+        >>> values = np.arange(100, dtype=np.float32)
+        >>> calibrate([(values, values >= 0, 99.0)], 0.05).threshold  # 95 to 99 lie above: five of a hundred
+        94.0
+    """
+    if not 0 < rate < 1:
+        raise ConfigError(f"false-positive rate {rate} is outside (0, 1); 0.01 is usual (score.false_positive_rate)")
+    samples: list[npt.NDArray[np.float32]] = []
+    scores: list[float] = []
+    for values, mask, score in maps:
+        samples.append(_sample(values, mask, len(samples) + 1))
+        scores.append(float(score))
+    if not samples:
+        raise InputError("no healthy scan to calibrate on; give at least one scan known to be healthy")
+    candidates = np.sort(np.concatenate(samples))
+    return Calibration(
+        threshold=_threshold(samples, candidates, rate),
+        false_positive_rate=float(rate),
+        n_scans=len(samples),
+        n_voxels=int(candidates.size),
+        quantiles={f"{at:g}": _threshold(samples, candidates, at) for at in RATES},
+        case_scores=tuple(scores),
+        origin=origin,
+    )
+
+
+def false_positive_share(samples: Sequence[FloatArray], threshold: float) -> float:
+    """Average over scans the share of values strictly above a threshold.
+
+    Args:
+        samples: Per scan its brain-voxel values, sorted upwards.
+        threshold: Any value.
+    """
+    above = [1.0 - np.searchsorted(s, np.asarray(threshold, dtype=s.dtype), side="right") / s.size for s in samples]
+    return float(np.mean(above))
+
+
+def _sample(values: FloatArray, mask: BoolArray, number: int) -> npt.NDArray[np.float32]:
+    if values.shape != mask.shape:
+        raise InputError(f"calibration scan {number}: map {values.shape} and brain mask {mask.shape} differ in shape")
+    inside = values[mask].astype(np.float32)
+    if inside.size == 0:
+        raise InputError(f"calibration scan {number} has an empty brain mask; check the mask or leave the scan out")
+    if not np.isfinite(inside).all():
+        raise InputError(f"calibration scan {number} has voxels that are not finite in its map; leave the scan out")
+    inside.sort()
+    return inside
+
+
+def _threshold(samples: Sequence[npt.NDArray[np.float32]], candidates: npt.NDArray[np.float32], rate: float) -> float:
+    """Bisect the sorted observed values for the smallest that keeps the false-positive share within the rate."""
+    low, high = 0, candidates.size - 1  # the largest value has nothing above it, so it always qualifies
+    while low < high:
+        middle = (low + high) // 2
+        if false_positive_share(samples, float(candidates[middle])) <= rate + _TOLERANCE:
+            high = middle
+        else:
+            low = middle + 1
+    return float(candidates[low])

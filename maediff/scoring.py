@@ -1,0 +1,189 @@
+"""From scan and healthy reconstruction to anomaly map, mask and scan-level score.
+
+Pure functions on arrays. Working slices are ``(S, H, W)``: slice, working x, working y.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from maediff.config import ScoreConfig
+from maediff.errors import ConfigError, InputError
+
+FloatArray: TypeAlias = npt.NDArray[np.floating]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+Sign: TypeAlias = Literal["abs", "bright", "dark"]
+
+CASE_SCORE_SHARE = 0.01
+"""Share of brain voxels, the most anomalous ones, whose mean is the scan-level score. [ours]"""
+
+_TOLERANCE = 1e-6  # relative; keeps 5 x 1 mm a five-pixel filter in floating point
+
+
+def residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> npt.NDArray[np.float32]:
+    """Compare a scan with its healthy reconstruction, voxel by voxel.
+
+    ``abs`` is |x - x^| [paper]; ``bright`` is max(x - x^, 0), only what is brighter than healthy; ``dark`` is
+    max(x^ - x, 0) [ours]. So abs = bright + dark.
+
+    Args:
+        x: Scan in working units, any shape.
+        x_hat: Healthy reconstruction, same shape and units.
+        sign: Which difference counts.
+
+    Returns:
+        Residual, float32, never negative, same shape.
+
+    Raises:
+        ConfigError: Unknown sign.
+
+    Example:
+        >>> residual(np.array([1.0, 0.0]), np.array([0.25, 0.5]), "bright").tolist()
+        [0.75, 0.0]
+    """
+    difference = np.subtract(x, x_hat, dtype=np.float32)
+    if sign == "abs":
+        return np.abs(difference)
+    if sign == "bright":
+        return np.maximum(difference, np.float32(0))
+    if sign == "dark":
+        return np.maximum(-difference, np.float32(0))
+    raise ConfigError(f"sign {sign!r} is unknown; use abs, bright or dark (score.sign)")
+
+
+def anomaly_map(
+    x: FloatArray, x_hat: FloatArray, mask: BoolArray, spacing_mm: tuple[float, float, float], config: ScoreConfig
+) -> npt.NDArray[np.float32]:
+    """Turn scan and reconstruction into the anomaly map of the working slices.
+
+    Residual, then :func:`postprocess`.
+
+    Args:
+        x: Working slices (S, H, W).
+        x_hat: Healthy reconstruction (S, H, W).
+        mask: Brain (S, H, W).
+        spacing_mm: Spacing of the working grid along x (H), y (W) and slice (S).
+        config: Sign, filter width and erosion depth.
+
+    Returns:
+        Map (S, H, W), float32, in residual units, zero outside the eroded brain.
+    """
+    return postprocess(residual(x, x_hat, config.sign), mask, spacing_mm, config)
+
+
+def postprocess(
+    values: FloatArray, mask: BoolArray, spacing_mm: tuple[float, float, float], config: ScoreConfig
+) -> npt.NDArray[np.float32]:
+    """Filter any voxelwise score as the anomaly map is filtered, so that methods can be compared fairly.
+
+    Values outside the brain become zero, each slice is median-filtered (``config.median_mm``), and what lies outside
+    the eroded brain (``config.erode_mm``) becomes zero. Nothing crosses slices.
+
+    Args:
+        values: Scores (S, H, W).
+        mask: Brain (S, H, W).
+        spacing_mm: Spacing along x (H), y (W) and slice (S).
+        config: Filter width and erosion depth, mm.
+
+    Returns:
+        Filtered scores (S, H, W), float32.
+    """
+    filtered = np.where(mask, values, 0).astype(np.float32)
+    size = tuple(filter_pixels(config.median_mm, step) for step in spacing_mm[:2])
+    if max(size) > 1:
+        filtered = ndimage.median_filter(filtered, size=(1, *size), mode="constant", cval=0.0)
+    filtered[~eroded(mask, spacing_mm, config.erode_mm)] = 0.0
+    return filtered
+
+
+def filter_pixels(width_mm: float, step_mm: float) -> int:
+    """Translate a filter's width into an odd number of pixels, the widest that reaches no further.
+
+    Example:
+        >>> filter_pixels(5.0, 1.0), filter_pixels(5.0, 2.0), filter_pixels(0.0, 2.0)
+        (5, 3, 1)
+    """
+    return 2 * math.floor(width_mm / (2 * step_mm) * (1 + _TOLERANCE)) + 1
+
+
+def eroded(mask: BoolArray, spacing_mm: tuple[float, float, float], erode_mm: float) -> BoolArray:
+    """Peel a brain mask within its slices, never across them.
+
+    A voxel stays where its in-plane Euclidean distance to the nearest voxel outside the mask, centre to centre, is
+    greater than ``erode_mm``. What lies beyond the picture counts as outside.
+
+    Args:
+        mask: Brain (S, H, W).
+        spacing_mm: Spacing along x (H), y (W) and slice (S).
+        erode_mm: Depth; 0 returns the mask unchanged.
+
+    Returns:
+        Eroded mask (S, H, W).
+    """
+    if erode_mm <= 0:
+        return np.asarray(mask, dtype=bool)
+    padded = np.pad(np.asarray(mask, dtype=bool), ((0, 0), (1, 1), (1, 1)))
+    across = 10.0 * (padded.shape[1] * spacing_mm[0] + padded.shape[2] * spacing_mm[1])  # no neighbour slice is nearest
+    distance = ndimage.distance_transform_edt(padded, sampling=(across, spacing_mm[0], spacing_mm[1]))
+    kept: BoolArray = distance[:, 1:-1, 1:-1] > erode_mm * (1 + _TOLERANCE)
+    return kept
+
+
+def anomaly_mask(
+    values: FloatArray, threshold: float, spacing_mm: tuple[float, float, float], min_size_mm3: float = 0.0
+) -> BoolArray:
+    """Threshold a map and drop components that are too small.
+
+    Args:
+        values: Anomaly map (X, Y, Z), native grid.
+        threshold: Voxels strictly above it are anomalous.
+        spacing_mm: Voxel size of that grid.
+        min_size_mm3: 26-connected components of a smaller volume are removed.
+
+    Returns:
+        Anomaly mask (X, Y, Z).
+
+    Example:
+        >>> spots = np.zeros((4, 4, 4)); spots[0, 0, 0] = spots[2:, 2:, 2:] = 1.0
+        >>> int(anomaly_mask(spots, 0.5, (1.0, 1.0, 1.0), min_size_mm3=2.0).sum())
+        8
+    """
+    above: BoolArray = np.asarray(values > threshold)
+    voxel_mm3 = float(np.prod(spacing_mm))
+    if min_size_mm3 <= voxel_mm3 or not above.any():
+        return above
+    components, _ = ndimage.label(above, structure=np.ones((3, 3, 3)))
+    large = np.bincount(components.ravel()) * voxel_mm3 >= min_size_mm3 * (1 - _TOLERANCE)
+    large[0] = False
+    kept: BoolArray = large[components]
+    return kept
+
+
+def case_score(values: FloatArray, mask: BoolArray) -> float:
+    """Summarise a map in one number: the mean of the highest 1 % of its brain voxels (at least one). [ours]
+
+    Args:
+        values: Anomaly map, any shape.
+        mask: Brain, same shape.
+
+    Returns:
+        Scan-level anomaly score, in the units of the map.
+
+    Raises:
+        InputError: The mask is empty.
+
+    Example:
+        >>> case_score(np.arange(200.0), np.ones(200, dtype=bool))
+        198.5
+    """
+    inside = values[mask]
+    if inside.size == 0:
+        raise InputError("the brain mask is empty, so the scan has no score; check the mask")
+    count = math.ceil(CASE_SCORE_SHARE * inside.size)
+    highest = np.partition(inside, inside.size - count)[-count:]
+    return float(highest.mean(dtype=np.float64))
