@@ -1,0 +1,194 @@
+"""95 % intervals by resampling patients, who are the independent units; scans and voxels are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from maediff.evaluation.voxel import NAN, VoxelMetrics
+from maediff.scoring import BoolArray, FloatArray
+
+LEVEL = 0.95
+_BITS_DROPPED = 12  # of a float32's 23 bits of mantissa: bins 2^-11 = 0.05 % wide
+_CHUNK = 32  # resamples handled at once
+Resampled = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, its 95 % interval and how many values it rests on."""
+
+    mean: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Return plain values for JSON; what is not defined is None."""
+        numbers = {"mean": self.mean, "ci_low": self.ci_low, "ci_high": self.ci_high}
+        return {name: value if np.isfinite(value) else None for name, value in numbers.items()} | {"n": self.n}
+
+
+def resample_counts(n_patients: int, n: int, seed: int) -> npt.NDArray[np.int64]:
+    """Draw patients with replacement: how often each patient appears in each resample, (n, n_patients)."""
+    shares = np.full(n_patients, 1.0 / n_patients)
+    return np.random.default_rng(seed).multinomial(n_patients, shares, size=n)
+
+
+def interval(resampled: npt.ArrayLike, n_patients: int) -> tuple[float, float]:
+    """Percentile interval of resampled values; NaN where fewer than two patients leave nothing to resample."""
+    values = np.asarray(resampled, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if n_patients < 2 or values.size == 0:
+        return NAN, NAN
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def bootstrap_ci(
+    values: npt.ArrayLike, n: int = 1000, seed: int = 0, patients: Sequence[str] | None = None
+) -> Estimate:
+    """Average over scans, with a percentile bootstrap interval over patients.
+
+    Args:
+        values: One value a scan; those that are NaN are left out and not counted.
+        n: Resamples; 0 leaves the interval undefined.
+        seed: Of the resampling; the same seed gives the same interval.
+        patients: Patient of each scan; a patient's scans are drawn together. None: every scan is a patient.
+
+    Returns:
+        Mean, interval and the number of scans that count.
+
+    Example:
+        >>> bootstrap_ci([0.5, 0.5, float("nan"), 0.5])
+        Estimate(mean=0.5, ci_low=0.5, ci_high=0.5, n=3)
+    """
+    array = np.asarray(values, dtype=np.float64)
+    defined = np.isfinite(array)
+    if not defined.any():
+        return Estimate(NAN, NAN, NAN, 0)
+    array = array[defined]
+    owners = np.arange(defined.size).astype(str) if patients is None else np.asarray(patients)
+    names, owner = np.unique(owners[defined], return_inverse=True)
+    counts = resample_counts(len(names), n, seed)
+    totals = counts @ np.bincount(owner, weights=array)
+    low, high = interval(totals / (counts @ np.bincount(owner)), len(names))
+    return Estimate(float(array.mean()), low, high, int(array.size))
+
+
+@dataclass(frozen=True)
+class VoxelHistogram:
+    """One scan's brain voxels, binned finely by score; small enough to keep for a whole cohort.
+
+    Attributes:
+        bins: Non-empty bins, rising with the score (K,).
+        lesion: Lesion voxels in each (K,).
+        healthy: Healthy voxels in each (K,).
+        overlap: True-positive, predicted and lesion voxels at the calibrated threshold, exact; None without one.
+    """
+
+    bins: npt.NDArray[np.intp]
+    lesion: npt.NDArray[np.int64]
+    healthy: npt.NDArray[np.int64]
+    overlap: tuple[int, int, int] | None
+
+
+def histogram(
+    values: FloatArray, mask: BoolArray, label: BoolArray, anomalous: BoolArray | None = None
+) -> VoxelHistogram:
+    """Bin one scan's brain voxels by score, each bin 0.05 % wide.
+
+    Args:
+        values: Anomaly map.
+        mask: Brain.
+        label: Lesion mask.
+        anomalous: Anomaly mask at the calibrated threshold, or None.
+    """
+    truth, key = label[mask], _bin(values[mask])
+    everything = np.bincount(key)
+    lesion = np.bincount(key[truth], minlength=everything.size)
+    bins = np.flatnonzero(everything)
+    overlap = None
+    if anomalous is not None:
+        predicted = anomalous[mask]
+        overlap = (int((predicted & truth).sum()), int(predicted.sum()), int(truth.sum()))
+    return VoxelHistogram(bins, lesion[bins], (everything - lesion)[bins], overlap)
+
+
+def pooled(
+    scans: Sequence[VoxelHistogram], patients: Sequence[str], n: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
+    """Metrics over the voxels of all scans together, with bootstrap intervals over patients.
+
+    Scores that agree within 0.05 % count as tied, which moves a metric by far less than its interval; Dice at the
+    calibrated threshold is exact.
+
+    Args:
+        scans: One histogram a scan, healthy scans included.
+        patients: Patient of each scan.
+        n: Resamples.
+        seed: Of the resampling.
+
+    Returns:
+        Estimates keyed ``auroc``, ``auprc``, ``dice`` and ``dice_oracle``; ``n`` counts the scans.
+    """
+    names = list(VoxelMetrics.__dataclass_fields__)
+    if not scans or not any(scan.lesion.any() for scan in scans):
+        return {name: Estimate(NAN, NAN, NAN, 0) for name in names}
+    people, owner = np.unique(patients, return_inverse=True)
+    metrics = _stacked(scans, owner, len(people))
+    point = metrics(np.ones((1, len(people))))
+    counts = resample_counts(len(people), n, seed).astype(np.float64)
+    chunks = [metrics(counts[start : start + _CHUNK]) for start in range(0, n, _CHUNK)]
+    estimates = {}
+    for name in names:
+        drawn = np.concatenate([chunk[name] for chunk in chunks]) if chunks else np.empty(0)
+        mean = float(point[name][0])
+        estimates[name] = Estimate(mean, *interval(drawn, len(people)), len(scans) if np.isfinite(mean) else 0)
+    return estimates
+
+
+def _bin(values: FloatArray) -> npt.NDArray[np.uint32]:
+    """Map scores to integers that rise with them: the leading bits of the float32, negative numbers reversed."""
+    bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32)  # adding 0 turns -0.0 into 0.0
+    key = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
+    binned: npt.NDArray[np.uint32] = key >> np.uint32(_BITS_DROPPED)
+    return binned
+
+
+def _stacked(
+    scans: Sequence[VoxelHistogram], owner: npt.NDArray[np.intp], n_people: int
+) -> Callable[[Resampled], dict[str, Resampled]]:
+    """Sum histograms by patient on shared bins, highest score first; return metrics as a function of weights."""
+    bins = np.unique(np.concatenate([scan.bins for scan in scans]))
+    lesion, healthy = np.zeros((2, n_people, bins.size))
+    overlap = np.zeros((n_people, 3))
+    for scan, person in zip(scans, owner, strict=True):
+        place = bins.size - 1 - np.searchsorted(bins, scan.bins)
+        lesion[person, place] += scan.lesion
+        healthy[person, place] += scan.healthy
+        overlap[person] += scan.overlap or (np.nan,) * 3
+
+    def metrics(weights: Resampled) -> dict[str, Resampled]:
+        return _binned_metrics(weights @ lesion, weights @ healthy, weights @ overlap)
+
+    return metrics
+
+
+def _binned_metrics(lesion: Resampled, healthy: Resampled, overlap: Resampled) -> dict[str, Resampled]:
+    """Metrics of each row of histograms, bins from the highest score down; NaN rows where no lesion is present."""
+    hits, alarms = np.cumsum(lesion, axis=1), np.cumsum(healthy, axis=1)
+    n_lesion, n_healthy = hits[:, -1:], alarms[:, -1:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.nan_to_num(hits / (hits + alarms))  # 0 / 0 only before the first voxel, where no recall is won
+        wins = lesion * (n_healthy - alarms + healthy / 2)
+        return {
+            "auroc": wins.sum(axis=1) / (n_lesion * n_healthy)[:, 0],
+            "auprc": (lesion * precision).sum(axis=1) / n_lesion[:, 0],
+            "dice": np.where(overlap[:, 2] > 0, 2 * overlap[:, 0] / (overlap[:, 1] + overlap[:, 2]), np.nan),
+            "dice_oracle": np.where(n_lesion[:, 0] > 0, (2 * hits / (hits + alarms + n_lesion)).max(axis=1), np.nan),
+        }

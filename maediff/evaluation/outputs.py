@@ -1,0 +1,191 @@
+"""Read an infer output folder back: ``cases.tsv``, sidecars, and where each map lies."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maediff.errors import InputError
+
+NIFTI = (".nii.gz", ".nii")
+FINISHED = ("done", "skipped")
+_KINDS = {"anomaly": "anomaly", "reconstruction": "reconstruction", "anomaly-mask": "mask"}
+_ALIASES = {"mask": "anomaly-mask", "anomaly_mask": "anomaly-mask"}
+
+
+@dataclass(frozen=True)
+class OutputCase:
+    """One row of ``cases.tsv`` with what lies beside it.
+
+    Attributes:
+        case: The case's id.
+        status: ``done``, ``skipped`` (finished in an earlier run) or ``failed``.
+        message: Why it failed, or what a user was told.
+        score: Scan-level score; NaN where there is none.
+        volume_ml: Anomalous volume, ml; NaN where there is none.
+        seconds: Time it took; NaN where unknown.
+        sidecar: The scan's JSON; empty where there is none.
+        folder: Where its files lie.
+        files: Paths that exist, keyed ``anomaly``, ``reconstruction`` and ``mask``.
+    """
+
+    case: str
+    status: str
+    message: str
+    score: float
+    volume_ml: float
+    seconds: float
+    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the scan has a map."""
+        return self.status in FINISHED and "anomaly" in self.files
+
+    @property
+    def threshold(self) -> float | None:
+        """The calibrated threshold, or None."""
+        value = self.sidecar.get("threshold")
+        return None if value is None else float(value)
+
+    @property
+    def image(self) -> Path | None:
+        """The scan, if it can be found where it was."""
+        named = self.sidecar.get("image")
+        if not named:
+            return None
+        path = Path(str(named)).expanduser()
+        return next((p for p in (path, self.folder / path, self.folder / path.name) if p.is_file()), None)
+
+
+def read_outputs(out_dir: Path) -> list[OutputCase]:
+    """Read the cases of an infer output folder, in the order of ``cases.tsv``.
+
+    Args:
+        out_dir: Folder that ``maediff infer`` wrote.
+
+    Returns:
+        All cases, failed ones included.
+
+    Raises:
+        InputError: There is no readable ``cases.tsv`` with a ``case`` and a ``status`` column.
+    """
+    out_dir = Path(out_dir)
+    tables = sorted(out_dir.glob("cases*.tsv"))
+    if not tables:
+        raise InputError(f"{out_dir} has no cases.tsv; give the folder that `maediff infer -o` wrote")
+    sidecars = _sidecars(out_dir)
+    cases: dict[str, OutputCase] = {}
+    for table in tables:
+        for row in read_table(table, ("case", "status")):
+            cases[row["case"]] = _case(row, sidecars, out_dir)
+    return list(cases.values())
+
+
+def read_table(path: Path, required: Iterable[str] = ()) -> list[dict[str, str]]:
+    """Read a CSV or TSV (by its suffix); cells are stripped text, missing ones empty.
+
+    Raises:
+        InputError: Unreadable, or a required column is missing.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            columns = [name.strip() for name in reader.fieldnames or []]
+            rows = [{(k or "").strip(): (v or "").strip() for k, v in row.items() if k is not None} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read table {path}: {error}") from error
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise InputError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(columns) or 'none'}")
+    return rows
+
+
+def stem_of(path: str | Path) -> str:
+    """Name of a scan without folder and without ``.nii`` or ``.nii.gz``.
+
+    Example:
+        >>> stem_of("scans/a.b_T2w.nii.gz")
+        'a.b_T2w'
+    """
+    name = Path(path).name
+    return next((name[: -len(suffix)] for suffix in NIFTI if name.lower().endswith(suffix)), name)
+
+
+def _case(row: Mapping[str, str], sidecars: Mapping[str, Path], out_dir: Path) -> OutputCase:
+    path = sidecars.get(row["case"])
+    sidecar = _read_json(path) if path else {}
+    score = _number(row.get("score"))
+    return OutputCase(
+        case=row["case"],
+        status=row["status"],
+        message=row.get("message", ""),
+        score=_number(sidecar.get("score")) if math.isnan(score) else score,
+        volume_ml=_number(row.get("anomalous_volume_ml")),
+        seconds=_number(row.get("seconds")),
+        sidecar=sidecar,
+        folder=path.parent if path else out_dir,
+        files=_files(row["case"], path, sidecar, out_dir),
+    )
+
+
+def _sidecars(out_dir: Path) -> dict[str, Path]:
+    """Sidecars keyed by the case that they name, and by their own stem."""
+    found: dict[str, Path] = {}
+    for path in sorted(out_dir.rglob("*anomaly*.json")):
+        if path.name.startswith("."):
+            continue
+        content = _read_json(path)
+        found.setdefault(path.name.removesuffix("_anomaly.json"), path)
+        if "case" in content:
+            found[str(content["case"])] = path
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _files(case: str, sidecar_path: Path | None, sidecar: Mapping[str, Any], out_dir: Path) -> dict[str, Path]:
+    """What the sidecar names, else what the naming rules say, as far as it exists."""
+    folder = sidecar_path.parent if sidecar_path else out_dir
+    named = sidecar.get("outputs")
+    outputs = {_ALIASES.get(k, k): str(v) for k, v in named.items()} if isinstance(named, Mapping) else {}
+    found = {}
+    for kind, key in _KINDS.items():
+        candidates = [folder / outputs[kind], out_dir / outputs[kind]] if outputs.get(kind) else []
+        candidates += [folder / f"{case}_{kind}.nii.gz"]
+        if sidecar_path:
+            candidates += [folder / _bids_name(sidecar_path.name.removesuffix(".json"), kind)]
+        existing = next((path for path in candidates if path.is_file()), None)
+        if existing:
+            found[key] = existing
+    return found
+
+
+def _bids_name(stem: str, kind: str) -> str:
+    """``x_desc-anomaly_T2w`` to the name of its sibling; ``x_anomaly`` likewise."""
+    entities, marker, suffix = stem.partition("_desc-anomaly_")
+    if not marker:
+        return f"{stem.removesuffix('_anomaly')}_{kind}.nii.gz"
+    return (
+        f"{entities}_label-anomaly_mask.nii.gz" if kind == "anomaly-mask" else f"{entities}_desc-{kind}_{suffix}.nii.gz"
+    )
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")

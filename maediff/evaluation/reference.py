@@ -1,0 +1,153 @@
+"""The truth: which lesion mask, brain mask, patient and lesion kind belong to a case."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from maediff.errors import InputError
+from maediff.evaluation.outputs import NIFTI, OutputCase, read_table, stem_of
+
+_LABEL = r"lesions?|tumou?r|labels?|d?seg|segmentation|truth|gt"
+_ENDINGS = re.compile(rf"(?:_(?:(?:desc|label)-)?(?:{_LABEL}|brain|brainmask|mask))+$", re.IGNORECASE)
+_BRAIN = re.compile(r"(?:_(?:desc-)?brain(?:_?mask)?|_mask)$", re.IGNORECASE)
+_LESION = re.compile(rf"_(?:(?:desc|label)-)?(?:{_LABEL})(?:_mask)?$", re.IGNORECASE)
+HEALTHY_NAMES = frozenset({"", "none", "healthy", "no", "n/a", "0", "false"})
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the reference says of one scan.
+
+    Attributes:
+        label: Lesion mask; None where the reference says that the scan is healthy.
+        mask: Brain mask, or None.
+        patient: Who the scan is of.
+        lesion: Kind of lesion, or None where the reference does not tell.
+    """
+
+    label: Path | None
+    mask: Path | None
+    patient: str
+    lesion: str | None
+
+
+class Reference:
+    """The truths of a reference table or folder, found by scan path, else by stem."""
+
+    def __init__(self, source: Path) -> None:
+        """Read a reference.
+
+        Args:
+            source: CSV or TSV with columns ``image`` (or ``image_<channel>``) and ``label``, and optionally ``mask``,
+                ``subject`` and ``lesion``; an empty label means a healthy scan. Or a folder: with such a table named
+                ``cases.csv``, or with label files that share the scans' stems (``<stem>_lesion.nii.gz``,
+                ``<subject>_label-lesion_mask.nii.gz``, …); there, a scan without a file has no reference.
+
+        Raises:
+            InputError: Nothing usable is there.
+        """
+        source = Path(source)
+        self._by_path: dict[Path, Truth] = {}
+        self._by_stem: dict[str, list[Truth]] = defaultdict(list)
+        if source.is_file():
+            self._read_table(source)
+        elif source.is_dir():
+            table = source / "cases.csv"
+            self._read_table(table) if table.is_file() else self._read_folder(source)
+        else:
+            raise InputError(f"reference {source} does not exist; give a CSV or TSV table, or a folder of lesion masks")
+
+    def find(self, case: OutputCase) -> Truth:
+        """Look up the truth of a case.
+
+        Raises:
+            InputError: The reference has none, or more than one.
+        """
+        image = case.sidecar.get("image")
+        if image:
+            path = Path(str(image)).expanduser()
+            for candidate in (path, case.folder / path):
+                if candidate.resolve() in self._by_path:
+                    return self._by_path[candidate.resolve()]
+        stems = dict.fromkeys([case.case, *([stem_of(str(image))] if image else [])])
+        for stem in stems:
+            truths = self._stem(stem)
+            if len(truths) == 1:
+                return truths[0]
+            if truths:
+                raise InputError(f"{len(truths)} references fit {stem}; give a table whose image paths tell them apart")
+        raise InputError(f"no reference for {' or '.join(stems)}")
+
+    @property
+    def stems(self) -> frozenset[str]:
+        """Stems of all scans that the reference names."""
+        return frozenset(self._by_stem)
+
+    def _stem(self, stem: str) -> list[Truth]:
+        if stem in self._by_stem:
+            return list(dict.fromkeys(self._by_stem[stem]))
+        shorter = [known for known in self._by_stem if stem.startswith(f"{known}_")] if self._prefixes else []
+        return self._by_stem[max(shorter, key=len)] if shorter else []
+
+    _prefixes = False  # label files may be named after the subject; table rows name the scan
+
+    def _read_table(self, table: Path) -> None:
+        rows = read_table(table, ("label",))
+        channels = [name for name in (rows[0] if rows else {}) if name == "image" or name.startswith("image_")]
+        if not channels:
+            raise InputError(f"{table} has no rows with a column image (or image_<channel>), so no scan can be matched")
+        for row in rows:
+            images = [row[name] for name in channels if row[name]]
+            truth = _row_truth(row, table.parent, images)
+            for image in images:
+                self._by_path[(table.parent / image).resolve()] = truth
+                self._by_stem[stem_of(image)].append(truth)
+
+    def _read_folder(self, folder: Path) -> None:
+        self._prefixes = True
+        files = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(NIFTI))
+        labels = [path for path in files if _LESION.search(stem_of(path))]
+        labels = labels or [path for path in files if not _BRAIN.search(stem_of(path))]
+        if not labels:
+            raise InputError(f"no lesion masks (.nii, .nii.gz) in reference folder {folder}")
+        brains = {_base(path): path for path in files if path not in labels and _BRAIN.search(stem_of(path))}
+        kinds = _participants(folder)
+        for path in labels:
+            base = _base(path)
+            patient = _subject(base)
+            self._by_stem[base].append(Truth(path, brains.get(base), patient, kinds.get(patient)))
+
+
+def _row_truth(row: Mapping[str, str], folder: Path, images: list[str]) -> Truth:
+    stem = stem_of(images[0]) if images else ""
+    return Truth(
+        label=folder / row["label"] if row["label"] else None,
+        mask=folder / row["mask"] if row.get("mask") else None,
+        patient=row.get("subject") or _subject(stem),
+        lesion=_kind(row["lesion"]) if "lesion" in row else None,
+    )
+
+
+def _kind(text: str) -> str | None:
+    return None if text.lower() in HEALTHY_NAMES else text
+
+
+def _base(path: Path) -> str:
+    return _ENDINGS.sub("", stem_of(path))
+
+
+def _subject(stem: str) -> str:
+    match = re.match(r"sub-[a-zA-Z0-9]+", stem)
+    return match.group() if match else stem
+
+
+def _participants(folder: Path) -> dict[str, str | None]:
+    table = folder / "participants.tsv"
+    if not table.is_file():
+        return {}
+    rows = read_table(table, ("participant_id",))
+    return {row["participant_id"]: _kind(row["lesion"]) for row in rows if "lesion" in row}
