@@ -46,13 +46,13 @@ def residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> npt.NDArra
         >>> residual(np.array([1.0, 0.0]), np.array([0.25, 0.5]), "bright").tolist()
         [0.75, 0.0]
     """
-    difference = np.subtract(x, x_hat, dtype=np.float32)
+    difference: npt.NDArray[np.float32] = np.subtract(x, x_hat, dtype=np.float32)
     if sign == "abs":
-        return np.abs(difference)
-    if sign == "bright":
-        return np.maximum(difference, np.float32(0))
+        return np.abs(difference, out=difference)
     if sign == "dark":
-        return np.maximum(-difference, np.float32(0))
+        difference = -difference
+    if sign in {"bright", "dark"}:
+        return np.maximum(difference, 0, out=difference)
     raise ConfigError(f"sign {sign!r} is unknown; use abs, bright or dark (score.sign)")
 
 

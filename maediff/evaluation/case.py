@@ -56,4 +56,5 @@ def _pairs(scores: npt.ArrayLike, has_lesion: npt.ArrayLike) -> FloatVector:
     """(P, N): 1 where the lesion scan scores higher than the healthy one, 0.5 on a tie, else 0."""
     values, kinds = np.asarray(scores, dtype=np.float64), np.asarray(has_lesion, dtype=bool)
     lesion, healthy = values[kinds][:, None], values[~kinds][None, :]
-    return (lesion > healthy) + 0.5 * (lesion == healthy)
+    ordered: FloatVector = (lesion > healthy) + 0.5 * (lesion == healthy)
+    return ordered

@@ -60,8 +60,8 @@ class CaseResult:
     has_lesion: bool | None = None
     score: float = NAN
     threshold: float | None = None
-    voxel: VoxelMetrics = VoxelMetrics()
-    lesions: LesionMetrics = LesionMetrics()
+    voxel: VoxelMetrics = field(default_factory=VoxelMetrics)
+    lesions: LesionMetrics = field(default_factory=LesionMetrics)
     lesion_ml: float = NAN
     lesion_outside_ml: float = NAN
     anomalous_ml: float = NAN
