@@ -1,0 +1,63 @@
+# make demo   synthesise, train, infer, evaluate and report in demo/, offline once the packages are installed
+# make test   every check of the project; CI runs the same
+# Both need only Python 3.10 or newer and make: the first run installs the locked packages into .venv/.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SEED ?= 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types docs-spelling unit format lock clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+install: $(STAMP)  ## Create .venv with the locked packages and this checkout
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "MAEDiff needs Python 3.10 or newer; $(PYTHON) is older: make PYTHON=/path/to/python3 …" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo "cannot create a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)  ## Run the whole pipeline on a synthetic cohort; open demo/report.html
+	$(BIN)/maediff demo --output demo --seed $(SEED)
+
+test: lint types docs-spelling unit  ## Run every check
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/deptry .
+
+types: $(STAMP)
+	$(BIN)/mypy --strict maediff cli
+
+docs-spelling: $(STAMP)
+	$(BIN)/codespell
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest
+
+format: $(STAMP)  ## Format the code and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Resolved with uv for every supported Python at once. The CUDA packages are left to torch, whose builds differ in them.
+lock: $(STAMP)  ## Resolve requirements.lock anew
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras --group dev --upgrade --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-find-links --output-file $(VENV)/resolved.txt --quiet
+	{ sed -n '/^#/p' requirements.lock; \
+	  grep -vE '^(#|nvidia-|cuda-|triton=|.*== .emscripten)' $(VENV)/resolved.txt; } > $(VENV)/requirements.lock
+	mv $(VENV)/requirements.lock requirements.lock
+
+clean:  ## Remove the environment, caches and the demo
+	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
