@@ -205,7 +205,7 @@ def _compare(output: OutputCase, truth: Truth) -> CaseResult:
     label = np.zeros(volume.data.shape, bool) if truth.label is None else read_mask(truth.label, volume, "label")
     brain, origin = brain_of(output, truth, volume)
     anomalous = _anomalous(output, volume)
-    voxel_ml = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
+    voxel_ml = volume.voxel_mm3 / 1000
     return CaseResult(
         case=output.case,
         status=SCORED,

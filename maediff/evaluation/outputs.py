@@ -12,7 +12,6 @@ from typing import Any
 
 from maediff.errors import InputError
 
-NIFTI = (".nii.gz", ".nii")
 FINISHED = ("done", "skipped")
 _KINDS = {"anomaly": "anomaly", "reconstruction": "reconstruction", "anomaly-mask": "mask"}
 _ALIASES = {"mask": "anomaly-mask", "anomaly_mask": "anomaly-mask"}
@@ -106,17 +105,6 @@ def read_table(path: Path, required: Iterable[str] = ()) -> list[dict[str, str]]
     if missing:
         raise InputError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(columns) or 'none'}")
     return rows
-
-
-def stem_of(path: str | Path) -> str:
-    """Name of a scan without folder and without ``.nii`` or ``.nii.gz``.
-
-    Example:
-        >>> stem_of("scans/a.b_T2w.nii.gz")
-        'a.b_T2w'
-    """
-    name = Path(path).name
-    return next((name[: -len(suffix)] for suffix in NIFTI if name.lower().endswith(suffix)), name)
 
 
 def _case(row: Mapping[str, str], sidecars: Mapping[str, Path], out_dir: Path) -> OutputCase:

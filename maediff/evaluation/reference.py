@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maediff.errors import InputError
-from maediff.evaluation.outputs import NIFTI, OutputCase, read_table, stem_of
+from maediff.evaluation.outputs import OutputCase, read_table
+from maediff.volume import SUFFIXES, stem_of
 
 _LABEL = r"lesions?|tumou?r|labels?|d?seg|segmentation|truth|gt"
 _ENDINGS = re.compile(rf"(?:_(?:(?:desc|label)-)?(?:{_LABEL}|brain|brainmask|mask))+$", re.IGNORECASE)
@@ -109,7 +110,7 @@ class Reference:
 
     def _read_folder(self, folder: Path) -> None:
         self._prefixes = True
-        files = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(NIFTI))
+        files = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES))
         labels = [path for path in files if _LESION.search(stem_of(path))]
         labels = labels or [path for path in files if not _BRAIN.search(stem_of(path))]
         if not labels:
