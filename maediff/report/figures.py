@@ -1,0 +1,168 @@
+"""Pictures for the report: axial slices in radiological orientation, as PNG data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from maediff.scoring import BoolArray, FloatArray
+
+COLOUR_MAP = "inferno"
+MASK_COLOUR = (255, 149, 0)
+TRUTH_COLOUR = (0, 200, 220)  # told apart from the mask's with every common colour-vision deficiency
+MARGIN_MM = 8.0
+MAX_PIXELS = 320
+
+_OVERLAY_OPACITY = 0.6
+_TOP_SHARE = 0.01
+Bytes = npt.NDArray[np.uint8]
+_orientations: Any = nib.orientations  # without type hints upstream
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a picture lies: one axial slice, cropped to the brain.
+
+    Attributes:
+        slice_index: Slice, counted from the feet along the axis closest to axial.
+        n_slices: Slices of the scan.
+        rows: Crop, from front to back.
+        columns: Crop, from the patient's right to left.
+        aspect: Width over height of the crop, in mm.
+    """
+
+    slice_index: int
+    n_slices: int
+    rows: slice
+    columns: slice
+    aspect: float
+
+    def cut(self, planes: FloatArray) -> npt.NDArray[Any]:
+        """Take the picture's pixels (H, W) out of axial planes, every n-th where there are too many."""
+        picture = planes[self.slice_index, self.rows, self.columns]
+        step = math.ceil(max(picture.shape) / MAX_PIXELS)
+        return picture[::step, ::step]
+
+
+def axial_planes(data: npt.NDArray[Any], affine: FloatArray) -> npt.NDArray[Any]:
+    """Turn a volume into axial pictures as radiologists hang them.
+
+    The voxel axes closest to right-left, front-back and feet-head are found from the affine; nothing is resampled.
+
+    Args:
+        data: Volume (X, Y, Z), any orientation.
+        affine: Voxel to RAS mm (4, 4).
+
+    Returns:
+        Planes (S, H, W) from the feet up; row 0 is the front, column 0 the patient's right.
+    """
+    canonical = _orientations.apply_orientation(data, _orientations.io_orientation(affine))
+    planes: npt.NDArray[Any] = canonical[::-1, ::-1, :].transpose(2, 1, 0)
+    return planes
+
+
+def plane_spacing_mm(affine: FloatArray) -> tuple[float, float]:
+    """Pixel height and width of the axial pictures, mm."""
+    axes = _orientations.io_orientation(affine)[:, 0]
+    spacing = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    width, height = (float(spacing[int(np.flatnonzero(axes == world)[0])]) for world in (0, 1))
+    return height, width
+
+
+def most_anomalous_slice(planes: FloatArray) -> int:
+    """Find the slice that holds most of the scan's highest 1 % of map values.
+
+    Args:
+        planes: Anomaly map (S, H, W), zero outside the brain.
+    """
+    inside = planes[planes > 0]
+    if inside.size == 0:
+        return len(planes) // 2
+    limit = np.quantile(inside, 1 - _TOP_SHARE)
+    return int(np.argmax(np.where(planes >= limit, planes, 0).sum(axis=(1, 2))))
+
+
+def frame_around(brain: BoolArray, slice_index: int, pixel_mm: tuple[float, float]) -> Frame:
+    """Crop pictures to the brain's bounding box over all slices, plus a margin.
+
+    Args:
+        brain: Brain (S, H, W); where it is empty nothing is cropped.
+        slice_index: Slice to show.
+        pixel_mm: Pixel height and width, mm.
+    """
+    spans = []
+    for axis, step in ((1, pixel_mm[0]), (2, pixel_mm[1])):
+        length = brain.shape[axis]
+        where = np.flatnonzero(brain.any(axis=(0, 3 - axis)))
+        margin = math.ceil(MARGIN_MM / step)
+        first, last = (int(where[0]), int(where[-1])) if where.size else (0, length - 1)
+        spans.append(slice(max(first - margin, 0), min(last + margin + 1, length)))
+    rows, columns = spans
+    height, width = (rows.stop - rows.start) * pixel_mm[0], (columns.stop - columns.start) * pixel_mm[1]
+    return Frame(slice_index, brain.shape[0], rows, columns, width / height)
+
+
+def grey(picture: FloatArray, low: float, high: float) -> Bytes:
+    """Render intensities as grey RGB (H, W, 3): ``low`` is black, ``high`` white."""
+    scaled = np.clip((picture - low) / max(high - low, 1e-12), 0, 1)
+    return np.repeat((255 * scaled).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def heat(picture: FloatArray, top: float) -> Bytes:
+    """Render a map on the fixed colour scale (H, W, 3): zero is black, ``top`` and above the brightest."""
+    index = (255 * np.clip(picture / max(top, 1e-12), 0, 1)).astype(np.uint8)
+    return _colour_table()[index]
+
+
+def overlay(base: Bytes, mask: BoolArray, colour: tuple[int, int, int]) -> Bytes:
+    """Tint the pixels of a mask."""
+    tinted = (1 - _OVERLAY_OPACITY) * base + _OVERLAY_OPACITY * np.array(colour)
+    return np.where(mask[..., None], tinted, base).astype(np.uint8)
+
+
+def data_uri(picture: Bytes) -> str:
+    """Encode an RGB picture (H, W, 3) as a PNG in a data URI."""
+    from matplotlib import image
+
+    stream = io.BytesIO()
+    image.imsave(stream, np.ascontiguousarray(picture), format="png", metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def scale_top(tops: Sequence[float], threshold: float | None) -> float:
+    """Choose the upper end of the colour scale that all scans share, rounded up to two digits.
+
+    Args:
+        tops: A high percentile of each scan's map.
+        threshold: Calibrated threshold, which must lie well within the scale.
+
+    Example:
+        >>> scale_top([0.412, 0.3], 0.2)
+        0.42
+    """
+    value = max([*tops, 1.5 * (threshold or 0.0)], default=0.0)
+    if not value > 0:
+        return 1.0
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.2g}")
+
+
+def gradient() -> str:
+    """Describe the colour scale as a CSS gradient."""
+    stops = _colour_table()[:: 255 // 15]
+    return "linear-gradient(90deg, " + ", ".join(f"rgb({r}, {g}, {b})" for r, g, b in stops.tolist()) + ")"
+
+
+def _colour_table() -> Bytes:
+    from matplotlib import colormaps
+
+    table: Bytes = (255 * colormaps[COLOUR_MAP](np.arange(256))[:, :3]).round().astype(np.uint8)
+    return table

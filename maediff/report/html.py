@@ -1,0 +1,298 @@
+"""One self-contained HTML file: what was found, how good it is, how it was made, what to do next."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from maediff import __version__
+from maediff.errors import InputError
+from maediff.evaluation.evaluate import METRICS_FILE, PER_CASE_FILE, measure
+from maediff.evaluation.outputs import FINISHED, OutputCase, read_outputs, read_table
+from maediff.evaluation.reference import Reference
+from maediff.report.figures import gradient
+from maediff.report.pictures import build_gallery
+from maediff.store import write_text
+
+MAX_PICTURES = 24
+METRICS = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "dice": "Dice",
+    "dice_oracle": "Oracle Dice",
+}
+_METHODS = {
+    "maediff": "MAEDiff, trained in this run",
+    "maediff-phantom": "MAEDiff, shipped phantom model",
+    "intensity": "Intensity threshold",
+    "zscore": "Voxelwise z-score",
+}
+_SUMMARY = {
+    "voxel.auroc": "AUROC, voxels, mean over scans",
+    "voxel.auprc": "AUPRC, voxels, mean over scans",
+    "voxel.dice": "Dice at the calibrated threshold, mean over scans",
+    "voxel.dice_oracle": "Oracle Dice (best threshold, seen the truth), mean over scans",
+    "voxel_pooled.auroc": "AUROC, voxels of all scans pooled",
+    "voxel_pooled.auprc": "AUPRC, voxels of all scans pooled",
+    "voxel_pooled.dice": "Dice at the calibrated threshold, pooled",
+    "voxel_pooled.dice_oracle": "Oracle Dice, pooled",
+    "lesion.detection_rate": "Lesions touched by the anomaly mask, share",
+    "lesion.precision": "Mask components that touch a lesion, share",
+    "lesion.f1": "Lesion-wise F1",
+    "case.auroc": "AUROC, scans with a lesion against healthy scans",
+}
+_TILES = {
+    "voxel.auroc": "voxel AUROC",
+    "voxel.auprc": "voxel AUPRC",
+    "voxel.dice": "Dice at threshold",
+    "case.auroc": "scan-level AUROC",
+}
+Table = Mapping[str, Mapping[str, Mapping[str, float | None]]]
+
+
+def write_report(
+    out_dir: Path,
+    report_path: Path,
+    *,
+    reference: Path | None = None,
+    metrics: Mapping[str, Any] | Path | None = None,
+    table: Table | None = None,
+    title: str = "MAEDiff report",
+    max_pictures: int = MAX_PICTURES,
+) -> Path:
+    """Write a report of an infer output folder as one HTML file that needs nothing else.
+
+    Args:
+        out_dir: What ``maediff infer`` wrote.
+        report_path: File to write.
+        reference: Table or folder with the truth: shown in the pictures and, where ``metrics`` is not given, measured.
+        metrics: Content of ``metrics.json``, that file, or its folder (then scan by scan as well).
+        table: Methods to compare, ``{method: {lesion kind: {"auroc", "auprc", "dice", "dice_oracle"}}}``.
+        title: Heading.
+        max_pictures: Scans with pictures, those with the highest scores first; the table lists all.
+
+    Returns:
+        ``report_path``.
+
+    Raises:
+        InputError: The output folder, the reference or the metrics cannot be used.
+        OutputError: The report cannot be written.
+    """
+    out_dir, report_path = Path(out_dir), Path(report_path)
+    cases = read_outputs(out_dir)
+    truths = Reference(Path(reference)) if reference is not None else None
+    figures, per_case = _figures(out_dir, reference, metrics)
+    finished = [case for case in cases if case.finished]
+    shown = sorted(finished, key=_rank)[:max_pictures]
+    gallery = build_gallery(shown, truths)
+    context = {
+        "title": title,
+        "version": __version__,
+        "cases": [_row(case, per_case.get(case.case, {})) for case in sorted(cases, key=_rank)],
+        "failed": [case for case in cases if not case.finished],
+        "n_finished": len(finished),
+        "shown": shown,
+        "gallery": gallery,
+        "scale": _scale(finished, gallery.top),
+        "facts": _facts(finished),
+        "summary": _summary(figures),
+        "scored_columns": METRICS if per_case else {},
+        "not_scored": figures.get("cases", {}).get("not_scored", []) if figures else [],
+        "methods": _methods(table if table is not None else _own_table(figures)),
+        "run": _run(out_dir),
+        "next_steps": _next_steps(cases, figures),
+    }
+    write_text(report_path, _template().render(context))
+    return report_path
+
+
+def _template() -> Any:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["num"] = format_number
+    text = (resources.files("maediff.report") / "template.html").read_text(encoding="utf-8")
+    return environment.from_string(text)
+
+
+def format_number(value: Any, digits: int = 3) -> str:
+    """Show a number with fixed decimals, and a dash where there is none.
+
+    Example:
+        >>> format_number(0.12345), format_number(None), format_number(float("nan"), 1)
+        ('0.123', '–', '–')
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return "–"
+    return f"{number:.{digits}f}" if math.isfinite(number) else "–"
+
+
+def _rank(case: OutputCase) -> tuple[bool, float, str]:
+    """Finished cases first, then by falling score."""
+    return (not case.finished, -case.score if math.isfinite(case.score) else math.inf, case.case)
+
+
+def _figures(
+    out_dir: Path, reference: Path | None, metrics: Mapping[str, Any] | Path | None
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Metrics of the cohort and of each case, given or measured."""
+    if isinstance(metrics, Mapping):
+        return dict(metrics), {}
+    if metrics is not None:
+        path = Path(metrics) / METRICS_FILE if Path(metrics).is_dir() else Path(metrics)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read metrics {path}: {error}; run `maediff evaluate` first") from error
+        rows = path.with_name(PER_CASE_FILE)
+        return content, {row["case"]: dict(row) for row in read_table(rows, ("case",))} if rows.is_file() else {}
+    if reference is None:
+        return {}, {}
+    evaluation = measure(out_dir, Path(reference))
+    per_case = {case.case: {**asdict(case.voxel), "lesion": case.lesion or ""} for case in evaluation.cases}
+    return evaluation.metrics, per_case
+
+
+def _row(case: OutputCase, scores: Mapping[str, Any]) -> dict[str, Any]:
+    notes = case.sidecar.get("notes") or []
+    return {
+        "case": case.case,
+        "status": case.status,
+        "finished": case.finished,
+        "score": case.score,
+        "volume_ml": case.volume_ml,
+        "seconds": case.seconds,
+        "lesion": scores.get("lesion", ""),
+        "scores": {name: scores.get(name) for name in METRICS},
+        "notes": notes if isinstance(notes, list) else [str(notes)],
+        "message": case.message,
+    }
+
+
+def _scale(cases: Sequence[OutputCase], top: float) -> dict[str, Any]:
+    thresholds = {case.threshold for case in cases if case.threshold is not None}
+    units = {str(case.sidecar["units"]) for case in cases if case.sidecar.get("units")}
+    return {
+        "top": top,
+        "gradient": gradient(),
+        "threshold": thresholds.pop() if len(thresholds) == 1 else None,
+        "units": units.pop() if len(units) == 1 else "residual, working units",
+    }
+
+
+def _facts(cases: Sequence[OutputCase]) -> dict[str, str]:
+    """What the sidecars agree on; where they differ, how many values there are."""
+    names = {
+        "model_hash": "Model hash",
+        "config_hash": "Configuration hash",
+        "threshold": "Threshold",
+        "threshold_origin": "Threshold from",
+        "units": "Units of the maps",
+    }
+    facts = {}
+    for key, name in names.items():
+        values = {str(case.sidecar[key]) for case in cases if case.sidecar.get(key) is not None}
+        if values:
+            facts[name] = values.pop() if len(values) == 1 else f"{len(values)} different ones; see the sidecars"
+    return facts
+
+
+def _summary(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"key": key, "name": name, "short": _TILES.get(key), **figures[key]}
+        for key, name in _SUMMARY.items()
+        if key in figures
+    ]
+
+
+def _own_table(figures: Mapping[str, Any]) -> Table:
+    """This run as the only method, where the reference tells lesion kinds apart."""
+    kinds = figures.get("by_lesion") or {}
+    columns = {
+        kind: {name: values.get(f"voxel.{name}", {}).get("mean") for name in METRICS} for kind, values in kinds.items()
+    }
+    return {"this run": columns} if columns else {}
+
+
+def _methods(table: Table) -> dict[str, Any]:
+    """Rows and column groups of the methods table, the best of each column marked."""
+    kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
+    columns = [(kind, name) for kind in kinds for name in METRICS]
+    cells = {method: [_finite(row.get(kind, {}).get(name)) for kind, name in columns] for method, row in table.items()}
+    best = [
+        max((row[index] for row in cells.values() if row[index] is not None), default=None)
+        for index in range(len(columns))
+    ]
+    rows = [
+        {
+            "key": method,
+            "name": _METHODS.get(method, method),
+            "cells": [
+                {"value": value, "best": len(cells) > 1 and value is not None and value == best[index]}
+                for index, value in enumerate(values)
+            ],
+        }
+        for method, values in cells.items()
+    ]
+    return {"kinds": kinds, "metrics": list(METRICS.values()), "rows": rows}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _run(out_dir: Path) -> dict[str, dict[str, str]]:
+    """``run.json`` as sections of name and value; empty where there is none."""
+    try:
+        record = json.loads((out_dir / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    sections: dict[str, dict[str, str]] = {"run": {}}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            sections[str(name)] = {str(key): _text(item) for key, item in value.items()}
+        else:
+            sections["run"][str(name)] = _text(value)
+    return {name: rows for name, rows in sections.items() if rows}
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(item) for item in value) or "–"
+    return json.dumps(value) if isinstance(value, Mapping) else str(value)
+
+
+def _next_steps(cases: Sequence[OutputCase], figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Advice as (text, command) pairs, what is most urgent first."""
+    steps = []
+    failed = [case for case in cases if case.status not in FINISHED]
+    if failed:
+        steps.append((f"Mend what the {len(failed)} failed scans name, then run the same command again; "
+                      "finished scans are skipped.", "maediff infer -m MODEL -i SCANS -o OUT"))  # fmt: skip
+    if any(case.finished and case.threshold is None for case in cases):
+        steps.append(("The model has no threshold yet, so there are no anomaly masks. Calibrate it on healthy scans "
+                      "from your own scanner.", "maediff calibrate -m MODEL -i HEALTHY_SCANS"))  # fmt: skip
+    if not figures:
+        steps.append(("Where lesion masks are at hand, measure how good these maps are.",
+                      "maediff evaluate -i OUT -r REFERENCE -o METRICS"))  # fmt: skip
+    elif not figures.get("cases", {}).get("healthy", 1):
+        steps.append(("Add healthy scans to the cohort: they give the scan-level AUROC and the false alarms.", ""))
+    steps += [
+        ("Look at the reconstructions first: away from a lesion they should look like the scan, sharp and in place. "
+         "Where they do not, the scan is unlike the training scans (contrast, skull stripping, artefact) and its map "
+         "says so rather than showing disease.", ""),
+        ("Open scan and map together in a viewer; the outputs lie on the scan's own grid.",
+         "fsleyes SCAN.nii.gz SCAN_anomaly.nii.gz -cm hot"),
+    ]  # fmt: skip
+    return steps
