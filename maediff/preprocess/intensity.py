@@ -1,0 +1,70 @@
+"""Intensities: a linear scale from scanner units to working units, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maediff.config import DataConfig
+from maediff.errors import InputError
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map of intensities.
+
+    Attributes:
+        low: Native intensity that becomes -1.
+        high: Native intensity that becomes +1.
+
+    Example:
+        >>> scale = Scale(100.0, 300.0)
+        >>> float(scale.forward(np.float32(200))), float(scale.inverse(np.float32(1)))
+        (0.0, 300.0)
+    """
+
+    low: float
+    high: float
+
+    def forward(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Scale native intensities to working units (no clipping): ``2 (x - low) / (high - low) - 1``."""
+        x = np.asarray(x, np.float32)
+        scaled: npt.NDArray[np.float32] = (x - np.float32(self.low)) * np.float32(2 / (self.high - self.low))
+        return scaled - np.float32(1)
+
+    def inverse(self, y: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return working units to native intensities: ``low + (y + 1) (high - low) / 2``."""
+        y = np.asarray(y, np.float32)
+        native: npt.NDArray[np.float32] = (y + np.float32(1)) * np.float32((self.high - self.low) / 2)
+        return native + np.float32(self.low)
+
+
+def fit_scale(data: npt.NDArray[Any], mask: npt.NDArray[np.bool_], config: DataConfig) -> Scale:
+    """Find the scale of a scan from the voxels of its brain.
+
+    ``percentile`` maps two in-mask percentiles to -1 and 1; ``median`` maps 0 to -1 and the in-mask median to 0.
+
+    Args:
+        data: Intensities (X, Y, Z).
+        mask: Brain (X, Y, Z), not empty.
+        config: ``scaling`` and ``percentiles`` are used.
+
+    Raises:
+        InputError: The brain has no contrast, or (``median``) its median is not above zero.
+    """
+    values = data[mask]
+    if config.scaling == "median":
+        low, high = 0.0, 2.0 * float(np.median(values))
+        problem = f"the median inside the brain mask is {high / 2:g}; scaling by it needs a value above zero"
+    else:
+        low, high = (float(q) for q in np.percentile(values, config.percentiles))
+        first, last = config.percentiles
+        problem = (
+            f"percentiles {first:g} and {last:g} inside the brain mask are both {low:g}: the brain has no contrast"
+        )
+    if not (high > low and np.isfinite(2 / (high - low))):
+        raise InputError(f"{problem}; check the scan and its brain mask")
+    return Scale(low, high)

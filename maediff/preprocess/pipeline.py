@@ -1,0 +1,114 @@
+"""Everything between a scan and what the network sees, in one step that remembers its inverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maediff.config import DataConfig
+from maediff.preprocess.brainmask import brain_mask
+from maediff.preprocess.intensity import Scale, fit_scale
+from maediff.preprocess.spatial import WorkingGrid, to_native, to_working, working_grid
+from maediff.volume import Volume
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan on its working grid.
+
+    Attributes:
+        slices: Working intensities (S, H, W), H = working x and W = working y; [-1, clip] in the brain, -1 outside.
+        mask: Brain (S, H, W).
+        grid: The working grid, with the way back.
+        scale: Intensity scale of the scan.
+        native_mask: Brain (X, Y, Z).
+        notes: What a user should be told about this scan.
+    """
+
+    slices: FloatArray
+    mask: BoolArray
+    grid: WorkingGrid
+    scale: Scale
+    native_mask: BoolArray
+    notes: tuple[str, ...]
+
+    def to_native(self, values: npt.NDArray[Any], order: int = 1) -> FloatArray:
+        """Bring working values to the native voxels of the brain.
+
+        Only values inside the working brain mask count: linear interpolation is normalised by the share of brain,
+        so that a map that is constant over the brain stays constant up to its edge.
+
+        Args:
+            values: Working values (S, H, W).
+            order: 1 linear, 0 nearest.
+
+        Returns:
+            Native values (X, Y, Z); zero outside the brain.
+        """
+        if order == 0:
+            native = to_native(values, self.grid, order=0)
+        else:
+            native = to_native(np.where(self.mask, values, 0), self.grid)
+            share = self._native_share
+            np.divide(native, share, out=native, where=share > 0)
+        native[~self.native_mask] = 0
+        return native
+
+    @cached_property
+    def _native_share(self) -> FloatArray:
+        """Share of working brain that reaches each native voxel, cleaned of rounding (X, Y, Z)."""
+        share = to_native(self.mask, self.grid)
+        share[share < 1e-3] = 0
+        return share
+
+
+def prepare(volume: Volume, mask: npt.NDArray[Any] | None, config: DataConfig) -> Prepared:
+    """Find the brain, lay the working grid, scale intensities and resample.
+
+    Intensities are averaged over brain voxels only (resampling is normalised by the share of brain), so that neither
+    skull nor background bleeds into the edge of the brain [ours].
+
+    Args:
+        volume: The scan.
+        mask: Brain (X, Y, Z), or None for a skull-stripped scan.
+        config: The data section of the configuration.
+
+    Raises:
+        InputError: Empty mask, or a brain without contrast.
+        GeometryError: The mask has another shape than the scan.
+    """
+    native_mask, notes = brain_mask(volume, mask)
+    grid = working_grid(volume, native_mask, config)
+    scale = fit_scale(volume.data, native_mask, config)
+    above = np.clip(scale.forward(volume.data), -1, config.clip) + np.float32(1)
+    above[~native_mask] = 0
+    share = to_working(native_mask, grid)
+    inside = share >= 0.5
+    slices = to_working(above, grid)
+    np.divide(slices, share, out=slices, where=inside)
+    slices -= np.float32(1)
+    slices[~inside] = -1
+    np.clip(slices, -1, config.clip, out=slices)
+    return Prepared(slices, inside, grid, scale, native_mask, (*volume.notes, *notes))
+
+
+def prepare_label(label: npt.NDArray[Any], grid: WorkingGrid) -> BoolArray:
+    """Bring a lesion label to the working grid.
+
+    Args:
+        label: Lesion (X, Y, Z), boolean.
+        grid: The scan's working grid.
+
+    Returns:
+        Boolean (S, H, W): True where at least half of the pixel is lesion. Lesions smaller than that vanish here:
+        ask :func:`maediff.preprocess.spatial.lesion_slices` which slices hold any.
+    """
+    result: BoolArray = to_working(np.asarray(label, dtype=bool), grid) >= 0.5
+    return result

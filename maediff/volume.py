@@ -1,0 +1,391 @@
+"""Scans in and results out: NIfTI volumes that keep their place in space.
+
+Together with :mod:`maediff.preprocess.spatial` this is the only place that touches an affine. Everything a file
+can get wrong is checked here, at the border, so that the rest of the library can trust a :class:`Volume`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from maediff.errors import GeometryError, InputError, OutputError
+from maediff.store import atomic_path
+
+Array: TypeAlias = npt.NDArray[Any]
+
+SUFFIXES = (".nii.gz", ".nii")
+MAX_VOXELS = 2**31
+SPACING_RANGE_MM = (0.02, 50.0)
+# Files of the same grid written by different tools differ by rounding; a tenth of a voxel is far above that.
+GRID_TOLERANCE_VOXELS = 0.1
+_MAX_DEFLATE_RATIO = 1100  # deflate cannot shrink zeros by more than 1032 : 1
+_READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, MemoryError, nib.filebasedimages.ImageFileError)
+_GEOMETRY_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
+_OFFSET_FIELDS = ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan with its geometry.
+
+    Attributes:
+        data: Intensities (X, Y, Z), float32, slope and intercept applied.
+        affine: Voxel index to RAS mm (4, 4), float64: sform, else qform, else the header's fallback.
+        header: The input's own header; results take their geometry fields from it.
+        source: File that it was read from, if any.
+        notes: What a user should be told about this input.
+    """
+
+    data: Array
+    affine: Array
+    header: nib.Nifti1Header
+    source: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along each array axis, mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel, mm3."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def name(self) -> str:
+        """What messages call this scan: its path, or ``the image``."""
+        return str(self.source) if self.source else "the image"
+
+
+def stem_of(path: str | Path) -> str:
+    """Name a scan: the file name without ``.nii`` or ``.nii.gz``.
+
+    Example:
+        >>> stem_of("/data/sub-01_T2w.nii.gz")
+        'sub-01_T2w'
+    """
+    name = Path(path).name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def read_nifti(path: str | Path) -> Volume:
+    """Read a scan and check it.
+
+    Args:
+        path: A ``.nii`` or ``.nii.gz`` file with one real-valued 3-D image.
+
+    Returns:
+        The volume; a trailing axis of length 1 is dropped with a note.
+
+    Raises:
+        InputError: Missing, unreadable, truncated or not NIfTI; RGB, complex, 2-D or 4-D; NaN or Inf; constant.
+        GeometryError: Singular affine or impossible spacing.
+    """
+    path = Path(path)
+    volume = _read(path)
+    _check_intensities(volume.data, str(path))
+    return volume
+
+
+def from_image(image: nib.Nifti1Image | str | Path | Volume) -> Volume:
+    """Take a path, a nibabel image or a volume; checks are those of :func:`read_nifti`.
+
+    Raises:
+        InputError: As :func:`read_nifti`, or an object of another type.
+        GeometryError: As :func:`read_nifti`.
+    """
+    if isinstance(image, Volume):
+        return image
+    if isinstance(image, (str, Path)):
+        return read_nifti(image)
+    volume = _from_nibabel(image, None)
+    _check_intensities(volume.data, volume.name)
+    return volume
+
+
+def read_mask(source: str | Path | nib.Nifti1Image | Array, like: Volume, what: str) -> Array:
+    """Read a mask or a label that lies on the grid of a scan.
+
+    Args:
+        source: File, nibabel image, or array (X, Y, Z) that shares the scan's grid.
+        like: The scan.
+        what: What messages call it; an empty ``"brain mask"`` is refused, an empty label is not.
+
+    Returns:
+        Boolean (X, Y, Z): True where the value is at least 0.5 (any label number, or half a share).
+
+    Raises:
+        InputError: Unreadable, NaN or Inf, or an empty brain mask.
+        GeometryError: Another shape, or another place in space, than the scan.
+    """
+    if isinstance(source, np.ndarray):
+        name, data, affine = f"the {what}", source, like.affine
+        if data.dtype.kind not in "buif":
+            raise InputError(f"{name} holds {data.dtype}; numbers or booleans are needed")
+    else:
+        volume = _read(Path(source)) if isinstance(source, (str, Path)) else _from_nibabel(source, None)
+        name, data, affine = f"{what} {volume.source or ''}".strip(), volume.data, volume.affine
+    if data.shape != like.data.shape:
+        raise GeometryError(
+            f"{name} has shape {data.shape}, but {like.name} has {like.data.shape}; resample it onto the scan's grid"
+        )
+    distance = grid_distance(affine, like.affine, like.data.shape)
+    if distance > GRID_TOLERANCE_VOXELS * min(like.spacing_mm):
+        raise GeometryError(
+            f"{name} lies up to {distance:.3g} mm away from the voxels of {like.name} (another affine); "
+            "resample it onto the scan's grid"
+        )
+    if data.dtype.kind == "f":
+        _check_finite(data, name)
+    mask = np.asarray(data >= 0.5)
+    if what == "brain mask" and not mask.any():
+        raise InputError(f"{name} is empty: no voxel is at least 0.5; give a mask that marks the brain")
+    return mask
+
+
+def grid_distance(first: Array, second: Array, shape: tuple[int, ...]) -> float:
+    """Measure how far apart two grids of one shape are: the largest distance between equal corners, mm.
+
+    Args:
+        first: Affine (4, 4).
+        second: Affine (4, 4).
+        shape: Shape of both grids, three axes.
+    """
+    corners = np.array([(*corner, 1.0) for corner in product(*((0, n - 1) for n in shape))])
+    return float(np.linalg.norm(corners @ (first - second).T, axis=1).max())
+
+
+def image_like(data: Array, like: Volume, dtype: npt.DTypeLike = np.float32) -> nib.Nifti1Image:
+    """Put an array into the space of a scan.
+
+    Only geometry is copied (affine, qform and sform with their codes, spacing, units): no description, no
+    extension, no display range and nothing else that may name a patient or be untrue of the result.
+
+    Args:
+        data: Values (X, Y, Z) on the scan's voxels.
+        like: The scan.
+        dtype: Type on disk; slope is 1 and intercept 0.
+
+    Raises:
+        GeometryError: ``data`` has another shape than the scan.
+    """
+    data = np.asarray(data)
+    if data.shape != like.data.shape:
+        raise GeometryError(f"result has shape {data.shape}, but {like.name} has {like.data.shape}")
+    kind = nib.Nifti2Image if isinstance(like.header, nib.Nifti2Header) else nib.Nifti1Image
+    header = kind.header_class()
+    header.set_data_shape(data.shape)
+    header.set_data_dtype(dtype)
+    header["pixdim"][:4] = like.header["pixdim"][:4]
+    for field in _GEOMETRY_FIELDS + _OFFSET_FIELDS:
+        header[field] = like.header[field]
+    return kind(data.astype(dtype, copy=False), header.get_best_affine(), header)
+
+
+def write_like(path: str | Path, data: Array, like: Volume, dtype: npt.DTypeLike = np.float32) -> Path:
+    """Write an array as NIfTI in the space of a scan, atomically; equal input gives equal bytes.
+
+    Args:
+        path: Target, ``.nii`` or ``.nii.gz``.
+        data: Values (X, Y, Z).
+        like: The scan.
+        dtype: Type on disk.
+
+    Returns:
+        The path written.
+
+    Raises:
+        OutputError: The file cannot be written, or its name is not NIfTI's.
+        GeometryError: ``data`` has another shape than the scan.
+    """
+    path = Path(path)
+    if not path.name.endswith(SUFFIXES):
+        raise OutputError(f"cannot write {path}: the name must end in .nii or .nii.gz")
+    content = image_like(data, like, dtype).to_bytes()
+    if path.suffix == ".gz":
+        packed = io.BytesIO()
+        with gzip.GzipFile(filename="", mode="wb", compresslevel=5, fileobj=packed, mtime=0) as stream:
+            stream.write(content)
+        content = packed.getvalue()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def _read(path: Path) -> Volume:
+    _check_file(path)
+    try:
+        with np.errstate(all="ignore"):
+            image = nib.load(path)
+    except _READ_ERRORS as error:
+        raise InputError(f"{path} is not a readable NIfTI file: {_first_line(error)}") from error
+    return _from_nibabel(image, path)
+
+
+def _check_file(path: Path) -> None:
+    """Check the raw header, before nibabel mends it and before memory is asked for."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the path")
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; give a .nii or .nii.gz file")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise InputError(f"{path} is not NIfTI by its name; convert it to .nii or .nii.gz (for example with dcm2niix)")
+    header = _raw_header(path)
+    _check_spacing(header, str(path))
+    shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
+    num_voxels = math.prod(shape)
+    if min(shape) < 1 or num_voxels > MAX_VOXELS:
+        raise InputError(
+            f"{path} claims {_times(shape)} voxels; between 1 and {MAX_VOXELS} are allowed: damaged header"
+        )
+    num_bytes = num_voxels * int(header["bitpix"]) // 8
+    size = path.stat().st_size * (_MAX_DEFLATE_RATIO if _is_gzip(path) else 1)
+    if num_bytes > size:
+        raise InputError(
+            f"{path} is truncated: its header promises {num_bytes} bytes of voxels, more than the file can hold; "
+            "copy or convert it again"
+        )
+
+
+def _raw_header(path: Path) -> nib.Nifti1Header:
+    try:
+        with gzip.open(path) if _is_gzip(path) else path.open("rb") as stream:
+            block = stream.read(540)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot read {path}: {_first_line(error)}; copy or convert it again") from error
+    for kind, size in ((nib.Nifti1Header, 348), (nib.Nifti2Header, 540)):
+        for byteorder in ("little", "big"):
+            known = len(block) >= size and int.from_bytes(block[:4], byteorder) == size  # type: ignore[arg-type]
+            if known and block[4:6] + block[344:346] and _has_magic(block, size):
+                header = kind(block[:size], endianness="<" if byteorder == "little" else ">", check=False)
+                if 1 <= int(header["dim"][0]) <= 7:
+                    return header
+                raise InputError(f"{path} claims {int(header['dim'][0])} axes; its NIfTI header is damaged")
+    raise InputError(f"{path} is not NIfTI: it has no NIfTI header; convert it (for example with dcm2niix)")
+
+
+def _has_magic(block: bytes, size: int) -> bool:
+    return block[344:347] in (b"n+1", b"ni1") if size == 348 else block[4:7] in (b"n+2", b"ni2")
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+def _from_nibabel(image: Any, source: Path | None) -> Volume:
+    name = str(source) if source else "the image"
+    if not isinstance(image, nib.Nifti1Pair):
+        raise InputError(f"{name} is {type(image).__name__}, not NIfTI; give a .nii or .nii.gz file or a Nifti1Image")
+    _check_spacing(image.header, name)
+    _check_dtype(image.get_data_dtype(), name)
+    shape, notes = _squeezed(image.shape, name)
+    affine = np.asarray(image.affine if image.affine is not None else image.header.get_best_affine(), np.float64)
+    _check_affine(affine, name)
+    try:
+        with np.errstate(all="ignore"):  # an overflow shows as Inf, which is refused with its own message
+            data = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape)
+    except _READ_ERRORS as error:
+        raise InputError(
+            f"cannot read the voxels of {name} (truncated or damaged): {_first_line(error)}; copy or convert it again"
+        ) from error
+    header = image.header.copy()
+    return Volume(data, affine, header, source, (*notes, *_geometry_notes(header, affine, shape)))
+
+
+def _squeezed(shape: tuple[int, ...], name: str) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    if len(shape) < 3:
+        raise InputError(f"{name} is {len(shape)}-D ({_times(shape)}); a 3-D scan is needed")
+    if math.prod(shape[3:]) != 1:
+        raise InputError(
+            f"{name} is {len(shape)}-D ({_times(shape)}); one 3-D scan is needed: extract a single volume first"
+        )
+    notes = () if len(shape) == 3 else (f"the trailing axis of length 1 was dropped ({_times(shape)})",)
+    return (int(shape[0]), int(shape[1]), int(shape[2])), notes
+
+
+def _check_dtype(dtype: np.dtype[Any], name: str) -> None:
+    if dtype.fields is not None:
+        raise InputError(f"{name} holds colours (RGB); a scan with one intensity a voxel is needed")
+    if dtype.kind == "c":
+        raise InputError(f"{name} holds complex numbers; give the magnitude image")
+    if dtype.kind not in "buif":
+        raise InputError(f"{name} holds {dtype}; real numbers are needed")
+
+
+def _check_spacing(header: nib.Nifti1Header, name: str) -> None:
+    """Refuse a header whose spacing is zero (nibabel would read it as 1 mm)."""
+    zooms = [float(z) for z in header["pixdim"][1:4]]
+    used = zooms[: max(1, int(header["dim"][0]))]
+    if not all(np.isfinite(z) and z != 0 for z in used):
+        raise GeometryError(
+            f"{name} has voxel spacing {tuple(used)} mm; every axis needs a spacing above zero: mend the header (pixdim)"
+        )
+
+
+def _check_affine(affine: Array, name: str) -> None:
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise GeometryError(f"{name} has an affine with NaN or Inf; mend its sform or qform")
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    rounded = tuple(float(f"{length:.4g}") for length in lengths)
+    if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-4:
+        raise GeometryError(
+            f"{name} has a singular affine (axis lengths {rounded} mm): its voxels span no volume; mend its sform or qform"
+        )
+    low, high = SPACING_RANGE_MM
+    if lengths.min() < low or lengths.max() > high:
+        raise GeometryError(
+            f"{name} has voxel spacing {rounded} mm; {low:g} to {high:g} mm is plausible: mend the header's spacing or units"
+        )
+
+
+def _check_finite(data: Array, name: str) -> None:
+    finite = np.isfinite(data)
+    if not finite.all():
+        bad = int(finite.size - np.count_nonzero(finite))
+        raise InputError(f"{name} has {bad} voxels that are NaN or Inf; replace them (for example by 0) first")
+
+
+def _check_intensities(data: Array, name: str) -> None:
+    _check_finite(data, name)
+    low, high = float(data.min()), float(data.max())
+    if low == high:
+        kind = "all zero" if low == 0 else f"constant ({low:g} everywhere)"
+        raise InputError(f"{name} is {kind}; a scan with contrast is needed")
+
+
+def _geometry_notes(header: nib.Nifti1Header, affine: Array, shape: tuple[int, int, int]) -> Iterable[str]:
+    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+    if qform is None and sform is None:
+        yield "neither qform nor sform is set: left and right are the header's fallback and may be wrong"
+    elif qform is not None and sform is not None:
+        distance = grid_distance(qform, sform, shape)
+        if distance > GRID_TOLERANCE_VOXELS * float(np.linalg.norm(affine[:3, :3], axis=0).min()):
+            yield f"qform and sform disagree by up to {distance:.3g} mm; the sform is used"
+    units = header.get_xyzt_units()[0]
+    if units not in ("mm", "unknown"):
+        yield f"the header's spatial unit is {units}; its numbers are read as mm"
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(n) for n in shape)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
