@@ -31,7 +31,15 @@ SPACING_RANGE_MM = (0.02, 50.0)
 # Files of the same grid written by different tools differ by rounding; a tenth of a voxel is far above that.
 GRID_TOLERANCE_VOXELS = 0.1
 _MAX_DEFLATE_RATIO = 1100  # deflate cannot shrink zeros by more than 1032 : 1
-_READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, MemoryError, nib.filebasedimages.ImageFileError)
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    MemoryError,
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+)
 _GEOMETRY_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
 _OFFSET_FIELDS = ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
 
@@ -189,14 +197,15 @@ def image_like(data: Array, like: Volume, dtype: npt.DTypeLike = np.float32) -> 
     data = np.asarray(data)
     if data.shape != like.data.shape:
         raise GeometryError(f"result has shape {data.shape}, but {like.name} has {like.data.shape}")
-    kind = nib.Nifti2Image if isinstance(like.header, nib.Nifti2Header) else nib.Nifti1Image
+    kind: Any = nib.Nifti2Image if isinstance(like.header, nib.Nifti2Header) else nib.Nifti1Image
     header = kind.header_class()
     header.set_data_shape(data.shape)
     header.set_data_dtype(dtype)
     header["pixdim"][:4] = like.header["pixdim"][:4]
     for field in _GEOMETRY_FIELDS + _OFFSET_FIELDS:
         header[field] = like.header[field]
-    return kind(data.astype(dtype, copy=False), header.get_best_affine(), header)
+    image: nib.Nifti1Image = kind(data.astype(dtype, copy=False), header.get_best_affine(), header)
+    return image
 
 
 def write_like(path: str | Path, data: Array, like: Volume, dtype: npt.DTypeLike = np.float32) -> Path:
@@ -230,16 +239,26 @@ def write_like(path: str | Path, data: Array, like: Volume, dtype: npt.DTypeLike
 
 
 def _read(path: Path) -> Volume:
-    _check_file(path)
+    header = _check_file(path)
+    kind: Any = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     try:
-        with np.errstate(all="ignore"):
-            image = nib.load(path)
+        image = kind.from_bytes(_unpacked(path)) if _is_gzip(path) else kind.from_filename(path)
     except _READ_ERRORS as error:
-        raise InputError(f"{path} is not a readable NIfTI file: {_first_line(error)}") from error
+        raise _unreadable(str(path), error) from error
     return _from_nibabel(image, path)
 
 
-def _check_file(path: Path) -> None:
+def _unpacked(path: Path) -> bytes:
+    """Unpack to the end, so that the checksum is verified (nibabel stops at the last voxel and never sees it)."""
+    with gzip.open(path) as stream:
+        return stream.read()
+
+
+def _unreadable(name: str, error: BaseException) -> InputError:
+    return InputError(f"cannot read {name} (truncated or damaged): {_first_line(error)}; copy or convert it again")
+
+
+def _check_file(path: Path) -> Any:
     """Check the raw header, before nibabel mends it and before memory is asked for."""
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path")
@@ -251,6 +270,8 @@ def _check_file(path: Path) -> None:
     _check_spacing(header, str(path))
     shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
     num_voxels = math.prod(shape)
+    if min(shape) > 0:
+        _squeezed(shape, str(path))
     if min(shape) < 1 or num_voxels > MAX_VOXELS:
         raise InputError(
             f"{path} claims {_times(shape)} voxels; between 1 and {MAX_VOXELS} are allowed: damaged header"
@@ -262,27 +283,34 @@ def _check_file(path: Path) -> None:
             f"{path} is truncated: its header promises {num_bytes} bytes of voxels, more than the file can hold; "
             "copy or convert it again"
         )
+    return header
 
 
-def _raw_header(path: Path) -> nib.Nifti1Header:
+def _raw_header(path: Path) -> Any:
+    """Read the header as it stands on disk (nibabel mends some fields as it loads)."""
     try:
         with gzip.open(path) if _is_gzip(path) else path.open("rb") as stream:
             block = stream.read(540)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path}: {_first_line(error)}; copy or convert it again") from error
-    for kind, size in ((nib.Nifti1Header, 348), (nib.Nifti2Header, 540)):
-        for byteorder in ("little", "big"):
-            known = len(block) >= size and int.from_bytes(block[:4], byteorder) == size  # type: ignore[arg-type]
-            if known and block[4:6] + block[344:346] and _has_magic(block, size):
-                header = kind(block[:size], endianness="<" if byteorder == "little" else ">", check=False)
-                if 1 <= int(header["dim"][0]) <= 7:
-                    return header
-                raise InputError(f"{path} claims {int(header['dim'][0])} axes; its NIfTI header is damaged")
-    raise InputError(f"{path} is not NIfTI: it has no NIfTI header; convert it (for example with dcm2niix)")
+    header = _parse_header(block)
+    if header is None:
+        raise InputError(f"{path} is not NIfTI: it has no NIfTI header; convert it (for example with dcm2niix)")
+    if not 1 <= int(header["dim"][0]) <= 7:
+        raise InputError(f"{path} claims {int(header['dim'][0])} axes; its NIfTI header is damaged")
+    return header
 
 
-def _has_magic(block: bytes, size: int) -> bool:
-    return block[344:347] in (b"n+1", b"ni1") if size == 348 else block[4:7] in (b"n+2", b"ni2")
+def _parse_header(block: bytes) -> Any:
+    kinds: list[tuple[Any, int, bytes]] = [
+        (nib.Nifti1Header, 348, block[344:347]),
+        (nib.Nifti2Header, 540, block[4:7]),
+    ]
+    for kind, size, magic in kinds:
+        for byteorder, code in ((">", ">i4"), ("<", "<i4")):
+            if len(block) >= size and magic.startswith(b"n+") and np.frombuffer(block[:4], code)[0] == size:
+                return kind(block[:size], endianness=byteorder, check=False)
+    return None
 
 
 def _is_gzip(path: Path) -> bool:
@@ -291,8 +319,7 @@ def _is_gzip(path: Path) -> bool:
 
 def _from_nibabel(image: Any, source: Path | None) -> Volume:
     name = str(source) if source else "the image"
-    if not isinstance(image, nib.Nifti1Pair):
-        raise InputError(f"{name} is {type(image).__name__}, not NIfTI; give a .nii or .nii.gz file or a Nifti1Image")
+    _check_type(image, name)
     _check_spacing(image.header, name)
     _check_dtype(image.get_data_dtype(), name)
     shape, notes = _squeezed(image.shape, name)
@@ -302,11 +329,14 @@ def _from_nibabel(image: Any, source: Path | None) -> Volume:
         with np.errstate(all="ignore"):  # an overflow shows as Inf, which is refused with its own message
             data = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape)
     except _READ_ERRORS as error:
-        raise InputError(
-            f"cannot read the voxels of {name} (truncated or damaged): {_first_line(error)}; copy or convert it again"
-        ) from error
+        raise _unreadable(name, error) from error
     header = image.header.copy()
     return Volume(data, affine, header, source, (*notes, *_geometry_notes(header, affine, shape)))
+
+
+def _check_type(image: object, name: str) -> None:
+    if not isinstance(image, nib.Nifti1Pair):
+        raise InputError(f"{name} is {type(image).__name__}, not NIfTI; give a .nii or .nii.gz file or a Nifti1Image")
 
 
 def _squeezed(shape: tuple[int, ...], name: str) -> tuple[tuple[int, int, int], tuple[str, ...]]:
@@ -329,13 +359,14 @@ def _check_dtype(dtype: np.dtype[Any], name: str) -> None:
         raise InputError(f"{name} holds {dtype}; real numbers are needed")
 
 
-def _check_spacing(header: nib.Nifti1Header, name: str) -> None:
+def _check_spacing(header: Any, name: str) -> None:
     """Refuse a header whose spacing is zero (nibabel would read it as 1 mm)."""
     zooms = [float(z) for z in header["pixdim"][1:4]]
     used = zooms[: max(1, int(header["dim"][0]))]
     if not all(np.isfinite(z) and z != 0 for z in used):
         raise GeometryError(
-            f"{name} has voxel spacing {tuple(used)} mm; every axis needs a spacing above zero: mend the header (pixdim)"
+            f"{name} has voxel spacing {tuple(used)} mm; every axis needs a spacing above zero: "
+            "mend pixdim in its header"
         )
 
 
@@ -346,12 +377,14 @@ def _check_affine(affine: Array, name: str) -> None:
     rounded = tuple(float(f"{length:.4g}") for length in lengths)
     if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-4:
         raise GeometryError(
-            f"{name} has a singular affine (axis lengths {rounded} mm): its voxels span no volume; mend its sform or qform"
+            f"{name} has a singular affine (axis lengths {rounded} mm): its voxels span no volume; "
+            "mend its sform or qform"
         )
     low, high = SPACING_RANGE_MM
     if lengths.min() < low or lengths.max() > high:
         raise GeometryError(
-            f"{name} has voxel spacing {rounded} mm; {low:g} to {high:g} mm is plausible: mend the header's spacing or units"
+            f"{name} has voxel spacing {rounded} mm; {low:g} to {high:g} mm is plausible: "
+            "mend the spacing or the units in its header"
         )
 
 
@@ -370,8 +403,13 @@ def _check_intensities(data: Array, name: str) -> None:
         raise InputError(f"{name} is {kind}; a scan with contrast is needed")
 
 
-def _geometry_notes(header: nib.Nifti1Header, affine: Array, shape: tuple[int, int, int]) -> Iterable[str]:
-    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+def _geometry_notes(header: Any, affine: Array, shape: tuple[int, int, int]) -> Iterable[str]:
+    sform = header.get_sform(coded=True)[0]
+    try:
+        qform = header.get_qform(coded=True)[0]
+    except ValueError:
+        yield "the qform is invalid (impossible quaternion); the sform is used"
+        return
     if qform is None and sform is None:
         yield "neither qform nor sform is set: left and right are the header's fallback and may be wrong"
     elif qform is not None and sform is not None:

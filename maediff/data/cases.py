@@ -345,9 +345,11 @@ def _unique_ids(cases: list[Case]) -> list[Case]:
     for case in cases:
         if counts[case.stem] > 1:
             folders = case.image.absolute().parent.relative_to(base).parts
-            case = replace(case, id=_free("_".join((*folders, case.stem)), taken))
-            taken.add(case.id)
-        result.append(case)
+            name = _free("_".join((*folders, case.stem)), taken)
+            taken.add(name)
+            result.append(replace(case, id=name))
+        else:
+            result.append(case)
     return result
 
 

@@ -33,13 +33,15 @@ class Scale:
         """Scale native intensities to working units (no clipping): ``2 (x - low) / (high - low) - 1``."""
         x = np.asarray(x, np.float32)
         scaled: npt.NDArray[np.float32] = (x - np.float32(self.low)) * np.float32(2 / (self.high - self.low))
-        return scaled - np.float32(1)
+        scaled -= np.float32(1)
+        return scaled
 
     def inverse(self, y: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return working units to native intensities: ``low + (y + 1) (high - low) / 2``."""
         y = np.asarray(y, np.float32)
         native: npt.NDArray[np.float32] = (y + np.float32(1)) * np.float32((self.high - self.low) / 2)
-        return native + np.float32(self.low)
+        native += np.float32(self.low)
+        return native
 
 
 def fit_scale(data: npt.NDArray[Any], mask: npt.NDArray[np.bool_], config: DataConfig) -> Scale:

@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.orientations import io_orientation
 
 from maediff.config import DataConfig
 from maediff.preprocess.resample import index_map, resample
@@ -187,7 +187,7 @@ def _frame(volume: Volume, config: DataConfig) -> _Frame:
 
 def _canonical_axes(affine: Array) -> tuple[list[int], Array]:
     """Name the native axis closest to each of R, A, S, and whether it runs that way (1) or against (-1)."""
-    orientation = nib.io_orientation(affine)
+    orientation: Array = io_orientation(affine)  # type: ignore[no-untyped-call]
     axes = [int(np.flatnonzero(orientation[:, 0] == world)[0]) for world in range(3)]
     return axes, orientation[axes, 1]
 
