@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -260,6 +261,42 @@ def update_calibration(folder: str | Path, calibration: Mapping[str, Any]) -> st
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def describe_model(folder: str | Path) -> dict[str, Any]:
+    """Verify a model folder and tell what it is, without torch and without loading its weights.
+
+    Returns:
+        Plain values: hash, version, parameters, sizes, how it works and its calibration.
+
+    Raises:
+        ModelError: As :func:`load_model_folder`.
+    """
+    folder = Path(folder)
+    model_hash = verify_model_folder(folder)
+    try:
+        config = load_config(folder / CONFIG)
+        calibration = json.loads(_read_text(folder / CALIBRATION))
+        parameters = _count_parameters(folder / WEIGHTS)
+    except (ValueError, LookupError, TypeError, ConfigError) as error:
+        raise ModelError(f"model folder {folder} cannot be read: {error}") from error
+    keys = ("threshold", "false_positive_rate", "n_scans", "origin")
+    return {
+        "folder": str(folder),
+        "hash": model_hash,
+        "written_by": json.loads(_read_text(folder / MANIFEST)).get("maediff"),
+        "parameters": parameters,
+        "weights_mib": round((folder / WEIGHTS).stat().st_size / 1024**2, 2),
+        "size": list(config.data.size),
+        "spacing_mm": config.data.spacing_mm,
+        "window": config.partition.window,
+        "stride": config.partition.stride,
+        "condition": config.model.condition,
+        "objective": config.diffusion.objective,
+        "test_timesteps": list(config.diffusion.test_timesteps),
+        "score": config.score.model_dump(mode="json"),
+        "calibration": None if calibration is None else {key: calibration.get(key) for key in keys},
+    }
+
+
 def packaged_models() -> tuple[str, ...]:
     """Name the models that ship with the package."""
     return tuple(sorted(path.parent.name for path in PACKAGED.glob(f"*/{CHECKSUMS}")))
@@ -282,6 +319,13 @@ def resolve_model(name: str | Path) -> Path:
     if path.is_dir():
         raise ModelError(f"{path} holds no model ({CHECKSUMS} is missing); give RUN/model of a finished training")
     raise ModelError(f"no model {str(name)!r}: neither a folder nor packaged; {_packaged_hint()}")
+
+
+def _count_parameters(path: Path) -> int:
+    """Read the header of a safetensors file: 8 bytes of length, then JSON with the shape of each tensor."""
+    with open(path, "rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def _packaged_hint() -> str:

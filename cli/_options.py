@@ -1,0 +1,100 @@
+"""Options that several commands share, so that they read and behave the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import VERBOSE
+
+F = TypeVar("F", bound=Callable[..., Any])
+QUIET = "maediff.quiet"
+
+
+def examples(*lines: str) -> str:
+    """Lay out examples for a command's epilog, kept from rewrapping."""
+    title = "Example:" if len(lines) == 1 else "Examples:"
+    return "\b\n" + "\n".join([title, *(f"  {line}" for line in lines)])
+
+
+def talk(command: F) -> F:
+    """Add -q/--quiet and -v/--verbose."""
+    command = click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=_verbose, help="Say more; show tracebacks."
+    )(command)
+    return click.option(
+        "-q", "--quiet", is_flag=True, expose_value=False, is_eager=True, callback=_quiet, help="Say only what failed."
+    )(command)
+
+
+def input_option(text: str) -> Callable[[F], F]:
+    """-i/--input, a path; the library says what is wrong with it."""
+    return click.option("-i", "--input", "source", type=click.Path(path_type=Path), required=True, help=text)
+
+
+def output_option(text: str, default: str | None = None) -> Callable[[F], F]:
+    """-o/--output, a path."""
+    return click.option(
+        "-o", "--output", "out", type=click.Path(path_type=Path), required=default is None, default=default, help=text
+    )
+
+
+def reference_option(*, required: bool) -> Callable[[F], F]:
+    """-r/--reference, the lesion masks."""
+    text = "Lesion masks: a CSV/TSV table with image, mask and label, a folder, or a BIDS data set."
+    return click.option("-r", "--reference", type=click.Path(path_type=Path), required=required, help=text)
+
+
+model_option = click.option(
+    "-m",
+    "--model",
+    required=True,
+    metavar="MODEL",
+    help="Model folder, a training run, or the name of a packaged model.",
+)
+device_option = click.option(
+    "-d", "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; only auto falls back to what is there."
+)
+jobs_option = click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(min=1),
+    callback=lambda _context, _parameter, value: _set_threads(value),
+    expose_value=False,
+    help="CPU threads; all cores where not given.",
+)
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of all randomness.")
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override of the configuration, such as train.lr=1e-3.",
+)
+split_option = click.option("--split", help="Only rows with this value in the split column.")
+channel_option = click.option("--channel", help="Which image_<channel> column to read where a table has several.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+
+
+def _quiet(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    ctx.meta[QUIET] = value
+
+
+def _verbose(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    from ._console import set_up_logging
+
+    ctx.meta[VERBOSE] = value
+    if value:
+        warnings.simplefilter("default")
+    set_up_logging(quiet=ctx.meta.get(QUIET, False), verbose=value)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

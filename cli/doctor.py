@@ -1,0 +1,33 @@
+"""``maediff doctor``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from . import EXIT_ERROR
+from ._options import device_option, examples, json_option, talk
+
+
+@click.command(epilog=examples("maediff doctor", "maediff doctor --device cuda --json"))
+@device_option
+@json_option
+@talk
+def command(*, device: str, as_json: bool) -> None:
+    """Check that this machine can run MAEDiff.
+
+    Python, packages, device and precision, cores, memory, disk space and the packaged models. Paste its output into a
+    bug report: it names no user, host or scan. The exit code is 1 where something stands in the way.
+    """
+    from maediff.doctor import diagnose
+
+    checks = diagnose(device)
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            click.echo(f"{check.status:<8} {check.name:<12} {check.detail}")
+    if any(check.status == "problem" for check in checks):
+        click.get_current_context().exit(EXIT_ERROR)

@@ -1,0 +1,51 @@
+"""``maediff evaluate``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ._options import examples, json_option, output_option, reference_option, seed_option, talk
+
+
+@click.command(epilog=examples("maediff evaluate -i out -r cases.csv -o metrics"))
+@click.option("-i", "--input", "source", type=click.Path(path_type=Path), required=True, help="What infer wrote.")
+@reference_option(required=True)
+@output_option("Folder for metrics.json and metrics_per_case.csv.")
+@click.option("--bootstrap", type=click.IntRange(min=1), default=1000, help="Resamples of patients for the intervals.")
+@seed_option
+@json_option
+@talk
+def command(*, source: Path, reference: Path, out: Path, bootstrap: int, seed: int, as_json: bool) -> None:
+    """Score anomaly maps against lesion masks.
+
+    Inside the brain mask, per scan and pooled: AUROC, AUPRC, Dice at the calibrated threshold, and the best Dice that
+    any threshold could reach (dice_oracle, which no clinic can have); scan-level AUROC where healthy scans are present.
+    With 95 % bootstrap intervals over patients.
+    """
+    from maediff import evaluate
+
+    from ._console import say
+
+    metrics = evaluate(source, reference, out, bootstrap=bootstrap, seed=seed)
+    if as_json:
+        click.echo(json.dumps(metrics, indent=2))
+    _show(metrics)
+    say(f"metrics: {out / 'metrics.json'}")
+
+
+def _show(metrics: Mapping[str, Any]) -> None:
+    from ._console import number, say, table
+
+    rows = [
+        (key, item["mean"], f"{number(item['ci_low'])} to {number(item['ci_high'])}", item["n"])
+        for key, item in metrics.items()
+        if isinstance(item, Mapping) and "ci_low" in item
+    ]
+    table("Metrics", ("metric", "mean", "95 % interval", "scans"), rows)
+    for item in metrics.get("cases", {}).get("not_scored", []):
+        say(f"not scored: {item['case']} ({item['status']}): {item['message']}")

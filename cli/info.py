@@ -1,0 +1,46 @@
+"""``maediff info``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from ._options import examples, json_option, talk
+
+
+@click.command(epilog=examples("maediff info", "maediff info phantom --json", "maediff info runs/first/model"))
+@click.argument("model", required=False)
+@json_option
+@talk
+def command(*, model: str | None, as_json: bool) -> None:
+    """Describe a model, or list what is packaged.
+
+    MODEL is a model folder, a training run, or the name of a packaged model; its checksums are verified. Without MODEL,
+    the packaged models and configuration presets are listed.
+    """
+    from maediff.store import describe_model, resolve_model
+
+    facts = _packaged() if model is None else describe_model(resolve_model(model))
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        click.echo(f"{name + ':':<14} {_text(value)}")
+
+
+def _packaged() -> dict[str, Any]:
+    import maediff
+    from maediff.config import presets
+    from maediff.store import packaged_models
+
+    return {"maediff": maediff.__version__, "models": list(packaged_models()), "presets": list(presets())}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(item) for item in value) or "none"
+    return "none" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

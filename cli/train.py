@@ -1,0 +1,73 @@
+"""``maediff train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ._options import (
+    channel_option,
+    device_option,
+    examples,
+    input_option,
+    jobs_option,
+    output_option,
+    set_option,
+    split_option,
+    talk,
+)
+
+
+@click.command(
+    epilog=examples(
+        "maediff train -c tiny -i healthy/ -o runs/first",
+        "maediff train -c base -i cases.csv --split train -o runs/base --set train.lr=1e-4",
+        "torchrun --nproc-per-node 4 -m maediff train -c base -i cases.csv -o runs/base",
+    )
+)
+@click.option("-c", "--config", required=True, metavar="PRESET|FILE", help="Preset or YAML file; see `maediff config`.")
+@input_option("Healthy scans: a folder, a CSV/TSV table or a BIDS data set.")
+@output_option("Run folder: model/, log.csv, checkpoints/, config.yaml and run.json.")
+@set_option
+@click.option("--resume", is_flag=True, help="Go on exactly from the run's last checkpoint.")
+@split_option
+@channel_option
+@device_option
+@jobs_option
+@talk
+def command(
+    *,
+    config: str,
+    source: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    resume: bool,
+    split: str | None,
+    channel: str | None,
+    device: str,
+) -> None:
+    """Train a model on healthy scans.
+
+    Where rows of a table have a label, slices that hold any of it are left out and counted. Subjects are held out for
+    validation, which chooses the best weights. On Ctrl-C or SIGTERM the state is saved first; --resume goes on from it.
+    """
+    from maediff import train
+    from maediff.config import load_config
+
+    from ._console import say, step_progress
+
+    settings = load_config(config, overrides)
+    with step_progress() as on_progress:
+        folder = train(
+            settings,
+            source,
+            out,
+            resume=resume,
+            device=device,
+            split=split,
+            channel=channel,
+            on_progress=on_progress,
+        )
+    say(f"model: {folder}")
+    say(f"next: maediff calibrate -m {folder} -i HEALTHY_SCANS")

@@ -1,0 +1,6 @@
+"""``python -m maediff``: the same program as ``maediff``."""
+
+from maediff.cli import main
+
+if __name__ == "__main__":
+    main()
