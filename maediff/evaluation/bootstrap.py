@@ -109,6 +109,8 @@ def histogram(
         anomalous: Anomaly mask at the calibrated threshold, or None.
     """
     truth, key = label[mask], _bin(values[mask])
+    first = key.min(initial=np.iinfo(key.dtype).max)
+    key -= first
     everything = np.bincount(key)
     lesion = np.bincount(key[truth], minlength=everything.size)
     bins = np.flatnonzero(everything)
@@ -116,7 +118,7 @@ def histogram(
     if anomalous is not None:
         predicted = anomalous[mask]
         overlap = (int((predicted & truth).sum()), int(predicted.sum()), int(truth.sum()))
-    return VoxelHistogram(bins, lesion[bins], (everything - lesion)[bins], overlap)
+    return VoxelHistogram(bins + int(first), lesion[bins], (everything - lesion)[bins], overlap)
 
 
 def pooled(

@@ -119,13 +119,15 @@ def grey(picture: FloatArray, low: float, high: float) -> Bytes:
 def heat(picture: FloatArray, top: float) -> Bytes:
     """Render a map on the fixed colour scale (H, W, 3): zero is black, ``top`` and above the brightest."""
     index = (255 * np.clip(picture / max(top, 1e-12), 0, 1)).astype(np.uint8)
-    return _colour_table()[index]
+    picture_rgb: Bytes = _colour_table()[index]
+    return picture_rgb
 
 
 def overlay(base: Bytes, mask: BoolArray, colour: tuple[int, int, int]) -> Bytes:
     """Tint the pixels of a mask."""
     tinted = (1 - _OVERLAY_OPACITY) * base + _OVERLAY_OPACITY * np.array(colour)
-    return np.where(mask[..., None], tinted, base).astype(np.uint8)
+    picture: Bytes = np.where(mask[..., None], tinted, base).astype(np.uint8)
+    return picture
 
 
 def data_uri(picture: Bytes) -> str:
@@ -133,7 +135,7 @@ def data_uri(picture: Bytes) -> str:
     from matplotlib import image
 
     stream = io.BytesIO()
-    image.imsave(stream, np.ascontiguousarray(picture), format="png", metadata={"Software": None})
+    image.imsave(stream, np.ascontiguousarray(picture), format="png", metadata={"Software": "MAEDiff"})
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 

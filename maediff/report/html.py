@@ -35,15 +35,13 @@ _METHODS = {
     "zscore": "Voxelwise z-score",
 }
 _SUMMARY = {
-    "voxel.auroc": "AUROC, voxels, mean over scans",
-    "voxel.auprc": "AUPRC, voxels, mean over scans",
-    "voxel.dice": "Dice at the calibrated threshold, mean over scans",
-    "voxel.dice_oracle": "Oracle Dice (best threshold, seen the truth), mean over scans",
-    "voxel_pooled.auroc": "AUROC, voxels of all scans pooled",
-    "voxel_pooled.auprc": "AUPRC, voxels of all scans pooled",
-    "voxel_pooled.dice": "Dice at the calibrated threshold, pooled",
-    "voxel_pooled.dice_oracle": "Oracle Dice, pooled",
-    "lesion.detection_rate": "Lesions touched by the anomaly mask, share",
+    "auroc": "AUROC, lesion voxels against the rest of the brain",
+    "auprc": "AUPRC (average precision)",
+    "dice": "Dice at the calibrated threshold",
+    "dice_oracle": "Oracle Dice: at the best threshold, which only the truth can tell",
+}
+_OTHER = {
+    "lesion.detection_rate": "Lesions that the anomaly mask touches, share",
     "lesion.precision": "Mask components that touch a lesion, share",
     "lesion.f1": "Lesion-wise F1",
     "case.auroc": "AUROC, scans with a lesion against healthy scans",
@@ -54,6 +52,29 @@ _TILES = {
     "voxel.dice": "Dice at threshold",
     "case.auroc": "scan-level AUROC",
 }
+_MEND = (
+    "Mend what the failed scans name, then run the same command again; finished scans are skipped.",
+    "maediff infer -m MODEL -i SCANS -o OUT",
+)
+_CALIBRATE = (
+    "The model has no threshold yet, so there are no anomaly masks. Calibrate it on healthy scans of your own scanner.",
+    "maediff calibrate -m MODEL -i HEALTHY_SCANS",
+)
+_EVALUATE = (
+    "Where lesion masks are at hand, measure how good these maps are.",
+    "maediff evaluate -i OUT -r REFERENCE -o METRICS",
+)
+_ADD_HEALTHY = ("Add healthy scans to the cohort: they give the scan-level AUROC and show the false alarms.", "")
+_RECONSTRUCTIONS = (
+    "Look at the reconstructions first: away from a lesion they should look like the scan, sharp and in place. Where "
+    "they do not, the scan is unlike the training scans (contrast, skull stripping, artefact), and its map shows that "
+    "rather than disease.",
+    "",
+)
+_VIEWER = (
+    "Open scan and map together in a viewer; the outputs lie on the scan's own grid.",
+    "fsleyes SCAN.nii.gz SCAN_anomaly.nii.gz -cm hot",
+)
 Table = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
 
@@ -103,6 +124,7 @@ def write_report(
         "scale": _scale(finished, gallery.top),
         "facts": _facts(finished),
         "summary": _summary(figures),
+        "tiles": _tiles(figures),
         "scored_columns": METRICS if per_case else {},
         "not_scored": figures.get("cases", {}).get("not_scored", []) if figures else [],
         "methods": _methods(table if table is not None else _own_table(figures)),
@@ -205,11 +227,18 @@ def _facts(cases: Sequence[OutputCase]) -> dict[str, str]:
 
 
 def _summary(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"key": key, "name": name, "short": _TILES.get(key), **figures[key]}
+    """Rows of the metrics table: by scan and pooled."""
+    rows = [
+        {"name": name, "scans": figures.get(f"voxel.{key}"), "pooled": figures.get(f"voxel_pooled.{key}")}
         for key, name in _SUMMARY.items()
-        if key in figures
     ]
+    rows += [{"name": name, "scans": figures.get(key), "pooled": None} for key, name in _OTHER.items()]
+    return [row for row in rows if row["scans"]]
+
+
+def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
+    values = ((name, figures.get(key, {}).get("mean")) for key, name in _TILES.items())
+    return [(name, value) for name, value in values if value is not None]
 
 
 def _own_table(figures: Mapping[str, Any]) -> Table:
@@ -226,10 +255,8 @@ def _methods(table: Table) -> dict[str, Any]:
     kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
     columns = [(kind, name) for kind in kinds for name in METRICS]
     cells = {method: [_finite(row.get(kind, {}).get(name)) for kind, name in columns] for method, row in table.items()}
-    best = [
-        max((row[index] for row in cells.values() if row[index] is not None), default=None)
-        for index in range(len(columns))
-    ]
+    known = [[value for value in column if value is not None] for column in zip(*cells.values(), strict=True)]
+    best = [max(column, default=None) for column in known]
     rows = [
         {
             "key": method,
@@ -275,24 +302,8 @@ def _text(value: Any) -> str:
 
 def _next_steps(cases: Sequence[OutputCase], figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Advice as (text, command) pairs, what is most urgent first."""
-    steps = []
-    failed = [case for case in cases if case.status not in FINISHED]
-    if failed:
-        steps.append((f"Mend what the {len(failed)} failed scans name, then run the same command again; "
-                      "finished scans are skipped.", "maediff infer -m MODEL -i SCANS -o OUT"))  # fmt: skip
-    if any(case.finished and case.threshold is None for case in cases):
-        steps.append(("The model has no threshold yet, so there are no anomaly masks. Calibrate it on healthy scans "
-                      "from your own scanner.", "maediff calibrate -m MODEL -i HEALTHY_SCANS"))  # fmt: skip
-    if not figures:
-        steps.append(("Where lesion masks are at hand, measure how good these maps are.",
-                      "maediff evaluate -i OUT -r REFERENCE -o METRICS"))  # fmt: skip
-    elif not figures.get("cases", {}).get("healthy", 1):
-        steps.append(("Add healthy scans to the cohort: they give the scan-level AUROC and the false alarms.", ""))
-    steps += [
-        ("Look at the reconstructions first: away from a lesion they should look like the scan, sharp and in place. "
-         "Where they do not, the scan is unlike the training scans (contrast, skull stripping, artefact) and its map "
-         "says so rather than showing disease.", ""),
-        ("Open scan and map together in a viewer; the outputs lie on the scan's own grid.",
-         "fsleyes SCAN.nii.gz SCAN_anomaly.nii.gz -cm hot"),
-    ]  # fmt: skip
-    return steps
+    failed = sum(case.status not in FINISHED for case in cases)
+    uncalibrated = any(case.finished and case.threshold is None for case in cases)
+    no_healthy = bool(figures) and figures.get("cases", {}).get("healthy", 1) == 0
+    advice = [(failed > 0, *_MEND), (uncalibrated, *_CALIBRATE), (not figures, *_EVALUATE), (no_healthy, *_ADD_HEALTHY)]
+    return [(text, command) for needed, text, command in advice if needed] + [_RECONSTRUCTIONS, _VIEWER]

@@ -171,5 +171,6 @@ def _panels(parts: dict[str, npt.NDArray[Any]], window: tuple[float, float], top
     if "mask" in parts:
         panels.append(("Anomaly mask", overlay(backdrop, parts["mask"], MASK_COLOUR)))
     if "truth" in parts:
-        panels.append(("Truth", overlay(backdrop, parts["truth"], TRUTH_COLOUR)))
+        title = "Truth" if parts["truth"].any() else "Truth: no lesion here"
+        panels.append((title, overlay(backdrop, parts["truth"], TRUTH_COLOUR)))
     return [(title, data_uri(picture)) for title, picture in panels]

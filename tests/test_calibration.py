@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maediff.calibration import RATES, Calibration, calibrate, false_positive_share
+from maediff.errors import ConfigError, InputError, ModelError
+
+samples = st.lists(
+    st.lists(st.floats(0, 8, width=16), min_size=1, max_size=30).map(lambda v: np.array(v, np.float32)),
+    min_size=1,
+    max_size=4,
+)
+
+
+def scans(values):
+    return [(v, np.ones(v.shape, bool), float(v.max())) for v in values]
+
+
+def share_above(values, threshold):
+    return np.mean([np.mean(v > threshold) for v in values])
+
+
+@given(samples, st.floats(0.01, 0.9))
+def test_threshold_is_the_smallest_observed_value_that_keeps_the_rate(values, rate):
+    threshold = calibrate(scans(values), rate).threshold
+    observed = np.unique(np.concatenate(values))
+    assert threshold in observed
+    assert share_above(values, threshold) <= rate + 1e-9
+    lower = observed[observed < threshold]
+    if lower.size:
+        assert share_above(values, lower[-1]) > rate - 1e-9
+
+
+def test_for_one_scan_it_is_numpys_inverted_cdf_quantile():
+    values = np.random.default_rng(0).random(1009).astype(np.float32)
+    found = calibrate(scans([values]), 0.05)
+    assert found.threshold == np.quantile(values, 0.95, method="inverted_cdf")
+    assert found.quantiles["0.1"] == np.quantile(values, 0.9, method="inverted_cdf")
+
+
+def test_scans_weigh_the_same_however_many_voxels_they_have():
+    rng = np.random.default_rng(1)
+    small, large = rng.random(1000).astype(np.float32), 1 + rng.random(100_000).astype(np.float32)
+    threshold = calibrate(scans([small, large]), 0.25).threshold
+    assert threshold == pytest.approx(1.5, abs=0.01)  # all of the large scan's upper half: a quarter by weight
+    assert false_positive_share([np.sort(small), np.sort(large)], threshold) == pytest.approx(0.25, abs=1e-5)
+
+
+def test_only_brain_voxels_count_and_the_facts_are_kept():
+    values = np.array([[0.0, 9.0], [0.1, 0.2]], np.float32)
+    mask = np.array([[True, False], [True, True]])
+    found = calibrate([(values, mask, 0.2)], 0.01, origin="here")
+    assert found.threshold == np.float32(0.2)
+    assert (found.n_scans, found.n_voxels, found.case_scores, found.origin) == (1, 3, (0.2,), "here")
+    assert list(found.quantiles) == [f"{rate:g}" for rate in RATES]
+    assert found.percentile_of(0.3) == 1.0
+
+
+def test_thresholds_rise_as_the_rate_falls():
+    found = calibrate(scans([np.random.default_rng(2).random(5000).astype(np.float32)]), 0.01)
+    ordered = [found.quantiles[f"{rate:g}"] for rate in RATES]
+    assert ordered == sorted(ordered)
+    assert found.threshold == found.quantiles["0.01"]
+
+
+def test_json_and_back():
+    found = calibrate(scans([np.arange(50, dtype=np.float32)]), 0.1)
+    assert Calibration.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+@pytest.mark.parametrize("damage", [{"threshold": None}, {"quantiles": 3}, {"n_scans": "x"}])
+def test_damaged_calibration_is_refused(damage):
+    values = calibrate(scans([np.arange(50, dtype=np.float32)]), 0.1).to_dict()
+    with pytest.raises(ModelError, match="damaged"):
+        Calibration.from_dict(values | damage)
+    with pytest.raises(ModelError, match="threshold"):
+        Calibration.from_dict({})
+
+
+def test_bad_input_is_refused():
+    good = scans([np.arange(5, dtype=np.float32)])
+    for rate in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="outside"):
+            calibrate(good, rate)
+    with pytest.raises(InputError, match="no healthy scan"):
+        calibrate([], 0.1)
+    values, mask, score = good[0]
+    with pytest.raises(InputError, match="scan 2 has an empty"):
+        calibrate([*good, (values, ~mask, score)], 0.1)
+    with pytest.raises(InputError, match="not finite"):
+        calibrate([(values * np.float32("nan"), mask, score)], 0.1)
+    with pytest.raises(InputError, match="differ in shape"):
+        calibrate([(values, mask[:-1], score)], 0.1)

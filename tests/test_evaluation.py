@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from maediff.config import ScoreConfig
+from maediff.errors import ConfigError, InputError
+from maediff.evaluation import (
+    bootstrap_ci,
+    case_auroc,
+    dice,
+    dice_oracle,
+    evaluate,
+    lesion_metrics,
+    measure,
+    voxel_metrics,
+)
+from maediff.evaluation.baselines import (
+    filter_map,
+    fit_zscore,
+    intensity_map,
+    method_metrics,
+    relative_intensity,
+    zscore_map,
+)
+from maediff.evaluation.bootstrap import histogram, pooled
+from maediff.evaluation.case import case_auroc_estimate
+from maediff.evaluation.outputs import read_outputs
+from maediff.evaluation.reference import Reference
+from maediff.scoring import postprocess
+from maediff.volume import Volume
+
+tied_scores = arrays(np.float32, 40, elements=st.integers(-3, 3).map(lambda n: n / 4))
+truths = arrays(np.bool_, 40)
+ALL = np.ones(40, bool)
+
+
+def best_f1(scores, truth):
+    return max(f1_score(truth, scores >= value) for value in np.unique(scores))
+
+
+@given(tied_scores, truths)
+def test_voxel_metrics_are_scikit_learns_ties_included(scores, truth):
+    found = voxel_metrics(scores, ALL, truth, 0.25)
+    if not truth.any():
+        assert all(math.isnan(value) for value in (found.auroc, found.auprc, found.dice, found.dice_oracle))
+        return
+    assert found.auprc == pytest.approx(average_precision_score(truth, scores))
+    assert found.dice == pytest.approx(f1_score(truth, scores > 0.25))
+    assert found.dice_oracle == pytest.approx(best_f1(scores, truth))
+    if truth.all():
+        assert math.isnan(found.auroc)
+    else:
+        assert found.auroc == pytest.approx(roc_auc_score(truth, scores))
+
+
+@given(tied_scores, truths, arrays(np.bool_, 40))
+def test_only_the_brain_counts(scores, truth, brain):
+    inside = voxel_metrics(scores[brain], np.ones(int(brain.sum()), bool), truth[brain], 0.25)
+    whole = voxel_metrics(scores, brain, truth, 0.25)
+    assert repr(inside) == repr(whole)
+    assert repr(dice_oracle(scores, truth, brain)) == repr(whole.dice_oracle)
+
+
+@given(tied_scores, truths)
+def test_rank_metrics_do_not_change_under_a_rising_transform(scores, truth):
+    found, moved = (voxel_metrics(s, ALL, truth, None) for s in (scores, np.exp(scores.astype(np.float64)) * 7))
+    assert repr(found) == repr(moved)
+    assert math.isnan(found.dice)
+
+
+def test_perfect_and_inverted_maps():
+    truth = np.arange(40) >= 30
+    perfect = voxel_metrics(truth.astype(np.float32), ALL, truth, 0.5)
+    assert (perfect.auroc, perfect.auprc, perfect.dice, perfect.dice_oracle) == (1, 1, 1, 1)
+    assert voxel_metrics(-truth.astype(np.float32), ALL, truth, 0.5).auroc == 0
+    assert dice(truth, ~truth) == 0
+
+
+def test_a_given_mask_takes_the_place_of_the_threshold():
+    truth = np.arange(40) >= 30
+    assert voxel_metrics(np.zeros(40, np.float32), ALL, truth, 0.5, anomalous=truth).dice == 1
+
+
+def test_bad_maps_are_refused():
+    with pytest.raises(InputError, match="not finite"):
+        voxel_metrics(np.full(40, np.nan), ALL, np.arange(40) > 3, 0.5)
+    with pytest.raises(InputError, match="differ in shape"):
+        voxel_metrics(np.zeros(39), ALL, ALL, 0.5)
+
+
+@given(tied_scores, arrays(np.bool_, 40))
+def test_case_auroc_is_scikit_learns(scores, kinds):
+    if kinds.any() and not kinds.all():
+        assert case_auroc(scores, kinds) == pytest.approx(roc_auc_score(kinds, scores))
+    else:
+        assert math.isnan(case_auroc(scores, kinds))
+
+
+def test_case_interval_resamples_patients():
+    rng = np.random.default_rng(0)
+    kinds = np.arange(60) % 2 == 0
+    scores = rng.normal(size=60) + kinds
+    found = case_auroc_estimate(scores, kinds, [str(i) for i in range(60)], 500, 0)
+    assert found.mean == pytest.approx(roc_auc_score(kinds, scores))
+    assert found.n == 60
+    drawn = []
+    for _ in range(250):
+        chosen = rng.integers(0, 60, 60)
+        drawn.append(roc_auc_score(kinds[chosen], scores[chosen]))
+    assert (found.ci_low, found.ci_high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.03)
+
+
+def test_bootstrap_interval_of_the_mean_agrees_with_theory():
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    found = bootstrap_ci(values, 4000, 0)
+    half = 1.96 * values.std(ddof=0) / 20
+    assert found.mean == pytest.approx(values.mean())
+    assert found.ci_low == pytest.approx(values.mean() - half, abs=0.02)
+    assert found.ci_high == pytest.approx(values.mean() + half, abs=0.02)
+    assert found == bootstrap_ci(values, 4000, 0)
+    assert found != bootstrap_ci(values, 4000, 1)
+
+
+def test_bootstrap_draws_a_patients_scans_together():
+    values = np.repeat([0.0, 1.0], 50)
+    together = bootstrap_ci(values, 500, 0, patients=["a"] * 50 + ["b"] * 50)
+    assert (together.ci_low, together.ci_high) == (0, 1)
+    apart = bootstrap_ci(values, 500, 0)
+    assert apart.ci_low > 0.3
+    assert together.n == apart.n == 100
+
+
+def test_bootstrap_of_little_or_nothing():
+    one = bootstrap_ci([0.5, math.nan])
+    assert (one.mean, one.n) == (0.5, 1)
+    assert math.isnan(one.ci_low)
+    assert bootstrap_ci([math.nan]).to_dict() == {"mean": None, "ci_low": None, "ci_high": None, "n": 0}
+    assert math.isnan(bootstrap_ci([1.0, 2.0], 0).ci_low)
+
+
+def pooled_scans(seed=0, n=6):
+    rng = np.random.default_rng(seed)
+    for index in range(n):
+        truth = rng.random(3000) < (0.05 if index else 0)
+        values = (rng.gamma(2, 0.1, 3000) + 0.2 * truth) * rng.choice([0.9, 1.1])
+        yield values.astype(np.float32), truth
+
+
+def test_pooled_metrics_are_those_of_all_voxels_together():
+    scans = list(pooled_scans())
+    hist = [histogram(v, np.ones(v.shape, bool), t, v > 0.5) for v, t in scans]
+    found = pooled(hist, [str(i) for i in range(len(scans))], 300, 0)
+    values, truth = (np.concatenate(parts) for parts in zip(*scans, strict=True))
+    assert found["auroc"].mean == pytest.approx(roc_auc_score(truth, values), abs=1e-4)
+    assert found["auprc"].mean == pytest.approx(average_precision_score(truth, values), abs=1e-3)
+    assert found["dice"].mean == pytest.approx(f1_score(truth, values > 0.5))
+    assert found["dice_oracle"].mean == pytest.approx(best_f1(values.round(2), truth), abs=5e-3)
+    assert all(e.n == 6 and e.ci_low <= e.mean <= e.ci_high for e in found.values())
+
+
+def test_pooled_interval_agrees_with_a_plain_bootstrap():
+    scans = list(pooled_scans(3))
+    hist = [histogram(v, np.ones(v.shape, bool), t, v > 0.5) for v, t in scans]
+    found = pooled(hist, list("abcdef"), 300, 0)["auprc"]
+    rng = np.random.default_rng(9)
+    drawn = []
+    for _ in range(150):
+        values, truth = (np.concatenate(p) for p in zip(*(scans[i] for i in rng.integers(0, 6, 6)), strict=True))
+        if truth.any():
+            drawn.append(average_precision_score(truth, values))
+    assert (found.ci_low, found.ci_high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.03)
+
+
+@given(arrays(np.float32, 30, elements=st.floats(-8, 8, width=32)))
+def test_bins_keep_the_order_and_zero_has_no_sign(values):
+    order = np.argsort(values)
+    single = [int(histogram(v[None], np.ones(1, bool), np.zeros(1, bool)).bins[0]) for v in values[order]]
+    assert single == sorted(single)
+    zeros = histogram(np.array([-0.0, 0.0], np.float32), np.ones(2, bool), np.zeros(2, bool))
+    assert len(zeros.bins) == 1
+
+
+def test_pooled_without_lesions_or_threshold():
+    values, nothing = np.random.default_rng(0).random(50).astype(np.float32), np.zeros(50, bool)
+    healthy = histogram(values, ~nothing, nothing)
+    assert pooled([healthy], ["a"])["auprc"].n == 0
+    some = histogram(values, ~nothing, values > 0.5)
+    found = pooled([some, healthy], ["a", "b"], 20)
+    assert math.isnan(found["dice"].mean)
+    assert found["auroc"].n == 2
+
+
+def test_lesion_metrics_count_components():
+    label, found, brain = np.zeros((3, 12, 12, 12), bool)
+    brain[:, :, :11] = True
+    label[1:3, 1, 1] = label[5, 5, 5] = label[9, 9, 9] = label[6, 6, 11] = True  # the last lies outside the brain
+    found[2:4, 2, 2] = found[9, 9, 8:10] = found[0, 9, 0] = True  # touching only at a corner does not overlap
+    result = lesion_metrics(found, label, brain)
+    assert (result.n_lesions, result.n_false) == (3, 2)
+    assert result.detection_rate == pytest.approx(1 / 3)
+    assert result.precision == pytest.approx(1 / 3)
+    assert result.f1 == pytest.approx(2 / 6)
+    assert math.isnan(lesion_metrics(found, np.zeros_like(label), brain).f1)
+
+
+def test_evaluate_writes_the_documented_keys_and_means(cohort):
+    metrics = evaluate(cohort.out, cohort.reference, cohort.root / "metrics", bootstrap=50)
+    assert metrics == json.loads((cohort.root / "metrics" / "metrics.json").read_text())
+    per_scan = [voxel_metrics(s.map, cohort.brain, s.label, cohort.threshold) for s in cohort.scans.values()]
+    for name in ("auroc", "auprc", "dice", "dice_oracle"):
+        expected = np.nanmean([getattr(m, name) for m in per_scan])
+        assert metrics[f"voxel.{name}"]["mean"] == pytest.approx(expected)
+        assert metrics[f"voxel.{name}"]["n"] == 2  # healthy scans have none
+        assert metrics[f"voxel_pooled.{name}"]["n"] == 4  # but count here
+        assert set(metrics[f"voxel.{name}"]) == {"mean", "ci_low", "ci_high", "n"}
+    scores = [float(s.map.max()) for s in cohort.scans.values()]
+    kinds = [bool(s.kind) for s in cohort.scans.values()]
+    assert metrics["case.auroc"]["mean"] == pytest.approx(roc_auc_score(kinds, scores))
+    assert set(metrics["by_lesion"]) == {"tumour", "ms"}
+    assert metrics["by_lesion"]["ms"]["voxel.auprc"]["n"] == 1
+    assert metrics["by_lesion"]["ms"]["case.auroc"]["n"] == 3
+    assert metrics["cases"]["not_scored"] == [
+        {"case": "e_T2w", "status": "failed", "message": "e_T2w.nii.gz holds <NaN>"}
+    ]
+
+
+def test_per_case_table_lists_every_scan(cohort):
+    evaluate(cohort.out, cohort.reference, cohort.root / "m", bootstrap=0)
+    rows = list(csv.DictReader((cohort.root / "m" / "metrics_per_case.csv").read_text().splitlines()))
+    assert [row["case"] for row in rows] == [*cohort.scans, "e_T2w"]
+    assert [row["status"] for row in rows] == ["scored"] * 4 + ["failed"]
+    assert rows[2]["auprc"] == ""
+    assert float(rows[0]["lesion_ml"]) == pytest.approx(27 * 9 / 1000)
+    assert rows[0]["brain_from"] == "reference"
+
+
+def test_scans_without_usable_reference_are_reported_and_the_rest_scored(cohort):
+    text = cohort.reference.read_text().splitlines()
+    text[1] = text[1].replace("a_T2w_lesion", "absent")
+    cohort.reference.write_text("\n".join(line for line in text if not line.startswith("c_T2w")) + "\n")
+    found = measure(cohort.out, cohort.reference, bootstrap=0)
+    assert [case.status for case in found.cases] == ["unusable", "scored", "no reference", "scored", "failed"]
+    assert "absent.nii.gz" in found.cases[0].message
+    assert found.metrics["cases"]["scored"] == 2
+    assert len(found.metrics["cases"]["not_scored"]) == 3
+
+
+def test_a_lesion_kind_without_a_label_is_not_taken_for_healthy(cohort):
+    cohort.reference.write_text(cohort.reference.read_text().replace("b_T2w_lesion.nii.gz", ""))
+    found = measure(cohort.out, cohort.reference, bootstrap=0)
+    assert found.cases[1].status == "unusable"
+    assert "names no label" in found.cases[1].message
+
+
+def test_reference_folder_of_label_files(cohort):
+    labels = cohort.root / "labels"
+    labels.mkdir()
+    for name in ("a_T2w_lesion.nii.gz", "b_T2w_lesion.nii.gz", "c_T2w_lesion.nii.gz"):
+        (labels / name).write_bytes((cohort.root / name).read_bytes())
+    (labels / "a_T2w_brainmask.nii.gz").write_bytes((cohort.root / "brain.nii.gz").read_bytes())
+    found = measure(cohort.out, labels, bootstrap=0)
+    assert [case.status for case in found.cases] == ["scored"] * 3 + ["no reference", "failed"]
+    assert [case.brain_from for case in found.cases[:2]] == ["reference", "non-zero reconstruction"]
+    by_table = measure(cohort.out, cohort.reference, bootstrap=0)
+    assert found.cases[1].voxel == by_table.cases[1].voxel  # the same brain, found another way
+    assert found.cases[2].has_lesion is False
+
+
+def test_reference_in_bids_names_and_unmatched_prefixes(cohort):
+    folder = cohort.root / "bids"
+    (folder / "derivatives").mkdir(parents=True)
+    for name in ("sub-1", "sub-10"):
+        (folder / "derivatives" / f"{name}_label-lesion_mask.nii.gz").write_bytes(b"")
+        (folder / "derivatives" / f"{name}_desc-brain_mask.nii.gz").write_bytes(b"")
+    (folder / "participants.tsv").write_text("participant_id\tlesion\nsub-1\tms\nsub-10\thealthy\n")
+    case = read_outputs(cohort.out)[0]
+    reference = Reference(folder)
+    truth = reference.find(type(case)("sub-1_T2w", "done", "", 0, 0, 0))
+    assert (truth.label.name, truth.mask.name) == ("sub-1_label-lesion_mask.nii.gz", "sub-1_desc-brain_mask.nii.gz")
+    assert (truth.patient, truth.lesion) == ("sub-1", "ms")
+    assert reference.find(type(case)("sub-10_T2w", "done", "", 0, 0, 0)).lesion is None
+    with pytest.raises(InputError, match="no reference for sub-2_T2w"):
+        reference.find(type(case)("sub-2_T2w", "done", "", 0, 0, 0))
+
+
+def test_bids_outputs_are_found_by_name(tmp_path):
+    names = ("desc-anomaly_T2w.json", "desc-anomaly_T2w.nii.gz", "desc-reconstruction_T2w.nii.gz")
+    for name in (*names, "label-anomaly_mask.nii.gz"):
+        (tmp_path / f"sub-1_{name}").write_text('{"case": "sub-1_T2w", "threshold": 0.5}')
+    (tmp_path / "cases.tsv").write_text("case\tstatus\nsub-1_T2w\tdone\n")
+    (case,) = read_outputs(tmp_path)
+    assert sorted(case.files) == ["anomaly", "mask", "reconstruction"]
+    assert case.files["mask"].name == "sub-1_label-anomaly_mask.nii.gz"
+    assert (case.finished, case.threshold) == (True, 0.5)
+
+
+def test_without_a_threshold_dice_is_undefined(cohort):
+    for path in cohort.out.glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"threshold": None}))
+    metrics = measure(cohort.out, cohort.reference, bootstrap=20).metrics
+    assert metrics["voxel.dice"] == {"mean": None, "ci_low": None, "ci_high": None, "n": 0}
+    assert metrics["voxel_pooled.dice"]["mean"] is None
+    assert metrics["voxel.auprc"]["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: (c.out / "cases.tsv").unlink(), "has no cases.tsv"),
+        (lambda c: (c.out / "cases.tsv").write_text("name\nx\n"), "no column case, status"),
+        (lambda c: c.reference.unlink(), "does not exist"),
+        (lambda c: c.reference.write_text("image\nx\n"), "no column label"),
+        (lambda c: c.reference.write_text("scan,label\nx,y\n"), "column image"),
+        (lambda c: c.reference.write_text("image,label\nother.nii.gz,\n"), "none of the 5 scans"),
+    ],
+)
+def test_unusable_folders_and_tables_say_so(cohort, change, message):
+    change(cohort)
+    with pytest.raises(InputError, match=message):
+        measure(cohort.out, cohort.reference)
+
+
+def test_negative_bootstrap_is_refused(cohort):
+    with pytest.raises(ConfigError, match="bootstrap -1"):
+        measure(cohort.out, cohort.reference, bootstrap=-1)
+
+
+def volume(data, affine=None):
+    image = nib.Nifti1Image(data.astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]) if affine is None else affine)
+    return Volume(np.asarray(data, np.float32), np.asarray(image.affine), image.header)
+
+
+def healthy_scans(n=12, shape=(8, 9, 7)):
+    rng = np.random.default_rng(4)
+    anatomy, brain = 50 + 50 * rng.random(shape), np.zeros(shape, bool)
+    brain[1:-1, 1:-1, 1:-1] = True
+    for _ in range(n):
+        yield volume(np.where(brain, anatomy + rng.normal(0, 2, shape), 0)), brain
+
+
+def test_relative_intensity_does_not_see_gain_or_offset():
+    scan, brain = next(healthy_scans())
+    assert np.allclose(relative_intensity(scan.data, brain), relative_intensity(scan.data * 7 + 30, brain), atol=1e-4)
+    assert np.median(relative_intensity(scan.data, brain)[brain]) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(InputError, match="no contrast"):
+        relative_intensity(np.ones((3, 3, 3)), np.ones((3, 3, 3), bool))
+
+
+def test_intensity_map_ranks_bright_dark_and_either():
+    scan, brain = next(healthy_scans())
+    inside = scan.data[brain]
+    bright, dark, either = (intensity_map(scan.data, brain, sign)[brain] for sign in ("bright", "dark", "abs"))
+    assert np.corrcoef(inside, bright)[0, 1] > 0.999
+    assert np.corrcoef(inside, dark)[0, 1] < -0.9
+    assert np.allclose(either, np.abs(bright - 1))
+
+
+def test_zscore_finds_what_no_healthy_scan_has():
+    scan, brain = next(healthy_scans())
+    healthy = fit_zscore(healthy_scans())
+    changed = scan.data.copy()
+    changed[4, 4, 3] += 20
+    scores = zscore_map(volume(changed), brain, healthy)
+    assert np.unravel_index(scores.argmax(), scores.shape) == (4, 4, 3)
+    assert zscore_map(volume(changed), brain, healthy, "dark")[4, 4, 3] == 0
+    assert not scores[~brain].any()
+
+
+def test_zscore_of_a_scan_on_another_grid_follows_the_affine():
+    scan, brain = next(healthy_scans())
+    healthy = fit_zscore(healthy_scans())
+    plain = zscore_map(scan, brain, healthy)
+    flip = np.diag([-2.0, 2.0, 2.0, 1.0])
+    flip[0, 3] = 2.0 * (brain.shape[0] - 1)
+    flipped = zscore_map(volume(scan.data[::-1], flip), brain[::-1], healthy)
+    assert np.allclose(flipped[::-1], plain, atol=1e-4)
+
+
+def test_zscore_needs_three_scans():
+    with pytest.raises(InputError, match="at least 3"):
+        fit_zscore(list(healthy_scans(2)))
+
+
+def test_filtering_a_volume_is_filtering_its_slices():
+    values = np.random.default_rng(0).random((6, 7, 5)).astype(np.float32)
+    mask, config = np.ones(values.shape, bool), ScoreConfig(median_mm=3, erode_mm=1)
+    expected = postprocess(np.moveaxis(values, 2, 0), np.moveaxis(mask, 2, 0), (1, 1, 1), config)
+    assert np.array_equal(filter_map(values, mask, (1, 1, 1), config), np.moveaxis(expected, 0, 2))
+
+
+def test_method_metrics_average_over_scans_of_a_kind(cohort):
+    scans = list(cohort.scans.values())
+    healthy = [(s.map, cohort.brain) for s in scans if not s.kind]
+    table = method_metrics(healthy, [(s.map, cohort.brain, s.label, s.kind or "healthy") for s in scans], 0.01)
+    assert table["healthy"] == {"auroc": None, "auprc": None, "dice": None, "dice_oracle": None}
+    expected = voxel_metrics(scans[0].map, cohort.brain, scans[0].label, None)
+    assert table["tumour"]["auprc"] == pytest.approx(expected.auprc)

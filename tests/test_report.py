@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib import image
+
+from maediff.errors import InputError
+from maediff.evaluation import evaluate
+from maediff.report import write_report
+from maediff.report.figures import (
+    axial_planes,
+    data_uri,
+    frame_around,
+    grey,
+    heat,
+    most_anomalous_slice,
+    overlay,
+    plane_spacing_mm,
+    scale_top,
+)
+
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Checker(HTMLParser):
+    """Collects links and checks that every element is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources, self.tags = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in {"src", "href"}]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check(text):
+    checker = Checker()
+    checker.feed(text)
+    assert not checker.open
+    return checker
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "ASR", "SLP", "PIR"])
+def test_pictures_are_radiological_whatever_the_voxel_order(codes):
+    shape = (6, 8, 5)
+    world = np.zeros(shape, np.float32)
+    world[-1, :, :] += 1  # the patient's right-hand... RAS: the last index of x is the right side
+    world[:, -1, :] += 2  # front
+    world[:, :, -1] += 4  # top
+    ras = nib.Nifti1Image(world, np.diag([1.0, 2.0, 3.0, 1.0]))
+    turned = ras.as_reoriented(
+        nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
+    )
+    planes = axial_planes(np.asarray(turned.dataobj), turned.affine)
+    assert planes.shape == (5, 8, 6)
+    assert planes[2, 4, 0] == 1  # right side on the left of the picture
+    assert planes[2, 0, 3] == 2  # front on top
+    assert planes[-1, 4, 3] == 4  # slices from the feet up
+    assert plane_spacing_mm(turned.affine) == pytest.approx((2.0, 1.0))
+
+
+def test_most_anomalous_slice_and_crop():
+    planes = np.full((9, 60, 50), 0.1, np.float32)
+    planes[6, 20:30, 20:30] = 1
+    assert most_anomalous_slice(planes) == 6
+    assert most_anomalous_slice(np.zeros((9, 4, 4))) == 4
+    brain = np.zeros(planes.shape, bool)
+    brain[3:, 20:40, 10:40] = True
+    frame = frame_around(brain, 6, (2.0, 1.0))
+    assert frame.cut(planes).shape == (20 + 8, 30 + 16)
+    assert frame.aspect == pytest.approx(46 / 56)
+    assert frame_around(~brain & brain, 0, (1.0, 1.0)).cut(planes).shape == (60, 50)
+
+
+def test_large_pictures_are_thinned():
+    planes = np.zeros((1, 900, 700), np.float32)
+    assert max(frame_around(planes > 1, 0, (1.0, 1.0)).cut(planes).shape) <= 320
+
+
+def test_colours():
+    assert grey(np.array([[-1.0, 0.0, 5.0]]), 0, 1)[0, :, 0].tolist() == [0, 0, 255]
+    ramp = heat(np.array([[0.0, 0.5, 1.0, 3.0]]), 1.0).astype(int).sum(axis=2)[0]
+    assert ramp[0] < ramp[1] < ramp[2] == ramp[3]
+    tinted = overlay(np.zeros((1, 2, 3), np.uint8), np.array([[True, False]]), (255, 0, 0))
+    assert tinted[0, 0, 0] > 100
+    assert not tinted[0, 1].any()
+
+
+def test_data_uri_is_the_picture():
+    picture = np.random.default_rng(0).integers(0, 256, (5, 4, 3)).astype(np.uint8)
+    encoded = data_uri(picture).removeprefix("data:image/png;base64,")
+    back = image.imread(io.BytesIO(base64.b64decode(encoded)))
+    assert np.array_equal((back[..., :3] * 255).round(), picture)
+
+
+@pytest.mark.parametrize(("tops", "threshold", "top"), [([0.3], 1.0, 1.5), ([], None, 1.0), ([123.4], 0.1, 130.0)])
+def test_scale_ends_on_a_round_number_beyond_the_threshold(tops, threshold, top):
+    assert scale_top(tops, threshold) == top
+
+
+def test_report_is_whole_and_needs_nothing_else(cohort):
+    (cohort.out / "run.json").write_text(json.dumps({"command": "infer", "versions": {"maediff": "9.9"}, "seed": 3}))
+    table = {"maediff": {"ms": {"auprc": 0.7, "auroc": None}}, "zscore": {"ms": {"auprc": 0.2, "auroc": float("nan")}}}
+    path = write_report(cohort.out, cohort.root / "r.html", reference=cohort.reference, table=table, title="A <b> & c")
+    text = path.read_text(encoding="utf-8")
+    checker = check(text)
+    assert all(source.startswith(("data:image/png", "#")) for source in checker.sources)
+    assert "http" not in re.sub(r'"data:[^"]*"', "", text)
+    assert "A &lt;b&gt; &amp; c" in text
+    assert "e_T2w.nii.gz holds &lt;NaN&gt;" in text  # the failed scan and its reason
+    assert "Research use only" in text
+    assert "ab" * 32 in text  # model hash
+    assert "9.9" in text
+    assert '<td class="n best">0.700</td>' in text
+    for caption in ("Scan", "Healthy reconstruction", "Anomaly map", "Anomaly mask", "Truth"):
+        assert text.count(f"<figcaption>{caption}") >= 4
+    assert "Truth: no lesion here" in text
+    assert not list(cohort.root.glob(".*"))
+
+
+def test_report_without_reference_asks_for_one(cohort):
+    text = write_report(cohort.out, cohort.root / "r.html").read_text(encoding="utf-8")
+    check(text)
+    assert "maediff evaluate" in text
+    assert "Truth" not in re.sub(r"<footer>.*", "", text, flags=re.DOTALL).split("<main>")[1].split("<script>")[0]
+    assert text.count("<img ") == 4 * 4
+
+
+def test_metrics_can_be_given_as_folder_or_values(cohort):
+    metrics = evaluate(cohort.out, cohort.reference, cohort.root / "m", bootstrap=20)
+    auprc = f"{metrics['voxel.auprc']['mean']:.3f}"
+    from_folder = write_report(cohort.out, cohort.root / "a.html", metrics=cohort.root / "m").read_text()
+    from_values = write_report(cohort.out, cohort.root / "b.html", metrics=metrics).read_text()
+    assert auprc in from_folder
+    assert auprc in from_values
+    assert "Oracle Dice ↕" not in from_values
+    with pytest.raises(InputError, match="cannot read metrics"):
+        write_report(cohort.out, cohort.root / "c.html", metrics=cohort.root / "absent.json")
+
+
+def test_large_cohorts_show_the_highest_scores_only(cohort):
+    text = write_report(cohort.out, cohort.root / "r.html", max_pictures=1).read_text()
+    assert text.count("<article") == 1
+    assert "the 1 highest of 4 scans" in text
+    highest = max(cohort.scans, key=lambda case: cohort.scans[case].map.max())
+    assert f"<h3>{highest}</h3>" in text
+
+
+def test_missing_scans_and_masks_leave_the_rest(cohort):
+    for path in [*cohort.root.glob("*_T2w.nii.gz"), *cohort.out.glob("*-mask.nii.gz")]:
+        path.unlink()
+    (cohort.out / "a_T2w_reconstruction.nii.gz").write_bytes(b"broken")
+    text = write_report(cohort.out, cohort.root / "r.html").read_text()
+    check(text)
+    assert "no longer where it was" in text
+    assert "No pictures:" in text
+    assert "<figcaption>Scan" not in text
+    assert "<figcaption>Anomaly map" in text
+
+
+def test_uncalibrated_models_are_told_to_calibrate(cohort):
+    for path in cohort.out.glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"threshold": None}))
+    assert "maediff calibrate" in write_report(cohort.out, cohort.root / "r.html").read_text()
