@@ -122,6 +122,15 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object; a file that is missing, unreadable or holds anything else counts as empty."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def file_sha256(path: str | Path) -> str:
     """Hash a file's bytes, reading in pieces.
 
@@ -198,12 +207,10 @@ def load_model_folder(folder: str | Path) -> StoredModel:
     try:
         weights = load_file(folder / WEIGHTS)
         config = load_config(folder / CONFIG)
-        calibration = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
+        calibration = _read_calibration(folder)
         card = (folder / CARD).read_text(encoding="utf-8")
     except (OSError, ValueError, SafetensorError, ConfigError) as error:
         raise ModelError(f"model folder {folder} cannot be read: {error}") from error
-    if calibration is not None and not isinstance(calibration, dict):
-        raise ModelError(f"{folder / CALIBRATION} holds {type(calibration).__name__}; expected an object or null")
     return StoredModel(weights, config, calibration, card, model_hash)
 
 
@@ -274,7 +281,7 @@ def describe_model(folder: str | Path) -> dict[str, Any]:
     model_hash = verify_model_folder(folder)
     try:
         config = load_config(folder / CONFIG)
-        calibration = json.loads(_read_text(folder / CALIBRATION))
+        calibration = _read_calibration(folder)
         parameters = _count_parameters(folder / WEIGHTS)
     except (ValueError, LookupError, TypeError, ConfigError) as error:
         raise ModelError(f"model folder {folder} cannot be read: {error}") from error
@@ -357,6 +364,13 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"cannot read {path}: {error}; this is not a whole MAEDiff model folder") from error
+
+
+def _read_calibration(folder: Path) -> dict[str, Any] | None:
+    calibration = json.loads(_read_text(folder / CALIBRATION))
+    if calibration is None or isinstance(calibration, dict):
+        return calibration
+    raise ModelError(f"{folder / CALIBRATION} holds {type(calibration).__name__}; expected an object or null")
 
 
 def _format_sums(sums: Mapping[str, str]) -> str:

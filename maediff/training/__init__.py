@@ -1,1 +1,1 @@
-"""."""
+"""Training: the stream of samples, the loop and its checkpoints."""

@@ -1,0 +1,153 @@
+"""Healthy slices of many scans, in memory, with a copy on disk so that a resumed run starts at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from maediff.config import DataConfig
+from maediff.data.cases import Case
+from maediff.errors import InputError, MAEDiffError
+from maediff.preprocess import lesion_slices, prepare
+from maediff.store import atomic_path
+from maediff.volume import read_mask, read_nifti
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SliceSet:
+    """Working slices of several scans.
+
+    Attributes:
+        images: (N, H, W) float16, scaled to [-1, clip].
+        masks: (N, H, W) bool, the brain.
+        subjects: Subject of each slice.
+        left_out: Slices left out because a label marks them.
+        failed: Scans that could not be read, with the reason.
+    """
+
+    images: npt.NDArray[np.float16]
+    masks: npt.NDArray[np.bool_]
+    subjects: tuple[str, ...]
+    left_out: int
+    failed: tuple[tuple[str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def healthy_slices(
+    cases: Sequence[Case], config: DataConfig, cache: Path | None = None, on_case: Callable[[str], None] | None = None
+) -> SliceSet:
+    """Read the slices to train on: those with brain, less those that hold any of a lesion label.
+
+    Args:
+        cases: Scans; one that cannot be read is recorded in `failed` and skipped.
+        config: Working grid and intensities.
+        cache: Folder for a copy; reused while scans (path, size, time) and `config` stay the same.
+        on_case: Told the name of each scan as it is read.
+
+    Raises:
+        InputError: No slice is left.
+    """
+    stored = None if cache is None else cache / f"slices-{_key(cases, config)}.npz"
+    if stored is not None and stored.is_file():
+        return _load(stored)
+    parts: list[tuple[Case, Slices]] = []
+    failed = []
+    for case in cases:
+        if on_case:
+            on_case(case.id)
+        try:
+            parts.append((case, _read(case, config)))
+        except MAEDiffError as error:
+            failed.append((case.id, str(error)))
+            log.warning("left out %s: %s", case.id, error)
+    if not any(len(part.images) for _, part in parts):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
+        raise InputError(f"none of {len(cases)} scans gave a healthy slice to train on. {reasons}".strip())
+    result = SliceSet(
+        np.concatenate([part.images for _, part in parts]),
+        np.concatenate([part.masks for _, part in parts]),
+        tuple(case.subject for case, part in parts for _ in part.images),
+        sum(part.left_out for _, part in parts),
+        tuple(failed),
+    )
+    if stored is not None:
+        _save(stored, result)
+    return result
+
+
+class Slices(NamedTuple):
+    """Healthy slices of one scan, fitted to the working size, and how many were left out for a lesion."""
+
+    images: npt.NDArray[np.float16]
+    masks: npt.NDArray[np.bool_]
+    left_out: int
+
+
+def _read(case: Case, config: DataConfig) -> Slices:
+    volume = read_nifti(case.image)
+    mask = read_mask(case.mask, volume, "brain mask") if case.mask else None
+    prepared = prepare(volume, mask, config)
+    brain = prepared.mask.mean((1, 2)) >= config.min_brain_fraction
+    diseased = np.zeros_like(brain)
+    if case.label:
+        diseased = lesion_slices(read_mask(case.label, volume, "lesion label"), prepared.grid)
+    keep = brain & ~diseased
+    images = fit_size(prepared.slices[keep], config.size, -1.0).astype(np.float16)
+    return Slices(images, fit_size(prepared.mask[keep], config.size, False), int((brain & diseased).sum()))
+
+
+def fit_size(stack: npt.NDArray[Any], size: tuple[int, int], fill: float) -> npt.NDArray[Any]:
+    """Crop or pad the last two axes around their centre.
+
+    Args:
+        stack: (S, H, W).
+        size: Wanted (H, W).
+        fill: Value of new pixels.
+    """
+    for axis, want in zip((1, 2), size, strict=True):
+        have = stack.shape[axis]
+        first = (have - want) // 2
+        if first > 0:
+            stack = np.take(stack, range(first, first + want), axis)
+        elif have < want:
+            before = (want - have) // 2
+            pad = [(0, 0)] * 3
+            pad[axis] = (before, want - have - before)
+            stack = np.pad(stack, pad, constant_values=fill)
+        elif have > want:
+            stack = np.take(stack, range(want), axis)
+    return stack
+
+
+def _key(cases: Sequence[Case], config: DataConfig) -> str:
+    """Hash what the slices depend on: scans by path, size and time, and how they are prepared."""
+    files = [path for case in cases for path in (case.image, case.mask, case.label) if path and path.is_file()]
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    text = json.dumps([facts, [case.id for case in cases], config.model_dump(mode="json")])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _save(path: Path, slices: SliceSet) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = json.dumps({"subjects": slices.subjects, "left_out": slices.left_out, "failed": slices.failed})
+    with atomic_path(path) as temporary:
+        np.savez(temporary, images=slices.images, masks=slices.masks, facts=np.array(facts))
+
+
+def _load(path: Path) -> SliceSet:
+    with np.load(path, allow_pickle=False) as stored:
+        facts = json.loads(str(stored["facts"]))
+        failed = tuple((name, reason) for name, reason in facts["failed"])
+        return SliceSet(stored["images"], stored["masks"], tuple(facts["subjects"]), facts["left_out"], failed)

@@ -1,0 +1,53 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from maediff.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Choose a device; only "auto" may fall back.
+
+    Args:
+        name: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:N" or "mps".
+
+    Raises:
+        ConfigError: Unknown name, or a device that this machine lacks.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ConfigError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:N or mps")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name!r} is not here ({torch.cuda.device_count()} CUDA devices); use --device auto or cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device 'mps' is not here; use --device auto or cpu")
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Tell whether bf16 arithmetic is in the hardware: Ampere and later, or a CPU with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public test in torch 2.8 to 2.13
+        return bool(supported and supported())
+    return False
+
+
+def use_bf16(device: torch.device, precision: str) -> bool:
+    """Resolve "auto", "bf16" or "fp32" on a device."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))

@@ -1,0 +1,244 @@
+"""Many scans on disk: each becomes its maps and a sidecar; one bad scan never stops the others."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from maediff.data.cases import Case
+from maediff.errors import MAEDiffError, OutputError
+from maediff.inference.predictor import AnomalyResult, Predictor
+from maediff.provenance import without_names
+from maediff.store import file_sha256, read_json, write_json, write_text
+from maediff.volume import write_like
+
+log = logging.getLogger(__name__)
+Status = Literal["done", "skipped", "failed"]
+_COLUMNS = ("case", "status", "score", "anomalous_volume_ml", "seconds", "message")
+
+
+@dataclass(frozen=True)
+class CaseOutcome:
+    """What became of one scan; a row of `cases.tsv`."""
+
+    case: str
+    status: Status
+    score: float | None = None
+    anomalous_volume_ml: float | None = None
+    seconds: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class InferSummary:
+    """How many scans were done, skipped because they were finished, and failed."""
+
+    done: int
+    skipped: int
+    failed: int
+    cases: tuple[CaseOutcome, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedCase:
+    """A scan and what a run would do with it."""
+
+    case: str
+    image: Path
+    action: Literal["infer", "skip"]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the outputs of a case go."""
+
+    anomaly: Path
+    reconstruction: Path
+    mask: Path
+    uncertainty: Path
+    sidecar: Path
+    preview: Path
+
+    @classmethod
+    def of(cls, case: Case, out: Path) -> Outputs:
+        """Name the outputs: BIDS derivatives for BIDS scans, else by the stem of the scan."""
+        if case.bids:
+            base, suffix = out / case.bids.folder / case.bids.entities, case.bids.suffix
+            names = {
+                kind: Path(f"{base}_desc-{kind}_{suffix}.nii.gz")
+                for kind in ("anomaly", "reconstruction", "uncertainty")
+            }
+            mask = Path(f"{base}_label-anomaly_mask.nii.gz")
+            stem = f"{base}_desc-anomaly_{suffix}"
+            return cls(**names, mask=mask, sidecar=Path(f"{stem}.json"), preview=Path(f"{stem}.png"))
+        stem = str(out / case.id)
+        return cls(
+            anomaly=Path(f"{stem}_anomaly.nii.gz"),
+            reconstruction=Path(f"{stem}_reconstruction.nii.gz"),
+            mask=Path(f"{stem}_anomaly-mask.nii.gz"),
+            uncertainty=Path(f"{stem}_uncertainty.nii.gz"),
+            sidecar=Path(f"{stem}_anomaly.json"),
+            preview=Path(f"{stem}_preview.png"),
+        )
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """What a finished output must share with this run to be kept."""
+
+    model_hash: str
+    config_hash: str
+    seed: int
+
+    def fits(self, case: Case, outputs: Outputs) -> bool:
+        """Tell whether the outputs of a case are finished, and of this input, model, configuration and seed."""
+        found = read_json(outputs.sidecar)
+        wanted = {"model_hash": self.model_hash, "config_hash": self.config_hash, "seed": self.seed}
+        if any(found.get(name) != value for name, value in wanted.items()):
+            return False
+        named = [outputs.sidecar.parent / str(name) for name in found.get("outputs", {}).values()]
+        try:
+            return all(path.is_file() for path in named) and found.get("input_sha256") == input_hash(case)
+        except OSError:
+            return False
+
+
+def input_hash(case: Case) -> str:
+    """Hash a scan and its brain mask."""
+    parts = [file_sha256(path) for path in (case.image, case.mask) if path is not None]
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def plan_cases(cases: Sequence[Case], out: Path, key: RunKey, *, overwrite: bool) -> list[PlannedCase]:
+    """List what a run would do, without computing anything."""
+    return [
+        PlannedCase(
+            case.id, case.image, "skip" if not overwrite and key.fits(case, Outputs.of(case, out)) else "infer"
+        )
+        for case in cases
+    ]
+
+
+def infer_cases(
+    predictor: Predictor,
+    cases: Sequence[Case],
+    out: Path,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+    on_case: Callable[[CaseOutcome], None] | None = None,
+    on_result: Callable[[AnomalyResult, Outputs], None] | None = None,
+) -> InferSummary:
+    """Score scans one after another and write their outputs.
+
+    Args:
+        predictor: The model.
+        cases: Scans.
+        out: Output folder.
+        seed: Seed of the noise.
+        overwrite: Compute again what is finished.
+        on_case: Told the outcome of each scan.
+        on_result: Given each new result, before its sidecar is written (previews).
+
+    Returns:
+        Counts and outcomes. `cases.tsv` is rewritten after every scan.
+
+    Raises:
+        OutputError: The output folder cannot be written; nothing else would succeed either.
+    """
+    key = RunKey(predictor.model_hash, predictor.config_hash, seed)
+    outcomes: list[CaseOutcome] = []
+    for case in cases:
+        outputs = Outputs.of(case, out)
+        try:
+            if not overwrite and key.fits(case, outputs):
+                outcome = _from_sidecar(case, outputs)
+            else:
+                outputs.sidecar.unlink(missing_ok=True)  # until the new outputs are complete, none is finished
+                outcome = _infer_one(predictor, case, outputs, key, on_result)
+        except OutputError:
+            raise
+        except (MAEDiffError, MemoryError, OSError, RuntimeError) as error:
+            log.debug("case %s failed", case.id, exc_info=True)
+            outcome = CaseOutcome(case.id, "failed", message=_one_line(error))
+        outcomes.append(outcome)
+        write_table(out / "cases.tsv", outcomes)
+        if on_case:
+            on_case(outcome)
+    counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "skipped", "failed")}
+    return InferSummary(counts["done"], counts["skipped"], counts["failed"], tuple(outcomes))
+
+
+def _infer_one(
+    predictor: Predictor,
+    case: Case,
+    outputs: Outputs,
+    key: RunKey,
+    on_result: Callable[[AnomalyResult, Outputs], None] | None,
+) -> CaseOutcome:
+    result = predictor.predict(case.image, case.mask, seed=key.seed)
+    written = {"anomaly": outputs.anomaly, "reconstruction": outputs.reconstruction}
+    write_like(outputs.anomaly, result.anomaly, result.volume)
+    write_like(outputs.reconstruction, result.reconstruction, result.volume)
+    if result.anomaly_mask is not None:
+        written["mask"] = write_like(outputs.mask, result.anomaly_mask, result.volume, np.uint8)
+    if result.uncertainty is not None:
+        written["uncertainty"] = write_like(outputs.uncertainty, result.uncertainty, result.volume)
+    if on_result:
+        on_result(result, outputs)
+    write_json(outputs.sidecar, _sidecar(case, result, key, {name: path.name for name, path in written.items()}))
+    return CaseOutcome(case.id, "done", result.score, result.volume_ml, result.seconds, "; ".join(result.notes))
+
+
+def _sidecar(case: Case, result: AnomalyResult, key: RunKey, written: dict[str, str]) -> dict[str, Any]:
+    return {
+        "case": case.id,
+        "subject": case.subject,
+        "image": without_names(str(case.image.resolve())),
+        "mask": without_names(str(case.mask.resolve())) if case.mask else None,
+        "input_sha256": input_hash(case),
+        "model_hash": key.model_hash,
+        "config_hash": key.config_hash,
+        "seed": key.seed,
+        "units": "working units: 2 spans the scan's intensity scale",
+        "threshold": result.threshold,
+        "threshold_origin": result.threshold_origin,
+        "score": result.score,
+        "score_percentile": result.score_percentile,
+        "volume_ml": result.volume_ml,
+        "brain_volume_ml": result.brain_volume_ml,
+        "seconds": round(result.seconds, 3),
+        "notes": list(result.notes),
+        "outputs": written,
+        "use": "research use only",
+    }
+
+
+def _from_sidecar(case: Case, outputs: Outputs) -> CaseOutcome:
+    found = read_json(outputs.sidecar)
+    message = "finished in an earlier run"
+    return CaseOutcome(case.id, "skipped", found.get("score"), found.get("volume_ml"), found.get("seconds"), message)
+
+
+def write_table(path: Path, outcomes: Sequence[CaseOutcome]) -> None:
+    """Write `cases.tsv` atomically."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for outcome in outcomes:
+        numbers = (outcome.score, outcome.anomalous_volume_ml, outcome.seconds)
+        shown = ["n/a" if value is None else f"{value:.6g}" for value in numbers]
+        writer.writerow([outcome.case, outcome.status, *shown, outcome.message])
+    write_text(path, text.getvalue())
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())

@@ -1,0 +1,253 @@
+"""One scan in, one anomaly map out, in memory."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maediff.calibration import Calibration
+from maediff.config import Config, config_hash, override
+from maediff.errors import ConfigError, InputError, ModelError
+from maediff.hardware import resolve_device, use_bf16
+from maediff.inference.sliding import SlidingReconstructor
+from maediff.models.reconstructor import Reconstructor
+from maediff.preprocess import Prepared, prepare
+from maediff.scoring import anomaly_map, anomaly_mask, case_score, eroded
+from maediff.store import load_model_folder, resolve_model
+from maediff.volume import Volume, from_image, image_like, read_mask, stem_of
+
+log = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+Image = str | Path | nib.Nifti1Image | Volume
+
+
+@dataclass(frozen=True)
+class AnomalyResult:
+    """What MAEDiff says about one scan; all arrays are (X, Y, Z) on the scan's own voxel grid.
+
+    Attributes:
+        volume: The scan.
+        anomaly: Anomaly map, float32, working units (2 spans the scan's intensity scale), zero outside the brain.
+        reconstruction: Healthy reconstruction in the scan's intensity units, zero outside the brain.
+        brain_mask: Where the map is defined.
+        anomaly_mask: Voxels above the calibrated threshold; None where the model has no calibration.
+        uncertainty: Standard deviation of the reconstruction over noise draws and timesteps, working units; None for
+            a single one.
+        score: Scan-level score, the mean of the highest 1 % of the map inside the brain.
+        score_percentile: Share of healthy calibration scans that scored lower, 0 to 1; None without calibration.
+        threshold: Calibrated threshold of the map, or None.
+        threshold_origin: Where the threshold comes from.
+        notes: What a user should be told about this scan.
+        seconds: Time taken.
+    """
+
+    volume: Volume
+    anomaly: FloatArray
+    reconstruction: FloatArray
+    brain_mask: BoolArray
+    anomaly_mask: BoolArray | None
+    uncertainty: FloatArray | None
+    score: float
+    score_percentile: float | None
+    threshold: float | None
+    threshold_origin: str | None
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def volume_ml(self) -> float | None:
+        """Volume of the anomaly mask, ml; None without calibration."""
+        if self.anomaly_mask is None:
+            return None
+        return float(np.count_nonzero(self.anomaly_mask)) * self.volume.voxel_mm3 / 1000
+
+    @property
+    def brain_volume_ml(self) -> float:
+        """Volume of the brain mask, ml."""
+        return float(np.count_nonzero(self.brain_mask)) * self.volume.voxel_mm3 / 1000
+
+    def image(self, name: str) -> nib.Nifti1Image:
+        """Return an array as a NIfTI image with the scan's affine, qform and sform.
+
+        Args:
+            name: "anomaly", "reconstruction", "brain_mask", "anomaly_mask" or "uncertainty".
+
+        Raises:
+            InputError: Unknown name, or a map that this result does not have.
+        """
+        names = ("anomaly", "reconstruction", "brain_mask", "anomaly_mask", "uncertainty")
+        if name not in names:
+            raise InputError(f"a result has no map {name!r}; it has {', '.join(names)}")
+        data = getattr(self, name)
+        if data is None:
+            why = "the model is not calibrated" if name == "anomaly_mask" else "there was a single draw (infer.draws)"
+            raise InputError(f"this result has no {name}: {why}")
+        return image_like(data, self.volume, np.uint8 if data.dtype == bool else np.float32)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model that is ready to score scans.
+
+    Attributes:
+        config: Configuration, overrides included.
+        network: The reconstructor, in eval mode on `device`.
+        calibration: Threshold from healthy scans, or None.
+        model_hash: Hash of the model folder.
+        device: Where it computes.
+    """
+
+    config: Config
+    network: Reconstructor
+    calibration: Calibration | None
+    model_hash: str
+    device: torch.device
+
+    @cached_property
+    def config_hash(self) -> str:
+        """Hash of the configuration in force."""
+        return config_hash(self.config)
+
+    @cached_property
+    def reconstruct(self) -> SlidingReconstructor:
+        """The sliding-window engine."""
+        bf16 = use_bf16(self.device, self.config.infer.precision)
+        return SlidingReconstructor(self.network, self.config, self.device, bf16=bf16)
+
+    def predict(
+        self,
+        image: Image,
+        mask: Image | npt.NDArray[Any] | None = None,
+        seed: int = 0,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> AnomalyResult:
+        """Score one scan.
+
+        Args:
+            image: Path, nibabel image or :class:`~maediff.volume.Volume`; single-channel, 3-D.
+            mask: Brain mask on the same grid; without one, the non-zero voxels of a skull-stripped scan.
+            seed: Seed of the noise. The result depends on it, on the scan's file name and on the scan alone.
+            on_batch: Told how many windows are done, of how many.
+
+        Returns:
+            Maps on the voxel grid of `image`.
+
+        Raises:
+            InputError: The scan or the mask cannot be used.
+            GeometryError: They have no usable place in space, or not the same grid.
+        """
+        start = time.perf_counter()
+        volume = from_image(image)
+        brain = None if mask is None else _mask(mask, volume)
+        prepared = prepare(volume, brain, self.config.data)
+        name = stem_of(volume.source) if volume.source else ""
+        slices, inside = torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask)
+        mean, deviation = self.reconstruct(slices, inside, (seed, name), on_batch)
+        anomaly = self._map(prepared, mean.numpy())
+        reconstruction = prepared.scale.inverse(prepared.to_native(mean.numpy()))
+        reconstruction[~prepared.native_mask] = 0
+        calibrated = self.calibration
+        score = case_score(anomaly, prepared.native_mask)
+        return AnomalyResult(
+            volume=volume,
+            anomaly=anomaly,
+            reconstruction=reconstruction,
+            brain_mask=prepared.native_mask,
+            anomaly_mask=self._mask(anomaly, volume),
+            uncertainty=None if deviation is None else prepared.to_native(deviation.numpy()),
+            score=score,
+            score_percentile=calibrated.percentile_of(score) if calibrated else None,
+            threshold=calibrated.threshold if calibrated else None,
+            threshold_origin=calibrated.origin if calibrated else None,
+            notes=prepared.notes,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _map(self, prepared: Prepared, healthy: FloatArray) -> FloatArray:
+        """Score working slices and bring the map to native space; erosion is repeated there to keep its edge sharp."""
+        config, spacing = self.config.score, prepared.grid.spacing_mm
+        working = anomaly_map(prepared.slices, healthy, prepared.mask, spacing, config)
+        native = prepared.to_native(working)
+        if config.erode_mm:
+            native[prepared.to_native(eroded(prepared.mask, spacing, config.erode_mm), order=0) == 0] = 0
+        return native
+
+    def _mask(self, anomaly: FloatArray, volume: Volume) -> BoolArray | None:
+        if self.calibration is None:
+            return None
+        return anomaly_mask(anomaly, self.calibration.threshold, volume.spacing_mm, self.config.score.min_size_mm3)
+
+
+def load_model(model: str | Path, device: str = "auto", overrides: tuple[str, ...] = ()) -> Predictor:
+    """Load a model folder, verified, ready to score scans.
+
+    Args:
+        model: Folder that `maediff train` wrote, or "phantom", the model that ships with the package.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        overrides: Changes such as ``infer.draws=4``; those that change maps drop the calibration, since its threshold
+            belongs to other maps, and those that would need another network are refused.
+
+    Raises:
+        ModelError: The folder is missing, damaged or of a newer schema, or its weights fit another network.
+        ConfigError: Unknown device, or an override that is impossible or not allowed.
+    """
+    chosen = resolve_device(device)
+    stored = load_model_folder(resolve_model(model))
+    config = override(stored.config, overrides)
+    if _trained_as(config) != _trained_as(stored.config):
+        raise ConfigError(
+            f"overrides {', '.join(overrides)} change what the network was trained as; "
+            f"allowed are infer.*, score.*, partition.stride and diffusion.{{{', '.join(sorted(_FREE_DIFFUSION))}}}"
+        )
+    network = Reconstructor(config.model, config.partition.cell)
+    try:
+        network.load_state_dict({name: value.float() for name, value in stored.weights.items()})
+    except RuntimeError as error:
+        raise ModelError(f"the weights of {model} do not fit its config.yaml: {str(error).splitlines()[0]}") from error
+    network = network.to(chosen).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    calibration = Calibration.from_dict(stored.calibration) if stored.calibration else None
+    if calibration and _maps_as(config) != _maps_as(stored.config):
+        log.warning("the overrides change the maps, so the model's threshold does not apply: no anomaly mask")
+        calibration = None
+    return Predictor(config, network, calibration, stored.hash, chosen)
+
+
+_FREE_DIFFUSION = frozenset({"test_timesteps", "sampler", "sampler_steps", "noise"})
+
+
+def _trained_as(config: Config) -> dict[str, Any]:
+    """Collect the settings that a trained network cannot change."""
+    return {
+        "data": config.data,
+        "window": (config.partition.window, config.partition.cell),
+        "diffusion": config.diffusion.model_dump(exclude=set(_FREE_DIFFUSION)),
+        "model": config.model,
+    }
+
+
+def _maps_as(config: Config) -> dict[str, Any]:
+    """Collect the settings that a calibrated threshold depends on."""
+    return {
+        "partition": config.partition,
+        "diffusion": config.diffusion,
+        "infer": config.infer.model_dump(include={"draws", "blend"}),
+        "score": config.score.model_dump(include={"sign", "median_mm", "erode_mm"}),
+    }
+
+
+def _mask(mask: Image | npt.NDArray[Any], volume: Volume) -> BoolArray:
+    source = image_like(mask.data, mask) if isinstance(mask, Volume) else mask
+    found: BoolArray = read_mask(source, volume, "brain mask")
+    return found

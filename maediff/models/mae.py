@@ -1,0 +1,116 @@
+"""Masked autoencoder over sub-level cells; its feature map conditions the denoising U-Net.
+
+Source: MAEDiff, arXiv 2401.10561, after He et al. 2022 (MAE). The encoder computes on visible cells only; a light
+decoder with mask tokens returns a full feature map. Sizes, the global token and fixed sine-cosine positions are ours.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from maediff.config import ModelConfig
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encode the visible cells of a slice and decode a feature map of all cells.
+
+    Args:
+        cell: Side of a cell, pixels.
+        config: Widths and depths.
+    """
+
+    def __init__(self, cell: int, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.mae_width
+        self.cell = cell
+        self.embed = nn.Conv2d(1, width, cell, stride=cell)
+        self.global_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.encoder = _transformer(width, config.mae_heads, config.mae_depth)
+        self.decoder = _transformer(width, config.mae_heads, config.mae_decoder_depth)
+        self.to_pixels = nn.Linear(width, cell * cell)
+        nn.init.normal_(self.global_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, visible_image: Tensor, visible: Tensor) -> Tensor:
+        """Compute the feature map.
+
+        Args:
+            visible_image: (B, 1, H, W), the visible region ``(1 - M) x0``.
+            visible: (B, r, r') bool, cells that the encoder may see.
+
+        Returns:
+            (B, D, r, r') features, hidden cells included.
+        """
+        grid = self.embed(visible_image)
+        shape = grid.shape[2:]
+        tokens = grid.flatten(2).transpose(1, 2)
+        position = sincos_position(shape, tokens.shape[-1]).to(tokens)
+        tokens = tokens + position
+        seen = visible.flatten(1)
+        encoded, order, padding = gather_visible(tokens, seen)
+        start = self.global_token.to(tokens).expand(len(tokens), -1, -1)
+        keep = torch.cat([torch.zeros_like(padding[:, :1]), padding], 1)
+        encoded = self.encoder(torch.cat([start, encoded], 1), src_key_padding_mask=keep)
+        full = (self.mask_token.to(tokens) + position).to(encoded.dtype).expand_as(tokens)
+        index = order[..., None].expand(-1, -1, tokens.shape[-1])
+        source = torch.where(padding[..., None], full.gather(1, index), encoded[:, 1:])
+        full = full.scatter(1, index, source)
+        decoded = self.decoder(torch.cat([encoded[:, :1], full], 1))[:, 1:]
+        return decoded.transpose(1, 2).reshape(len(tokens), -1, *shape)
+
+    def pixels(self, features: Tensor) -> Tensor:
+        """Decode features to an image for the auxiliary loss.
+
+        Args:
+            features: (B, D, r, r').
+
+        Returns:
+            (B, 1, r * cell, r' * cell).
+        """
+        cells = self.to_pixels(features.flatten(2).transpose(1, 2)).transpose(1, 2)
+        return nn.functional.fold(
+            cells, (features.shape[2] * self.cell, features.shape[3] * self.cell), self.cell, stride=self.cell
+        )
+
+
+def gather_visible(tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pack the visible tokens of each image to the front and drop columns that nobody needs.
+
+    Args:
+        tokens: (B, N, D).
+        seen: (B, N) bool.
+
+    Returns:
+        Packed tokens (B, K, D) with K the largest count of visible tokens, their places (B, K) in `tokens`, and the
+        padding mask (B, K), True where an image has fewer than K.
+    """
+    count = seen.sum(1)
+    longest = int(count.max())
+    order = torch.argsort(seen.int(), dim=1, descending=True, stable=True)[:, :longest]
+    padding = torch.arange(longest, device=seen.device) >= count[:, None]
+    return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1])), order, padding
+
+
+def sincos_position(shape: tuple[int, ...], width: int) -> Tensor:
+    """Tabulate fixed two-dimensional sine-cosine positions (He et al. 2022).
+
+    Args:
+        shape: (r, r') cells.
+        width: Channels, a multiple of 4.
+
+    Returns:
+        (r * r', width) float32.
+    """
+    omega = 10000 ** (-torch.arange(width // 4) / (width // 4))
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij")
+    angles = torch.cat([rows.reshape(-1, 1) * omega, columns.reshape(-1, 1) * omega], 1)
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def _transformer(width: int, heads: int, depth: int) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(
+        width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)

@@ -1,0 +1,110 @@
+"""Random changes of training slices: augmentation, and pseudo-lesions that the network must remove.
+
+All ours. Pseudo-lesions follow the idea of learning to remove synthetic pathology (Kascenas et al. 2022, DAE; Lawry
+Aguila et al. 2025), so that the network does not copy what it has never seen; they are blobs of random shape, size,
+sign and texture, and share no code or statistics with the lesions of the phantom.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from maediff.noise import coarse_noise
+
+
+def uniform(low: float, high: float, rng: torch.Generator) -> float:
+    """Draw one number from [low, high)."""
+    return low + (high - low) * float(torch.rand((), generator=rng))
+
+
+def chance(probability: float, rng: torch.Generator) -> bool:
+    """Throw a coin."""
+    return float(torch.rand((), generator=rng)) < probability
+
+
+def augment(image: Tensor, mask: Tensor, clip: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Flip left and right, turn, scale and shift, and change gamma, contrast, bias field and noise a little.
+
+    Args:
+        image: (1, H, W), -1 outside the brain.
+        mask: (1, H, W) bool, the brain.
+        clip: Upper limit of intensities.
+        rng: Source of randomness.
+
+    Returns:
+        Changed image and mask, of the same shapes.
+    """
+    image, mask = _move(image, mask, rng)
+    unit = ((image + 1) / 2).clamp(min=0)
+    unit = unit ** math.exp(uniform(-0.2, 0.2, rng)) * uniform(0.9, 1.1, rng)
+    unit = unit * (1 + uniform(0, 0.1, rng) * coarse_noise((unit.shape[1], unit.shape[2]), 32, rng).clamp(-2, 2))
+    image = unit * 2 - 1 + uniform(0, 0.04, rng) * torch.randn(image.shape, generator=rng)
+    return torch.where(mask, image.clamp(-1, clip), -1.0), mask
+
+
+def _move(image: Tensor, mask: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    angle, scale = math.radians(uniform(-12, 12, rng)), math.exp(uniform(-0.1, 0.1, rng))
+    flip = -1.0 if chance(0.5, rng) else 1.0
+    cosine, sine = math.cos(angle) * scale, math.sin(angle) * scale
+    # affine_grid orders coordinates (x, y) = (column, row); rows run left to right in the brain, so a flip negates y.
+    theta = torch.tensor(
+        [[cosine, -sine * flip, uniform(-0.06, 0.06, rng)], [sine, cosine * flip, uniform(-0.06, 0.06, rng)]]
+    )
+    grid = F.affine_grid(theta[None], [1, 1, *image.shape[1:]], align_corners=False)
+    both = torch.stack([image[0] + 1, mask[0].float()])[None]
+    moved = F.grid_sample(both, grid, align_corners=False)[0]
+    return moved[:1] - 1, moved[1:] > 0.5
+
+
+def add_pseudo_lesions(image: Tensor, mask: Tensor, donor: Tensor, clip: float, rng: torch.Generator) -> Tensor:
+    """Put one to three blobs into the brain.
+
+    Args:
+        image: (1, H, W), -1 outside the brain.
+        mask: (1, H, W) bool, the brain.
+        donor: (1, H, W), another slice, whose texture some blobs take.
+        clip: Upper limit of intensities.
+        rng: Source of randomness.
+
+    Returns:
+        (1, H, W); `image` itself where there is no brain.
+    """
+    pixels = mask[0].nonzero()
+    if not len(pixels):
+        return image
+    for _ in range(int(torch.randint(1, 4, (), generator=rng))):
+        centre = pixels[int(torch.randint(len(pixels), (), generator=rng))]
+        alpha = _blob(centre, (image.shape[1], image.shape[2]), rng)
+        image = image + alpha * (_filling(image, donor, rng) - image)
+    return torch.where(mask, image.clamp(-1, clip), -1.0)
+
+
+def _blob(centre: Tensor, shape: tuple[int, int], rng: torch.Generator) -> Tensor:
+    """Draw a soft, irregular ellipse: (1, H, W), 0 to 1. Its half axes are 1.5 % to 25 % of the slice."""
+    radius = shape[0] * math.exp(uniform(math.log(0.015), math.log(0.25), rng))
+    stretch, angle = math.exp(uniform(-0.5, 0.5, rng)), uniform(0, math.pi, rng)
+    rows = (torch.arange(shape[0]) - centre[0])[:, None] / radius
+    columns = (torch.arange(shape[1]) - centre[1])[None, :] / radius
+    along = rows * math.cos(angle) + columns * math.sin(angle)
+    across = columns * math.cos(angle) - rows * math.sin(angle)
+    distance = ((along * stretch) ** 2 + (across / stretch) ** 2).sqrt()
+    wobble = uniform(0, 0.35, rng) * coarse_noise(shape, max(2, int(radius / 1.5)), rng)[0]
+    softness = uniform(0.03, 0.3, rng)
+    return torch.sigmoid((1 - distance - wobble) / softness)[None] * uniform(0.5, 1.0, rng)
+
+
+def _filling(image: Tensor, donor: Tensor, rng: torch.Generator) -> Tensor:
+    """Choose what a blob shows: the tissue brighter or darker, a level with texture, or another slice's tissue."""
+    kind = int(torch.randint(3, (), generator=rng))
+    if kind == 0:
+        sign = 1.0 if chance(0.6, rng) else -1.0
+        return image + sign * uniform(0.15, 1.2, rng)
+    if kind == 1:
+        grain = coarse_noise((image.shape[1], image.shape[2]), int(torch.randint(2, 9, (), generator=rng)), rng)
+        return uniform(-1.0, 1.4, rng) + uniform(0.0, 0.2, rng) * grain
+    shift = torch.randint(-12, 13, (2,), generator=rng).tolist()
+    return torch.roll(donor, shift, (1, 2)) + uniform(-0.4, 0.6, rng)

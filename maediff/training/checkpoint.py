@@ -1,0 +1,70 @@
+"""Resume state: what a run needs to continue exactly, written atomically and read without unpickling code."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maediff.errors import ModelError
+from maediff.store import atomic_path
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class TrainState:
+    """Progress of a run. Samples depend on the step alone, so no state of a generator is needed.
+
+    Attributes:
+        step: Steps done.
+        model: Weights of the network.
+        ema: Their exponential moving average.
+        optimizer: State of the optimizer.
+        best: Averaged weights with the lowest validation loss so far.
+        best_loss: That loss; infinite before the first validation.
+        config_hash: Configuration that the run was started with.
+    """
+
+    step: int
+    model: Weights
+    ema: Weights
+    optimizer: dict[str, Any]
+    config_hash: str
+    best: Weights = field(default_factory=dict)
+    best_loss: float = float("inf")
+
+
+def save_state(path: Path, state: TrainState) -> None:
+    """Write the state atomically.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        torch.save(vars(state), temporary)
+
+
+def load_state(path: Path, config_hash: str) -> TrainState:
+    """Read a state onto the CPU.
+
+    Raises:
+        ModelError: Missing or damaged file, or a run with another configuration.
+    """
+    try:
+        state = TrainState(**torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError as error:
+        raise ModelError(f"no checkpoint {path} to resume from; start without --resume") from error
+    except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise ModelError(f"checkpoint {path} cannot be read ({error}); remove it and start without --resume") from error
+    if state.config_hash != config_hash:
+        raise ModelError(
+            f"{path} belongs to another configuration ({state.config_hash[:12]}, now {config_hash[:12]}); "
+            "resume with the run's own config.yaml, or train into another folder"
+        )
+    return state

@@ -1,0 +1,339 @@
+"""The training loop: AdamW with warm-up and cosine decay, averaged weights, validation, exact resume.
+
+Hugging Face accelerate places the model, chooses precision, accumulates gradients and joins processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from maediff import diffusion
+from maediff.config import Config, config_hash
+from maediff.data.slices import SliceSet
+from maediff.errors import MAEDiffError, TrainingInterrupted
+from maediff.hardware import use_bf16
+from maediff.models.reconstructor import Reconstructor
+from maediff.training.checkpoint import TrainState, Weights, load_state, save_state
+from maediff.training.stream import Sample, SampleStream, Span
+
+log = logging.getLogger(__name__)
+_COLUMNS = ("step", "loss", "mae_loss", "val_loss", "lr", "grad_norm", "images_per_second")
+_VALIDATION_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; `val_loss` is None between validations."""
+
+    step: int
+    max_steps: int
+    loss: float
+    val_loss: float | None
+    images_per_second: float
+    eta_seconds: float
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Best averaged weights of a run and how it went."""
+
+    weights: Weights
+    best_loss: float
+    steps: int
+    images_per_second: float
+
+
+class Losses(nn.Module):
+    """Reconstructor and loss in one module, so that one forward pass is one call of the (distributed) wrapper."""
+
+    abar: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.network = Reconstructor(config.model, config.partition.cell)
+        self.register_buffer("abar", diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps))
+
+    def forward(self, batch: Sample) -> tuple[Tensor, Tensor]:
+        """Compute the diffusion loss and the MAE's auxiliary loss, both restricted to the patch."""
+        kind = self.config.diffusion
+        clean, mask, t = batch["clean"], batch["mask"], batch["t"]
+        abar_t = diffusion.level(self.abar, t, clean)
+        abar_s = diffusion.level(self.abar, t - 1, clean)
+        perturbed = diffusion.partially_noise(batch["image"], batch["noise"], mask, abar_t)
+        prediction, mae_image = self.network(perturbed, mask, t)
+        prediction = prediction.float()
+        if kind.loss == "simple":
+            wanted = diffusion.target(kind.objective, perturbed, clean, abar_t, abar_s)
+            loss = diffusion.simple_loss(prediction, wanted, mask)
+        else:
+            estimate = diffusion.x0_from(kind.objective, prediction, perturbed, abar_t, abar_s)
+            loss = diffusion.x0_loss(estimate, clean, mask, kind.loss.removeprefix("x0_"))
+        if mae_image is None:
+            return loss, loss.new_zeros(())
+        return loss, diffusion.x0_loss(mae_image.float(), clean, mask, "l1")
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """Linear warm-up, then half a cosine down to 1 % of `train.lr` at `train.max_steps`."""
+    train = config.train
+    if step < train.warmup_steps:
+        return train.lr * (step + 1) / train.warmup_steps
+    share = (step - train.warmup_steps) / max(1, train.max_steps - train.warmup_steps)
+    return train.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+def fit(
+    config: Config,
+    training: SliceSet,
+    validation: SliceSet,
+    run_dir: Path,
+    *,
+    device: torch.device,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> FitResult:
+    """Train a reconstructor.
+
+    Args:
+        config: Configuration.
+        training: Healthy slices to learn from.
+        validation: Healthy slices of other subjects, which choose the best averaged weights.
+        run_dir: Gets `log.csv` and `checkpoints/last.pt`.
+        device: Where to compute (one process); several processes place themselves.
+        resume: Continue from `checkpoints/last.pt` where there is one.
+        on_progress: Told of every logged step.
+
+    Returns:
+        Best averaged weights.
+
+    Raises:
+        TrainingInterrupted: On SIGINT or SIGTERM, once the state is saved.
+        ModelError: The checkpoint cannot be resumed.
+        MAEDiffError: The loss is not finite.
+    """
+    return _Run(config, training, validation, run_dir, device, resume).go(on_progress)
+
+
+class _Run:
+    """One training run: its state, its files and its steps."""
+
+    def __init__(
+        self,
+        config: Config,
+        training: SliceSet,
+        validation: SliceSet,
+        run_dir: Path,
+        device: torch.device,
+        resume: bool,
+    ) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.checkpoint = run_dir / "checkpoints" / "last.pt"
+        torch.manual_seed(config.train.seed)
+        self.accelerator = _accelerator(config, device)
+        losses = Losses(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fused = self.accelerator.device.type in {"cpu", "cuda"}
+        optimizer = torch.optim.AdamW(
+            losses.parameters(), config.train.lr, weight_decay=config.train.weight_decay, fused=fused
+        )
+        self.losses, self.optimizer = self.accelerator.prepare(losses, optimizer)
+        self.network: Reconstructor = self.accelerator.unwrap_model(self.losses).network
+        self.ema = _copy(self.network)
+        self.state = TrainState(0, {}, {}, {}, config_hash(config))
+        if resume and self.checkpoint.is_file():
+            self._restore()
+        self.batch = config.train.batch_size * self.accelerator.num_processes * config.train.accumulate
+        self.training, self.validation = training, validation
+        self.log = _LossLog(run_dir / "log.csv", self.state.step, self.accelerator.is_main_process)
+
+    def go(self, on_progress: Callable[[Progress], None] | None) -> FitResult:
+        train = self.config.train
+        start_step, start = self.state.step, time.perf_counter()
+        speed = 0.0
+        with _signals() as stop, self.log:
+            for batches in self._batches():
+                loss, mae_loss, norm = self._step(batches)
+                step = self.state.step = self.state.step + 1
+                val_loss = self._validate() if step % train.val_every == 0 or step == train.max_steps else None
+                speed = (step - start_step) * self.batch / (time.perf_counter() - start)
+                if step % train.log_every == 0 or val_loss is not None:
+                    self._report(Progress(step, train.max_steps, float(loss), val_loss, speed, 0), on_progress)
+                    self.log.write(step, float(loss), float(mae_loss), val_loss, self._lr(), float(norm), speed)
+                if step % train.checkpoint_every == 0 or step == train.max_steps or stop:
+                    self._save()
+                if stop and step < train.max_steps:
+                    raise TrainingInterrupted(f"stopped by {stop[0]} after step {step}; continue with --resume")
+        return FitResult(self.state.best, self.state.best_loss, self.state.step, speed)
+
+    def _batches(self) -> Iterator[list[Sample]]:
+        """Yield the micro-batches of each step that is left to do; samples are numbered over the whole run."""
+        train = self.config.train
+        stream = SampleStream(self.training, self.config, train.max_steps * self.batch, augmented=True)
+        span = Span(self.state.step * self.batch, len(stream))
+        loader = DataLoader(stream, train.batch_size, sampler=span, num_workers=train.workers)
+        loader = self.accelerator.prepare_data_loader(loader)
+        micro: list[Sample] = []
+        for batch in loader:
+            micro.append(batch)
+            if len(micro) == train.accumulate:
+                yield micro
+                micro = []
+
+    def _step(self, batches: list[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+        train = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr()
+        self.losses.train()
+        total = torch.zeros(2, device=self.accelerator.device)
+        for index, batch in enumerate(batches):
+            last = index + 1 == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.losses):
+                loss, mae_loss = self.losses(batch)
+                whole = loss + self.config.model.mae_loss_weight * mae_loss
+                self.accelerator.backward(whole / len(batches))
+            total += torch.stack([loss.detach(), mae_loss.detach()]) / len(batches)
+        norm = self.accelerator.clip_grad_norm_(self.losses.parameters(), train.grad_clip)
+        total = self.accelerator.reduce(total, "mean")
+        if not bool(torch.isfinite(total).all()):
+            raise MAEDiffError(
+                f"the loss is {total.tolist()} at step {self.state.step + 1}; lower train.lr (now {train.lr:g}) "
+                "or set train.precision=fp32, and resume from the last checkpoint"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._average()
+        return total[0], total[1], norm
+
+    def _lr(self) -> float:
+        return learning_rate(self.state.step, self.config)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Update the averaged weights; the decay rises with the step, so that early weights are soon forgotten."""
+        step = self.state.step + 1
+        decay = min(self.config.train.ema_decay, (1 + step) / (10 + step))
+        for name, value in self.network.state_dict().items():
+            self.ema[name].lerp_(value, 1 - decay)
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Measure the loss of the averaged weights on fixed samples, and keep the weights where it is the lowest."""
+        here = _copy(self.network)
+        self.network.load_state_dict(self.ema)
+        self.losses.eval()
+        stream = SampleStream(self.validation, self.config, _VALIDATION_SAMPLES, augmented=False)
+        module = self.accelerator.unwrap_model(self.losses)
+        losses = []
+        for batch in DataLoader(stream, min(self.config.train.batch_size, _VALIDATION_SAMPLES)):
+            moved = {name: value.to(self.accelerator.device) for name, value in batch.items()}
+            with self.accelerator.autocast():
+                losses.append(float(module(moved)[0]) * len(moved["t"]))
+        self.network.load_state_dict(here)
+        loss = sum(losses) / _VALIDATION_SAMPLES
+        if loss < self.state.best_loss:
+            self.state.best_loss = loss
+            self.state.best = {name: value.detach().cpu().clone() for name, value in self.ema.items()}
+        return loss
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        self.state.model = self.network.state_dict()
+        self.state.ema = self.ema
+        self.state.optimizer = self.optimizer.state_dict()
+        save_state(self.checkpoint, self.state)
+
+    def _restore(self) -> None:
+        self.state = load_state(self.checkpoint, self.state.config_hash)
+        self.network.load_state_dict(self.state.model)
+        self.ema = {name: value.to(self.accelerator.device) for name, value in self.state.ema.items()}
+        self.optimizer.load_state_dict(self.state.optimizer)
+        log.info("resumed after step %d", self.state.step)
+
+    def _report(self, progress: Progress, on_progress: Callable[[Progress], None] | None) -> None:
+        if on_progress is None or not self.accelerator.is_main_process:
+            return
+        left = (progress.max_steps - progress.step) * self.batch / max(progress.images_per_second, 1e-9)
+        on_progress(Progress(**{**vars(progress), "eta_seconds": left}))
+
+
+def _accelerator(config: Config, device: torch.device) -> Accelerator:
+    precision = "bf16" if use_bf16(device, config.train.precision) else "no"
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+
+
+def _copy(network: nn.Module) -> Weights:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+class _LossLog:
+    """`log.csv`: one row a logged step; rows behind the resumed step are dropped."""
+
+    def __init__(self, path: Path, step: int, writes: bool) -> None:
+        self.path, self.step, self.writes = path, step, writes
+
+    def __enter__(self) -> _LossLog:
+        if not self.writes:
+            return self
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = self._rows_until(self.step) if self.step else []
+        self.file = self.path.open("w", newline="", encoding="utf-8")
+        self.writer = csv.writer(self.file)
+        self.writer.writerow(_COLUMNS)
+        self.writer.writerows(rows)
+        self.file.flush()
+        return self
+
+    def write(self, step: int, loss: float, mae_loss: float, val_loss: float | None, *rest: float) -> None:
+        if self.writes:
+            shown = "" if val_loss is None else repr(val_loss)
+            self.writer.writerow([step, repr(loss), repr(mae_loss), shown, *(f"{value:.6g}" for value in rest)])
+            self.file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        if self.writes:
+            self.file.close()
+
+    def _rows_until(self, step: int) -> list[list[str]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))[1:]
+        return [row for row in rows if len(row) == len(_COLUMNS) and int(row[0]) <= step]
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[str]]:
+    """Note SIGINT and SIGTERM in a list instead of dying; outside the main thread, leave signals alone."""
+    caught: list[str] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        caught.append(signal.Signals(number).name)
+
+    previous: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:
+        pass
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
