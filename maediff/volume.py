@@ -270,12 +270,11 @@ def _check_file(path: Path) -> Any:
     _check_spacing(header, str(path))
     shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
     num_voxels = math.prod(shape)
-    if min(shape) > 0:
-        _squeezed(shape, str(path))
-    if min(shape) < 1 or num_voxels > MAX_VOXELS:
-        raise InputError(
-            f"{path} claims {_times(shape)} voxels; between 1 and {MAX_VOXELS} are allowed: damaged header"
-        )
+    if min(shape) < 1:
+        raise InputError(f"{path} claims {_times(shape)} voxels; every axis needs at least 1: its header is damaged")
+    _squeezed(shape, str(path))
+    if num_voxels > MAX_VOXELS:
+        raise InputError(f"{path} claims {_times(shape)} voxels; at most {MAX_VOXELS} are read: its header is damaged")
     num_bytes = num_voxels * int(header["bitpix"]) // 8
     size = path.stat().st_size * (_MAX_DEFLATE_RATIO if _is_gzip(path) else 1)
     if num_bytes > size:

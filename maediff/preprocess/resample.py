@@ -17,8 +17,8 @@ Shape = tuple[int, int, int]
 
 # Standard deviation of a Gaussian whose full width at half maximum is 1.
 _FWHM_TO_SIGMA = 1 / (2 * np.sqrt(2 * np.log(2)))
-# Index arithmetic through two float64 affines is off by far less; whole numbers below this are meant to be whole.
-_SNAP = 1e-6
+# Affines that went through float32 headers are off by less than this; indices that are this close to whole are whole.
+_SNAP = 1e-5
 
 
 def index_map(source_affine: Array, target_affine: Array) -> Array:

@@ -27,6 +27,8 @@ Shape = tuple[int, int, int]
 SIZE_STEP = 32
 # A working spacing this close to the native one (relative) is meant to be the native one: no resampling.
 _SAME_SPACING = 1e-3
+# Tilts below this (mm a voxel) are rounding of float32 headers, not obliquity.
+_ALIGNED_MM = 1e-5
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,8 @@ def to_native(slices: Array, grid: WorkingGrid, order: int = 1, fill: float = 0.
 def lesion_slices(label: Array, grid: WorkingGrid) -> npt.NDArray[np.bool_]:
     """Find the working slices that any native label voxel reaches.
 
-    A voxel reaches a slice when its extent, seen along the slice axis, overlaps the slab of that slice, or when
-    linear interpolation gives it weight there. One-to-one slices are marked exactly.
+    A voxel reaches a slice when linear interpolation between native voxels gives it weight there, or when it lies
+    less than one slice away. One-to-one slices are marked exactly.
 
     Args:
         label: Lesion (X, Y, Z); above zero is lesion.
@@ -158,7 +160,7 @@ def lesion_slices(label: Array, grid: WorkingGrid) -> npt.NDArray[np.bool_]:
         return marked
     row = index_map(grid.affine, grid.native_affine)[2]
     centres = np.unique(np.round(voxels @ row[:3] + row[3], 4))
-    reach = max(1.0, 0.5 + 0.5 * float(np.abs(row[:3]).sum())) - 1e-3
+    reach = max(1.0, float(np.abs(row[:3]).sum())) - 1e-3
     distance = np.abs(np.arange(grid.shape[2])[:, None] - centres[None, :]).min(axis=1)
     marked[distance < reach] = True
     return marked
@@ -173,7 +175,7 @@ def _frame(volume: Volume, config: DataConfig) -> _Frame:
         axes = _canonical_axes(native)[0]
         directions = np.eye(3)
     to_frame = np.linalg.solve(directions, native[:3])
-    to_frame[np.abs(to_frame) < 1e-9] = 0
+    to_frame[np.abs(to_frame) < _ALIGNED_MM] = 0
     native_spacing = [volume.spacing_mm[axis] for axis in axes]
     wanted = [config.spacing_mm, config.spacing_mm, config.slice_spacing_mm or native_spacing[2]]
     spacing, lattice = [], []
