@@ -122,7 +122,8 @@ def _describe(outcome: CaseOutcome) -> str:
     if outcome.status == "skipped":
         return "skipped, finished before"
     volume = "" if outcome.anomalous_volume_ml is None else f", {outcome.anomalous_volume_ml:.1f} ml anomalous"
-    return f"score {number(outcome.score)}{volume}, {outcome.seconds:.1f} s"
+    seconds = "" if outcome.seconds is None else f", {outcome.seconds:.1f} s"
+    return f"score {number(outcome.score)}{volume}{seconds}"
 
 
 def _losses(progress: TrainProgress) -> str:

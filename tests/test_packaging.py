@@ -1,0 +1,107 @@
+"""What is installed, and what the sources may import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGED = ("maediff", "cli", "configs", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = sorted((ROOT / "maediff").rglob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build the wheel once, from a copy, so that no build folder is left in the checkout."""
+    place = tmp_path_factory.mktemp("wheel")
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PACKAGED],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in files:
+        if (ROOT / name).is_file():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place / "dist"), str(place)],
+        capture_output=True,
+        check=True,
+    )
+    (path,) = (place / "dist").glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+@pytest.mark.slow
+class TestWheel:
+    def test_installs_no_other_top_level_name(self, wheel):
+        tops = {name.split("/")[0] for name in wheel.namelist()}
+        assert {top for top in tops if not top.endswith(".dist-info")} == {"maediff"}
+
+    def test_holds_every_module(self, wheel):
+        names = set(wheel.namelist())
+        expected = {path.relative_to(ROOT).as_posix() for path in SOURCES}
+        expected |= {f"maediff/cli/{path.name}" for path in (ROOT / "cli").glob("*.py")}
+        assert expected <= names
+
+    def test_holds_the_data(self, wheel):
+        names = set(wheel.namelist())
+        expected = {f"maediff/configs/{path.name}" for path in (ROOT / "configs").iterdir() if path.is_file()}
+        data = [path for path in (ROOT / "maediff").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        expected |= {path.relative_to(ROOT).as_posix() for path in data if not path.name.startswith(".")}
+        assert expected <= names
+
+    def test_entry_point_and_licence(self, wheel):
+        (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+        assert "maediff = maediff.cli:main" in wheel.read(entry).decode()
+        assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_library_never_talks(path):
+    """What import-linter cannot see: ``maediff.cli`` is ``cli/`` in the checkout."""
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"print", "exit", "input"}, f"line {node.lineno}"
+    roots = {name.split(".")[0] for name in imported}
+    assert roots.isdisjoint({"click", "rich", "argparse", "cli"})
+    if path.name != "__main__.py":
+        assert not [name for name in imported if name.startswith("maediff.cli")]
+
+
+def test_lock_pins_everything_and_names_no_place():
+    lines = [
+        line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")
+    ]
+    assert all("==" in line for line in lines)
+    assert not [line for line in lines if "://" in line or line.startswith(("-", "/", "."))]
+
+
+def test_lock_covers_what_the_package_needs():
+    tomllib = pytest.importorskip("tomllib", reason="in the standard library from Python 3.11 on")
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    locked = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            if pin.marker is None or pin.marker.evaluate():
+                locked[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
+    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
