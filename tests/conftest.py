@@ -45,6 +45,7 @@ def cohort(tmp_path):
             "model_hash": "ab" * 32,
             "threshold": threshold,
             "score": score,
+            "score_percentile": 0.75,
             "units": "residual",
             "notes": [],
         }

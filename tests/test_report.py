@@ -124,6 +124,7 @@ def test_report_is_whole_and_needs_nothing_else(cohort):
     assert "Research use only" in text
     assert "ab" * 32 in text  # model hash
     assert "9.9" in text
+    assert "above <b>75 %</b> of the healthy calibration scans" in text
     assert '<td class="n best">0.700</td>' in text
     for caption in ("Scan", "Healthy reconstruction", "Anomaly map", "Anomaly mask", "Truth"):
         assert text.count(f"<figcaption>{caption}") >= 4
