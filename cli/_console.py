@@ -17,7 +17,6 @@ from ._options import QUIET
 
 if TYPE_CHECKING:
     from maediff.inference.cohort import CaseOutcome
-
     from maediff.training.loop import Progress as TrainProgress
 
 console = Console(stderr=True, highlight=False)

@@ -15,48 +15,39 @@ from ._options import (
     jobs_option,
     json_option,
     model_option,
-    seed_option,
     split_option,
     talk,
 )
 
 
-@click.command(epilog=examples("maediff calibrate -m runs/first/model -i healthy_validation/ --rate 0.01"))
+@click.command(epilog=examples("maediff calibrate -m runs/first/model -i healthy_validation/"))
 @model_option
 @input_option("Healthy scans that the model was not trained on: a folder, a CSV/TSV table or a BIDS data set.")
-@click.option(
-    "--rate",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of healthy brain voxels above the threshold; the model's score.false_positive_rate where not given.",
-)
 @split_option
 @channel_option
 @device_option
 @jobs_option
-@seed_option
 @json_option
 @talk
 def command(
     *,
     model: str,
     source: Path,
-    rate: float | None,
     split: str | None,
     channel: str | None,
     device: str,
-    seed: int,
     as_json: bool,
 ) -> None:
     """Set a model's threshold from healthy scans.
 
-    Infers the scans and stores the threshold in the model folder, above which the given share of healthy brain voxels
-    lies. This is the threshold that a clinic can have: it needs no lesion mask.
+    Infers the scans and stores the threshold in the model folder, above which a share of healthy brain voxels lies: the
+    model's score.false_positive_rate. This is the threshold that a clinic can have: it needs no lesion mask.
     """
     from maediff import calibrate_model
 
     from ._console import say
 
-    calibration = calibrate_model(model, source, rate=rate, split=split, channel=channel, device=device, seed=seed)
+    calibration = calibrate_model(model, source, split=split, channel=channel, device=device, on_case=say)
     if as_json:
         click.echo(json.dumps(calibration.to_dict(), indent=2))
     say(

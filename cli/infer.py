@@ -95,6 +95,7 @@ def command(
         source,
         out,
         mask=mask,
+        seed=seed,
         shard=shard,
         overwrite=overwrite,
         split=split,
@@ -137,7 +138,7 @@ def _finish(summary: InferSummary, out: Path, as_json: bool) -> None:
 
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=2))
-    say(f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed; see {out / 'cases.tsv'}")
+    say(f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed; maps and table: {out}")
     if summary.failed:
         some_done = summary.done + summary.skipped > 0
         click.get_current_context().exit(EXIT_SOME_FAILED if some_done else EXIT_ERROR)
