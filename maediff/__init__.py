@@ -1,2 +1,69 @@
-"""MAEDiff."""
+"""MAEDiff: unsupervised anomaly detection in brain MRI with masked-autoencoder-enhanced diffusion.
+
+The public API is this module's `__all__`. Names load on first use, so that ``import maediff`` is quick. Research use
+only.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "AnomalyResult": "maediff.inference.predictor",
+    "Config": "maediff.config",
+    "MAEDiffError": "maediff.errors",
+    "Predictor": "maediff.inference.predictor",
+    "Volume": "maediff.volume",
+    "calibrate_model": "maediff.workflow",
+    "evaluate": "maediff.evaluation.evaluate",
+    "infer": "maediff.workflow",
+    "load_config": "maediff.config",
+    "load_model": "maediff.inference.predictor",
+    "plan_inference": "maediff.workflow",
+    "read_nifti": "maediff.volume",
+    "synthesise": "maediff.data.cohort",
+    "train": "maediff.workflow",
+    "write_report": "maediff.report.html",
+}
+
+if TYPE_CHECKING:
+    from maediff.config import Config, load_config
+    from maediff.data.cohort import synthesise
+    from maediff.errors import MAEDiffError
+    from maediff.evaluation.evaluate import evaluate
+    from maediff.inference.predictor import AnomalyResult, Predictor, load_model
+    from maediff.report.html import write_report
+    from maediff.volume import Volume, read_nifti
+    from maediff.workflow import calibrate_model, infer, plan_inference, train
+
+__all__ = [
+    "AnomalyResult",
+    "Config",
+    "MAEDiffError",
+    "Predictor",
+    "Volume",
+    "__version__",
+    "calibrate_model",
+    "evaluate",
+    "infer",
+    "load_config",
+    "load_model",
+    "plan_inference",
+    "read_nifti",
+    "synthesise",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'maediff' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

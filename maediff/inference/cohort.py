@@ -132,6 +132,7 @@ def infer_cases(
     cases: Sequence[Case],
     out: Path,
     *,
+    table: str = "cases.tsv",
     seed: int = 0,
     overwrite: bool = False,
     on_case: Callable[[CaseOutcome], None] | None = None,
@@ -143,13 +144,14 @@ def infer_cases(
         predictor: The model.
         cases: Scans.
         out: Output folder.
+        table: Name of the table of outcomes in `out`, rewritten after every scan.
         seed: Seed of the noise.
         overwrite: Compute again what is finished.
         on_case: Told the outcome of each scan.
         on_result: Given each new result, before its sidecar is written (previews).
 
     Returns:
-        Counts and outcomes. `cases.tsv` is rewritten after every scan.
+        Counts and outcomes.
 
     Raises:
         OutputError: The output folder cannot be written; nothing else would succeed either.
@@ -170,7 +172,7 @@ def infer_cases(
             log.debug("case %s failed", case.id, exc_info=True)
             outcome = CaseOutcome(case.id, "failed", message=_one_line(error))
         outcomes.append(outcome)
-        write_table(out / "cases.tsv", outcomes)
+        write_table(out / table, outcomes)
         if on_case:
             on_case(outcome)
     counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "skipped", "failed")}

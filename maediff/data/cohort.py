@@ -1,0 +1,169 @@
+"""A synthetic cohort on disk: a BIDS-like data set with masks, labels and splits, and a table of it all."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from maediff.data.lesions import KINDS
+from maediff.data.phantom import MIXED, MODALITIES, Phantom, subject
+from maediff.errors import ConfigError
+from maediff.store import write_json, write_text
+from maediff.volume import Volume, write_like
+
+_SUFFIXES = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR"}
+_COLUMNS = ("image", "mask", "label", "subject", "split", "lesion", "modality")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One subject of a cohort, before it is made.
+
+    Attributes:
+        name: Participant, such as ``sub-003``.
+        number: Its number, which with the seed decides how it looks.
+        split: "train", "val" or "test".
+        lesion: Kind of lesion, or None.
+        modality: Contrast.
+    """
+
+    name: str
+    number: int
+    split: str
+    lesion: str | None
+    modality: str
+
+    @property
+    def suffix(self) -> str:
+        """BIDS suffix; scans of random contrast are filed under T2w."""
+        return _SUFFIXES.get(self.modality, "T2w")
+
+
+def synthesise(
+    folder: str | Path,
+    *,
+    subjects: int = 24,
+    lesions: Sequence[str] = KINDS,
+    modality: str = "t2",
+    seed: int = 0,
+    spacing_mm: float = 2.0,
+    healthy_only: bool = False,
+    on_subject: Callable[[str], None] | None = None,
+) -> Path:
+    """Write a synthetic cohort.
+
+    Half of the subjects are healthy and to train on, an eighth healthy for validation; of the rest, one in four is a
+    healthy test subject and the others carry lesions, kind after kind, for the test.
+
+    Args:
+        folder: Where to write; scans that are there already, of the same seed, are overwritten.
+        subjects: How many, at least 8 (2 with `healthy_only`).
+        lesions: Kinds of lesion.
+        modality: "t1", "t2", "flair", "random", or "mixed", which draws one of the four a subject.
+        seed: Seed; subject k depends on it and on k alone.
+        spacing_mm: Voxel size, whole mm.
+        healthy_only: Make training and validation subjects only.
+        on_subject: Told the name of each subject.
+
+    Returns:
+        The table `cases.csv` in `folder`.
+
+    Raises:
+        ConfigError: Unknown kind or modality, or too few subjects.
+        OutputError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    plans = plan_cohort(subjects, lesions, modality, seed, healthy_only=healthy_only)
+    if spacing_mm < 1 or spacing_mm != int(spacing_mm):
+        raise ConfigError(f"spacing {spacing_mm} mm is not possible; the template comes in whole mm, 1 or more")
+    rows = []
+    for plan in plans:
+        if on_subject:
+            on_subject(plan.name)
+        rows.append(_write_subject(folder, plan, subject((seed, plan.number), plan.modality, plan.lesion, spacing_mm)))
+    description = {"Name": "MAEDiff synthetic cohort", "BIDSVersion": "1.9.0", "DatasetType": "raw", "License": "CC0"}
+    write_json(folder / "dataset_description.json", description)
+    made = {"seed": seed, "modality": modality, "lesions": list(lesions), "spacing_mm": spacing_mm}
+    write_json(folder / "synth.json", made)
+    people = [{"participant_id": p.name, "split": p.split, "lesion": p.lesion or "n/a"} for p in plans]
+    write_text(folder / "participants.tsv", _table(people, ("participant_id", "split", "lesion"), "\t"))
+    table = folder / "cases.csv"
+    write_text(table, _table(rows, _COLUMNS, ","))
+    return table
+
+
+def plan_cohort(
+    subjects: int, lesions: Sequence[str], modality: str, seed: int, *, healthy_only: bool = False
+) -> list[Plan]:
+    """Decide who is healthy, who is ill and which split each belongs to.
+
+    Raises:
+        ConfigError: Unknown kind or modality, or too few subjects.
+    """
+    unknown = [kind for kind in lesions if kind not in KINDS]
+    if unknown or not lesions:
+        raise ConfigError(f"lesion kinds {', '.join(unknown) or '(none)'} are unknown; use {', '.join(KINDS)}")
+    if modality not in (*MODALITIES, "mixed"):
+        raise ConfigError(f"modality {modality!r} is unknown; use {', '.join(MODALITIES)} or mixed")
+    least = 2 if healthy_only else 8
+    if subjects < least:
+        raise ConfigError(f"{subjects} subjects are too few for all splits; ask for at least {least}")
+    return [
+        Plan(f"sub-{number:04d}", number, split, lesion, _modality(modality, seed, number))
+        for number, (split, lesion) in enumerate(_roles(subjects, lesions, healthy_only), start=1)
+    ]
+
+
+def _roles(subjects: int, lesions: Sequence[str], healthy_only: bool) -> Iterator[tuple[str, str | None]]:
+    validation = max(1, subjects // 8)
+    training = subjects - validation if healthy_only else subjects // 2
+    yield from [("train", None)] * training
+    yield from [("val", None)] * validation
+    kinds: list[str | None] = [*lesions, None]
+    for index in range(subjects - training - validation):
+        yield "test", kinds[index % len(kinds)]
+
+
+def _modality(modality: str, seed: int, number: int) -> str:
+    if modality != "mixed":
+        return modality
+    names, shares = zip(*MIXED, strict=True)
+    return str(np.random.default_rng([seed, number, 4]).choice(names, p=shares))
+
+
+def _write_subject(folder: Path, plan: Plan, phantom: Phantom) -> dict[str, str]:
+    """Write scan, brain mask and, for the ill, label; return the row of the table."""
+    like = _volume(phantom)
+    scan = Path(plan.name) / "anat" / f"{plan.name}_{plan.suffix}.nii.gz"
+    masks = Path("derivatives/masks") / plan.name / "anat"
+    brain, label = masks / f"{plan.name}_desc-brain_mask.nii.gz", masks / f"{plan.name}_label-lesion_mask.nii.gz"
+    write_like(folder / scan, np.round(phantom.image), like, np.int16)
+    write_like(folder / brain, phantom.brain, like, np.uint8)
+    if plan.lesion:
+        write_like(folder / label, phantom.label, like, np.uint8)
+    write_json((folder / scan).with_name(f"{plan.name}_{plan.suffix}.json"), {"SyntheticContrast": plan.modality})
+    named = (str(scan), str(brain), str(label) if plan.lesion else "")
+    return dict(zip(_COLUMNS, (*named, plan.name, plan.split, plan.lesion or "", plan.modality), strict=True))
+
+
+def _volume(phantom: Phantom) -> Volume:
+    header = nib.Nifti1Header()
+    header.set_data_shape(phantom.image.shape)
+    header.set_sform(phantom.affine, code="mni")
+    header.set_qform(phantom.affine, code="mni")
+    header.set_xyzt_units("mm")
+    return Volume(phantom.image, phantom.affine, header)
+
+
+def _table(rows: Sequence[dict[str, str]], columns: Sequence[str], delimiter: str) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,301 @@
+"""Whole jobs over many scans: train a model, calibrate it, score a cohort. The command line calls these."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from maediff import __version__
+from maediff.calibration import Calibration, calibrate
+from maediff.config import Config, config_hash, dump_yaml, load_config, override
+from maediff.data.cases import Case, find_cases
+from maediff.data.cases import shard as shard_of
+from maediff.data.slices import SliceSet, healthy_slices
+from maediff.errors import InputError
+from maediff.hardware import resolve_device
+from maediff.inference.cohort import CaseOutcome, InferSummary, Outputs, PlannedCase, RunKey, infer_cases, plan_cases
+from maediff.inference.predictor import AnomalyResult, BoolArray, FloatArray, load_model
+from maediff.provenance import run_record, write_run
+from maediff.report.preview import write_preview
+from maediff.store import resolve_model, save_model, update_calibration, verify_model_folder, write_json, write_text
+from maediff.training.loop import FitResult, Progress, fit
+
+log = logging.getLogger(__name__)
+_VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev"})
+OnProgress = Callable[[Progress], None]
+
+
+def train(
+    config: Config,
+    source: str | Path,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    split: str | None = None,
+    channel: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> Path:
+    """Train on healthy scans, calibrate on the held-out ones, and write a model folder.
+
+    Rows of `split` "train" are learned from and rows of "val" choose the weights and the threshold; where nothing is
+    named so, `data.validation_fraction` of the subjects is held out. Slices that hold any of a lesion label are left
+    out and counted; scans with a label are never calibrated on.
+
+    Args:
+        config: Configuration.
+        source: Scans, see :func:`maediff.data.cases.find_cases`.
+        run_dir: Gets `model/`, `log.csv`, `checkpoints/`, `config.yaml` and `run.json`.
+        resume: Continue exactly from the last checkpoint.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        split: Learn from rows of this split instead of "train".
+        channel: Which `image_<channel>` column of a table.
+        on_progress: Told of logged steps.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        InputError: No usable scan.
+        TrainingInterrupted: On SIGINT or SIGTERM, after saving.
+    """
+    run_dir = Path(run_dir)
+    chosen = resolve_device(device)
+    learn, held_out = split_cases(find_cases(source, channel=channel), config, split)
+    write_text(run_dir / "config.yaml", dump_yaml(config))
+    cache = run_dir / "cache"
+    training = healthy_slices(learn, config.data, cache)
+    validation = healthy_slices(held_out, config.data, cache)
+    log.info("%s", describe_slices(training, validation))
+    result = fit(config, training, validation, run_dir, device=chosen, resume=resume, on_progress=on_progress)
+    card = model_card(config, training, validation, result)
+    model = run_dir / "model"
+    save_model(model, result.weights, config, None, card)
+    healthy = [case for case in held_out if case.label is None]
+    if healthy:
+        _calibrate(model, healthy, device, origin=f"{len(healthy)} held-out healthy scans of training")
+    else:
+        log.warning("no held-out scan is wholly healthy: the model has no threshold; run `maediff calibrate`")
+    arguments = {"source": source, "run_dir": run_dir, "resume": resume, "split": split, "channel": channel}
+    hashes = {"model": verify_model_folder(model), "config": config_hash(config)}
+    facts = {"slices": describe_slices(training, validation), "failed": [*training.failed, *validation.failed]}
+    record = run_record("train", arguments, seed=config.train.seed, device=str(chosen), hashes=hashes, **facts)
+    write_run(run_dir, record)
+    return model
+
+
+def split_cases(cases: Sequence[Case], config: Config, split: str | None) -> tuple[list[Case], list[Case]]:
+    """Part cases into those to learn from and those held out, never dividing a subject.
+
+    Raises:
+        InputError: Too few subjects.
+    """
+    held_out = [case for case in cases if (case.split or "").lower() in _VALIDATION_NAMES]
+    wanted = split or ("train" if any(case.split == "train" for case in cases) else None)
+    learn = [case for case in cases if case not in held_out and (wanted is None or case.split == wanted)]
+    if not held_out:
+        subjects = sorted({case.subject for case in learn})
+        if len(subjects) < 2:
+            raise InputError(f"{len(subjects)} subject to train on; at least 2 are needed, one of them for validation")
+        count = max(1, round(config.data.validation_fraction * len(subjects)))
+        order = np.random.default_rng(config.train.seed).permutation(len(subjects))
+        chosen = {subjects[index] for index in order[:count]}
+        held_out = [case for case in learn if case.subject in chosen]
+        learn = [case for case in learn if case.subject not in chosen]
+    if not learn:
+        raise InputError(f"no scan has split {wanted!r}; splits here: {sorted({str(case.split) for case in cases})}")
+    return learn, held_out
+
+
+def calibrate_model(
+    model: str | Path,
+    source: str | Path,
+    *,
+    device: str = "auto",
+    split: str | None = None,
+    channel: str | None = None,
+    on_case: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Set a model's threshold from healthy scans and store it in the model folder.
+
+    Args:
+        model: Model folder; the packaged model must be copied first, since packages are read-only.
+        source: Healthy scans; rows with a lesion label are refused.
+        device: Where to compute.
+        split: Use only rows of this split.
+        channel: Which `image_<channel>` column of a table.
+        on_case: Told the name of each scan.
+
+    Raises:
+        InputError: No healthy scan, or a scan that cannot be used: a threshold must not rest on fewer than was said.
+    """
+    cases = find_cases(source, split=split, channel=channel)
+    labelled = [case.id for case in cases if case.label]
+    if labelled:
+        raise InputError(
+            f"{len(labelled)} of {len(cases)} scans have a lesion label ({', '.join(labelled[:3])}, …); "
+            "calibrate on healthy scans only: remove those rows"
+        )
+    return _calibrate(resolve_model(model), cases, device, origin=f"{len(cases)} healthy scans", on_case=on_case)
+
+
+def infer(
+    model: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    mask: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    shard: tuple[int, int] = (1, 1),
+    overwrite: bool = False,
+    preview: bool = False,
+    split: str | None = None,
+    channel: str | None = None,
+    overrides: Iterable[str] = (),
+    on_case: Callable[[CaseOutcome], None] | None = None,
+) -> InferSummary:
+    """Turn scans into anomaly maps in their own space.
+
+    Args:
+        model: Model folder, or "phantom".
+        source: NIfTI file, folder, CSV/TSV table or BIDS data set.
+        out: Output folder: maps and a sidecar a scan, `cases.tsv` and `run.json`.
+        mask: Brain mask of a single scan.
+        device: Where to compute.
+        seed: Seed of the noise.
+        shard: (K, N): work on the K-th of N parts; its table is `cases-K-of-N.tsv`.
+        overwrite: Compute again what is finished.
+        preview: Also write a PNG a scan.
+        split: Only rows of this split.
+        channel: Which `image_<channel>` column of a table.
+        overrides: Changes of the model's configuration, see :func:`~maediff.inference.predictor.load_model`.
+        on_case: Told the outcome of each scan.
+
+    Returns:
+        Counts and outcomes; a scan that failed stands there and in `cases.tsv`, the others are done.
+
+    Raises:
+        InputError: No scan found.
+        ModelError: The model cannot be used.
+        OutputError: The output folder cannot be written.
+    """
+    out, overrides = Path(out), tuple(overrides)
+    cases = _cases(source, mask, shard, split, channel)
+    predictor = load_model(model, device, overrides)
+    table = "cases.tsv" if shard == (1, 1) else f"cases-{shard[0]}-of-{shard[1]}.tsv"
+    summary = infer_cases(
+        predictor,
+        cases,
+        out,
+        table=table,
+        seed=seed,
+        overwrite=overwrite,
+        on_case=on_case,
+        on_result=_preview if preview else None,
+    )
+    arguments = {"model": model, "source": source, "out": out, "mask": mask, "shard": shard, "overwrite": overwrite}
+    arguments |= {"split": split, "channel": channel, "overrides": overrides}
+    hashes = {"model": predictor.model_hash, "config": predictor.config_hash}
+    counts = {"done": summary.done, "skipped": summary.skipped, "failed": summary.failed}
+    record = run_record("infer", arguments, seed=seed, device=str(predictor.device), hashes=hashes, counts=counts)
+    write_run(out, record)
+    if any(case.bids for case in cases):
+        write_derivative_description(out)
+    return summary
+
+
+def plan_inference(
+    model: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    mask: str | Path | None = None,
+    seed: int = 0,
+    shard: tuple[int, int] = (1, 1),
+    overwrite: bool = False,
+    split: str | None = None,
+    channel: str | None = None,
+    overrides: Iterable[str] = (),
+) -> list[PlannedCase]:
+    """List what :func:`infer` would do, without loading weights; arguments are the same."""
+    cases = _cases(source, mask, shard, split, channel)
+    folder = resolve_model(model)
+    config = override(load_config(folder / "config.yaml"), overrides)
+    key = RunKey(verify_model_folder(folder), config_hash(config), seed)
+    return plan_cases(cases, Path(out), key, overwrite=overwrite)
+
+
+def describe_slices(training: SliceSet, validation: SliceSet) -> str:
+    """Count what a model is trained on, in a sentence."""
+    text = (
+        f"{len(training)} slices of {len(set(training.subjects))} subjects to learn from, "
+        f"{len(validation)} of {len(set(validation.subjects))} held out"
+    )
+    left_out = training.left_out + validation.left_out
+    if left_out:
+        text += f"; {left_out} slices with a lesion label left out"
+    failed = len(training.failed) + len(validation.failed)
+    return text + (f"; {failed} scans could not be read" if failed else "")
+
+
+def model_card(config: Config, training: SliceSet, validation: SliceSet, result: FitResult) -> str:
+    """Write the model card that travels with the weights (Hugging Face layout)."""
+    spacing, size = config.data.spacing_mm, config.data.size
+    return f"""---
+library_name: maediff
+license: other
+tags: [anomaly-detection, brain-mri, diffusion, masked-autoencoder]
+---
+# MAEDiff model
+
+**Research use only.** Not a medical device; its maps show departures from the training scans, not disease.
+
+- Method: masked-autoencoder-enhanced diffusion (arXiv 2401.10561), condition `{config.model.condition}`.
+- Training data: {describe_slices(training, validation)}.
+- Working grid: {size[0]} x {size[1]} pixels of {spacing:g} mm, axial slices, align `{config.data.align}`.
+- Training: {result.steps} steps of {config.train.batch_size * config.train.accumulate} slices, seed {config.train.seed}.
+- Validation loss (x0, in the patch, working units): {result.best_loss:.4f}.
+- Use on scans of the same contrast and preparation; calibrate on healthy scans of your own scanner.
+"""
+
+
+def write_derivative_description(out: Path) -> None:
+    """Make an output folder a BIDS derivative data set."""
+    content = {
+        "Name": "MAEDiff anomaly maps",
+        "BIDSVersion": "1.9.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "maediff", "Version": __version__}],
+    }
+    write_json(out / "dataset_description.json", content)
+
+
+def _cases(
+    source: str | Path, mask: str | Path | None, part: tuple[int, int], split: str | None, channel: str | None
+) -> list[Case]:
+    return shard_of(find_cases(source, mask=mask, split=split, channel=channel), *part)
+
+
+def _calibrate(
+    folder: Path, cases: Sequence[Case], device: str, origin: str, on_case: Callable[[str], None] | None = None
+) -> Calibration:
+    predictor = load_model(folder, device)
+
+    def maps() -> Iterator[tuple[FloatArray, BoolArray, float]]:
+        for case in cases:
+            if on_case:
+                on_case(case.id)
+            result = predictor.predict(case.image, case.mask)
+            yield result.anomaly, result.brain_mask, result.score
+
+    found = calibrate(maps(), predictor.config.score.false_positive_rate, origin=origin)
+    update_calibration(folder, found.to_dict())
+    return found
+
+
+def _preview(result: AnomalyResult, outputs: Outputs) -> None:
+    write_preview(result, outputs.preview)
