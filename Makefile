@@ -22,6 +22,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  || { echo "MAEDiff needs Python 3.10 or newer; $(PYTHON) is older: make PYTHON=/path/to/python3 …" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { echo "cannot create a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "installing the locked packages into $(VENV)/ (minutes, once)"
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
