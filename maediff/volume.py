@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import math
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
@@ -21,25 +19,38 @@ import numpy as np
 import numpy.typing as npt
 
 from maediff.errors import GeometryError, InputError, OutputError
+from maediff.nifti_checks import (
+    READ_ERRORS,
+    SUFFIXES,
+    check_affine,
+    check_dtype,
+    check_file,
+    check_finite,
+    check_intensities,
+    check_spacing,
+    check_type,
+    is_gzip,
+    squeezed,
+    unreadable,
+)
 from maediff.store import atomic_path
+
+__all__ = [
+    "SUFFIXES",
+    "Volume",
+    "from_image",
+    "grid_distance",
+    "image_like",
+    "read_mask",
+    "read_nifti",
+    "stem_of",
+    "write_like",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-SUFFIXES = (".nii.gz", ".nii")
-MAX_VOXELS = 2**31
-SPACING_RANGE_MM = (0.02, 50.0)
 # Files of the same grid written by different tools differ by rounding; a tenth of a voxel is far above that.
 GRID_TOLERANCE_VOXELS = 0.1
-_MAX_DEFLATE_RATIO = 1100  # deflate cannot shrink zeros by more than 1032 : 1
-_READ_ERRORS = (
-    OSError,
-    EOFError,
-    zlib.error,
-    ValueError,
-    MemoryError,
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-)
 _GEOMETRY_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
 _OFFSET_FIELDS = ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
 
@@ -108,7 +119,7 @@ def read_nifti(path: str | Path) -> Volume:
     """
     path = Path(path)
     volume = _read(path)
-    _check_intensities(volume.data, str(path))
+    check_intensities(volume.data, str(path))
     return volume
 
 
@@ -124,7 +135,7 @@ def from_image(image: nib.Nifti1Image | str | Path | Volume) -> Volume:
     if isinstance(image, (str, Path)):
         return read_nifti(image)
     volume = _from_nibabel(image, None)
-    _check_intensities(volume.data, volume.name)
+    check_intensities(volume.data, volume.name)
     return volume
 
 
@@ -161,7 +172,7 @@ def read_mask(source: str | Path | nib.Nifti1Image | Array, like: Volume, what: 
             "resample it onto the scan's grid"
         )
     if data.dtype.kind == "f":
-        _check_finite(data, name)
+        check_finite(data, name)
     mask = np.asarray(data >= 0.5)
     if what == "brain mask" and not mask.any():
         raise InputError(f"{name} is empty: no voxel is at least 0.5; give a mask that marks the brain")
@@ -239,12 +250,12 @@ def write_like(path: str | Path, data: Array, like: Volume, dtype: npt.DTypeLike
 
 
 def _read(path: Path) -> Volume:
-    header = _check_file(path)
+    header = check_file(path)
     kind: Any = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     try:
-        image = kind.from_bytes(_unpacked(path)) if _is_gzip(path) else kind.from_filename(path)
-    except _READ_ERRORS as error:
-        raise _unreadable(str(path), error) from error
+        image = kind.from_bytes(_unpacked(path)) if is_gzip(path) else kind.from_filename(path)
+    except READ_ERRORS as error:
+        raise unreadable(str(path), error) from error
     return _from_nibabel(image, path)
 
 
@@ -254,152 +265,21 @@ def _unpacked(path: Path) -> bytes:
         return stream.read()
 
 
-def _unreadable(name: str, error: BaseException) -> InputError:
-    return InputError(f"cannot read {name} (truncated or damaged): {_first_line(error)}; copy or convert it again")
-
-
-def _check_file(path: Path) -> Any:
-    """Check the raw header, before nibabel mends it and before memory is asked for."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist; check the path")
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; give a .nii or .nii.gz file")
-    if not path.name.lower().endswith(SUFFIXES):
-        raise InputError(f"{path} is not NIfTI by its name; convert it to .nii or .nii.gz (for example with dcm2niix)")
-    header = _raw_header(path)
-    _check_spacing(header, str(path))
-    shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
-    num_voxels = math.prod(shape)
-    if min(shape) < 1:
-        raise InputError(f"{path} claims {_times(shape)} voxels; every axis needs at least 1: its header is damaged")
-    _squeezed(shape, str(path))
-    if num_voxels > MAX_VOXELS:
-        raise InputError(f"{path} claims {_times(shape)} voxels; at most {MAX_VOXELS} are read: its header is damaged")
-    num_bytes = num_voxels * int(header["bitpix"]) // 8
-    size = path.stat().st_size * (_MAX_DEFLATE_RATIO if _is_gzip(path) else 1)
-    if num_bytes > size:
-        raise InputError(
-            f"{path} is truncated: its header promises {num_bytes} bytes of voxels, more than the file can hold; "
-            "copy or convert it again"
-        )
-    return header
-
-
-def _raw_header(path: Path) -> Any:
-    """Read the header as it stands on disk (nibabel mends some fields as it loads)."""
-    try:
-        with gzip.open(path) if _is_gzip(path) else path.open("rb") as stream:
-            block = stream.read(540)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read {path}: {_first_line(error)}; copy or convert it again") from error
-    header = _parse_header(block)
-    if header is None:
-        raise InputError(f"{path} is not NIfTI: it has no NIfTI header; convert it (for example with dcm2niix)")
-    if not 1 <= int(header["dim"][0]) <= 7:
-        raise InputError(f"{path} claims {int(header['dim'][0])} axes; its NIfTI header is damaged")
-    return header
-
-
-def _parse_header(block: bytes) -> Any:
-    kinds: list[tuple[Any, int, bytes]] = [
-        (nib.Nifti1Header, 348, block[344:347]),
-        (nib.Nifti2Header, 540, block[4:7]),
-    ]
-    for kind, size, magic in kinds:
-        for byteorder, code in ((">", ">i4"), ("<", "<i4")):
-            if len(block) >= size and magic.startswith(b"n+") and np.frombuffer(block[:4], code)[0] == size:
-                return kind(block[:size], endianness=byteorder, check=False)
-    return None
-
-
-def _is_gzip(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
-
-
 def _from_nibabel(image: Any, source: Path | None) -> Volume:
     name = str(source) if source else "the image"
-    _check_type(image, name)
-    _check_spacing(image.header, name)
-    _check_dtype(image.get_data_dtype(), name)
-    shape, notes = _squeezed(image.shape, name)
+    check_type(image, name)
+    check_spacing(image.header, name)
+    check_dtype(image.get_data_dtype(), name)
+    shape, notes = squeezed(image.shape, name)
     affine = np.asarray(image.affine if image.affine is not None else image.header.get_best_affine(), np.float64)
-    _check_affine(affine, name)
+    check_affine(affine, name)
     try:
         with np.errstate(all="ignore"):  # an overflow shows as Inf, which is refused with its own message
             data = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape)
-    except _READ_ERRORS as error:
-        raise _unreadable(name, error) from error
+    except READ_ERRORS as error:
+        raise unreadable(name, error) from error
     header = image.header.copy()
     return Volume(data, affine, header, source, (*notes, *_geometry_notes(header, affine, shape)))
-
-
-def _check_type(image: object, name: str) -> None:
-    if not isinstance(image, nib.Nifti1Pair):
-        raise InputError(f"{name} is {type(image).__name__}, not NIfTI; give a .nii or .nii.gz file or a Nifti1Image")
-
-
-def _squeezed(shape: tuple[int, ...], name: str) -> tuple[tuple[int, int, int], tuple[str, ...]]:
-    if len(shape) < 3:
-        raise InputError(f"{name} is {len(shape)}-D ({_times(shape)}); a 3-D scan is needed")
-    if math.prod(shape[3:]) != 1:
-        raise InputError(
-            f"{name} is {len(shape)}-D ({_times(shape)}); one 3-D scan is needed: extract a single volume first"
-        )
-    notes = () if len(shape) == 3 else (f"the trailing axis of length 1 was dropped ({_times(shape)})",)
-    return (int(shape[0]), int(shape[1]), int(shape[2])), notes
-
-
-def _check_dtype(dtype: np.dtype[Any], name: str) -> None:
-    if dtype.fields is not None:
-        raise InputError(f"{name} holds colours (RGB); a scan with one intensity a voxel is needed")
-    if dtype.kind == "c":
-        raise InputError(f"{name} holds complex numbers; give the magnitude image")
-    if dtype.kind not in "buif":
-        raise InputError(f"{name} holds {dtype}; real numbers are needed")
-
-
-def _check_spacing(header: Any, name: str) -> None:
-    """Refuse a header whose spacing is zero (nibabel would read it as 1 mm)."""
-    zooms = [float(z) for z in header["pixdim"][1:4]]
-    used = zooms[: max(1, int(header["dim"][0]))]
-    if not all(np.isfinite(z) and z != 0 for z in used):
-        raise GeometryError(
-            f"{name} has voxel spacing {tuple(used)} mm; every axis needs a spacing above zero: "
-            "mend pixdim in its header"
-        )
-
-
-def _check_affine(affine: Array, name: str) -> None:
-    if affine.shape != (4, 4) or not np.isfinite(affine).all():
-        raise GeometryError(f"{name} has an affine with NaN or Inf; mend its sform or qform")
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    rounded = tuple(float(f"{length:.4g}") for length in lengths)
-    if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-4:
-        raise GeometryError(
-            f"{name} has a singular affine (axis lengths {rounded} mm): its voxels span no volume; "
-            "mend its sform or qform"
-        )
-    low, high = SPACING_RANGE_MM
-    if lengths.min() < low or lengths.max() > high:
-        raise GeometryError(
-            f"{name} has voxel spacing {rounded} mm; {low:g} to {high:g} mm is plausible: "
-            "mend the spacing or the units in its header"
-        )
-
-
-def _check_finite(data: Array, name: str) -> None:
-    finite = np.isfinite(data)
-    if not finite.all():
-        bad = int(finite.size - np.count_nonzero(finite))
-        raise InputError(f"{name} has {bad} voxels that are NaN or Inf; replace them (for example by 0) first")
-
-
-def _check_intensities(data: Array, name: str) -> None:
-    _check_finite(data, name)
-    low, high = float(data.min()), float(data.max())
-    if low == high:
-        kind = "all zero" if low == 0 else f"constant ({low:g} everywhere)"
-        raise InputError(f"{name} is {kind}; a scan with contrast is needed")
 
 
 def _geometry_notes(header: Any, affine: Array, shape: tuple[int, int, int]) -> Iterable[str]:
@@ -415,14 +295,7 @@ def _geometry_notes(header: Any, affine: Array, shape: tuple[int, int, int]) -> 
         distance = grid_distance(qform, sform, shape)
         if distance > GRID_TOLERANCE_VOXELS * float(np.linalg.norm(affine[:3, :3], axis=0).min()):
             yield f"qform and sform disagree by up to {distance:.3g} mm; the sform is used"
-    units = header.get_xyzt_units()[0]
-    if units not in ("mm", "unknown"):
-        yield f"the header's spatial unit is {units}; its numbers are read as mm"
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(n) for n in shape)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    code = int(header["xyzt_units"]) & 7  # the upper bits are the unit of time
+    if code not in (0, 2):
+        unit = {1: "metre", 3: "micrometre"}.get(code, f"unknown ({code})")
+        yield f"the header's spatial unit is {unit}; its numbers are read as mm"

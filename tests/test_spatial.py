@@ -86,8 +86,8 @@ def test_there_and_back_keeps_a_smooth_scan(orientation, angles, spacing, align)
     grid = working_grid(volume, volume.data > 1e-3, DataConfig(size=(32, 32), spacing_mm=2.0, align=align))
     back = to_native(to_working(volume.data, grid), grid)
     assert back.shape == volume.data.shape
-    assert np.abs(back - volume.data).max() < 0.17  # of a peak of 1; linear interpolation and the blur lower it
-    assert np.corrcoef(back.ravel(), volume.data.ravel())[0, 1] > 0.985
+    assert np.abs(back - volume.data).max() < 0.28  # of a peak of 1: 3 mm voxels and two interpolations lower it
+    assert np.corrcoef(back.ravel(), volume.data.ravel())[0, 1] > 0.99
 
 
 @FEW

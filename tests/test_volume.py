@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from maediff.errors import GeometryError, InputError, OutputError
@@ -184,7 +184,7 @@ def test_disagreeing_forms_missing_forms_and_units_are_noted(tmp_path):
     assert any("disagree by up to 4 mm" in note for note in volume.notes)
     np.testing.assert_array_equal(volume.affine, np.eye(4))
     assert any("neither" in n for n in read_nifti(save(tmp_path / "b.nii", qform=0, sform=0)).notes)
-    assert any("meter" in n for n in read_nifti(save(tmp_path / "c.nii", xyzt_units=1)).notes)
+    assert any("metre" in n for n in read_nifti(save(tmp_path / "c.nii", xyzt_units=1)).notes)
     assert read_nifti(save(tmp_path / "d.nii", xyzt_units=2)).notes == ()
 
 
@@ -305,6 +305,8 @@ def test_bad_geometry_is_named(tmp_path, case):
 
 @FEW
 @given(position=st.integers(0, 351), value=st.integers(0, 255))
+@example(position=111, value=95)  # an offset beyond any file
+@example(position=123, value=5)  # a unit that does not exist
 def test_a_damaged_header_never_ends_in_a_traceback(tmp_path, position, value):
     path = patch(save(tmp_path / "a.nii"), position, bytes([value]))
     with suppress(InputError):

@@ -1,1 +1,1 @@
-"""."""
+"""Which scans there are, their slices, and the synthetic cohort."""
