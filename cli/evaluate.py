@@ -39,13 +39,18 @@ def command(*, source: Path, reference: Path, out: Path, bootstrap: int, seed: i
 
 
 def _show(metrics: Mapping[str, Any]) -> None:
-    from ._console import number, say, table
+    from ._console import say, table
 
     rows = [
-        (key, item["mean"], f"{number(item['ci_low'])} to {number(item['ci_high'])}", item["n"])
+        (key, item["mean"], _interval(item), item["n"])
         for key, item in metrics.items()
         if isinstance(item, Mapping) and "ci_low" in item
     ]
     table("Metrics", ("metric", "mean", "95 % interval", "scans"), rows)
     for item in metrics.get("cases", {}).get("not_scored", []):
         say(f"not scored: {item['case']} ({item['status']}): {item['message']}")
+
+
+def _interval(item: Mapping[str, Any]) -> str | None:
+    low, high = item["ci_low"], item["ci_high"]
+    return None if low is None or high is None else f"{low:.3f} to {high:.3f}"

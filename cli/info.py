@@ -27,7 +27,7 @@ def command(*, model: str | None, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2))
         return
     for name, value in facts.items():
-        click.echo(f"{name + ':':<14} {_text(value)}")
+        click.echo(f"{name + ':':<15} {_text(value)}")
 
 
 def _packaged() -> dict[str, Any]:

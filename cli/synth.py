@@ -22,7 +22,7 @@ def _kinds(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 
 @click.command(epilog=examples("maediff synth -o cohort --subjects 24 --lesions ms,tumour --modality flair --seed 1"))
 @output_option("Folder of the BIDS-like data set.")
-@click.option("--subjects", type=click.IntRange(min=4), default=24, help="Subjects over all splits.")
+@click.option("--subjects", type=click.IntRange(min=2), default=24, help="Subjects over all splits.")
 @click.option(
     "--lesions",
     callback=_kinds,
@@ -30,11 +30,21 @@ def _kinds(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     default=",".join(KINDS),
     help=f"Kinds of lesions, of {', '.join(KINDS)}.",
 )
-@click.option("--modality", type=click.Choice(["t1", "t2", "flair"]), default="t2", help="Contrast.")
-@click.option("--spacing", "spacing_mm", type=click.FloatRange(min=1, max=8), default=2.0, help="Voxel size, mm.")
+@click.option("--modality", type=click.Choice(["t1", "t2", "flair", "random", "mixed"]), default="t2", help="Contrast.")
+@click.option("--healthy-only", is_flag=True, help="Training and validation subjects only.")
+@click.option("--spacing", "spacing_mm", type=click.IntRange(min=1, max=8), default=2, help="Voxel size, mm.")
 @seed_option
 @talk
-def command(*, out: Path, subjects: int, lesions: tuple[str, ...], modality: str, spacing_mm: float, seed: int) -> None:
+def command(
+    *,
+    out: Path,
+    subjects: int,
+    lesions: tuple[str, ...],
+    modality: str,
+    healthy_only: bool,
+    spacing_mm: int,
+    seed: int,
+) -> None:
     """Write a synthetic brain MRI cohort with exact lesion masks.
 
     Skull-stripped scans of subjects that differ in shape, tissue intensities, texture, bias field and noise, made from
@@ -45,6 +55,15 @@ def command(*, out: Path, subjects: int, lesions: tuple[str, ...], modality: str
 
     from ._console import say
 
-    folder = synthesise(out, subjects=subjects, modality=modality, lesions=lesions, seed=seed, spacing_mm=spacing_mm)
-    say(f"cohort: {folder}")
-    say(f"next: maediff train -c tiny -i {folder / 'cases.csv'} --split train -o RUN")
+    table = synthesise(
+        out,
+        subjects=subjects,
+        modality=modality,
+        lesions=lesions,
+        seed=seed,
+        spacing_mm=spacing_mm,
+        healthy_only=healthy_only,
+        on_subject=say,
+    )
+    say(f"cohort: {table}")
+    say(f"next: maediff train -c tiny -i {table} -o RUN")

@@ -70,4 +70,4 @@ def command(
             on_progress=on_progress,
         )
     say(f"model: {folder}")
-    say(f"next: maediff calibrate -m {folder} -i HEALTHY_SCANS")
+    say(f"next: maediff infer -m {folder} -i SCANS -o OUT")
