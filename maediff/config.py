@@ -135,6 +135,7 @@ class TrainConfig(Section):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
     seed: int = Field(0, ge=0)
+    init: str | None = Field(None, description="Model folder, or phantom: weights to start from; the same network.")
     augment: bool = Field(True, description="Flips, small affine changes, brightness, contrast and gamma.")
     pseudo_lesions: float = Field(
         0.0, ge=0, le=1, description="Share of training slices with random blobs that the network must remove."

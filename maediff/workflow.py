@@ -20,7 +20,15 @@ from maediff.inference.cohort import CaseOutcome, InferSummary, Outputs, Planned
 from maediff.inference.predictor import AnomalyResult, BoolArray, FloatArray, load_model
 from maediff.provenance import run_record, write_run
 from maediff.report.preview import write_preview
-from maediff.store import resolve_model, save_model, update_calibration, verify_model_folder, write_json, write_text
+from maediff.store import (
+    load_model_folder,
+    resolve_model,
+    save_model,
+    update_calibration,
+    verify_model_folder,
+    write_json,
+    write_text,
+)
 from maediff.training.loop import FitResult, Progress, fit
 
 log = logging.getLogger(__name__)
@@ -70,7 +78,17 @@ def train(
     training = healthy_slices(learn, config.data, cache)
     validation = healthy_slices(held_out, config.data, cache)
     log.info("%s", describe_slices(training, validation))
-    result = fit(config, training, validation, run_dir, device=chosen, resume=resume, on_progress=on_progress)
+    initial = load_model_folder(resolve_model(config.train.init)).weights if config.train.init else None
+    result = fit(
+        config,
+        training,
+        validation,
+        run_dir,
+        device=chosen,
+        resume=resume,
+        initial=initial,
+        on_progress=on_progress,
+    )
     card = model_card(config, training, validation, result)
     model = run_dir / "model"
     save_model(model, result.weights, config, None, card)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 Shape = tuple[int, int, int]
 
-SIZE_STEP = 32
+SIZE_STEP = 16
 # A working spacing this close to the native one (relative) is meant to be the native one: no resampling.
 _SAME_SPACING = 1e-3
 # Tilts below this (mm a voxel) are rounding of float32 headers, not obliquity.
@@ -77,7 +77,7 @@ def working_grid(volume: Volume, mask: npt.NDArray[np.bool_], config: DataConfig
     ``align: voxel`` keeps the voxel axes, permuted and flipped to the closest canonical RAS order; slices stay one
     to one unless ``slice_spacing_mm`` is given, and cover the whole scan. ``align: world`` follows the scanner axes;
     slices cover the brain and one more on each side. In-plane the grid is centred on the brain; where that does not
-    fit in ``size`` the grid grows to the next multiple of 32, with a warning.
+    fit in ``size`` the grid grows to the next multiple of 16, with a log line.
 
     Args:
         volume: The scan.
@@ -214,9 +214,7 @@ def _in_plane_size(least: int, size: int, name: str) -> int:
     if least <= size:
         return size
     grown = -(-least // SIZE_STEP) * SIZE_STEP
-    logger.warning(
-        "%s needs %d pixels in-plane, more than data.size = %d; its grid grows to %d", name, least, size, grown
-    )
+    logger.info("%s needs %d pixels in-plane, more than data.size = %d; its grid grows to %d", name, least, size, grown)
     return grown
 
 

@@ -106,6 +106,7 @@ def fit(
     *,
     device: torch.device,
     resume: bool = False,
+    initial: Weights | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> FitResult:
     """Train a reconstructor.
@@ -117,6 +118,7 @@ def fit(
         run_dir: Gets `log.csv` and `checkpoints/last.pt`.
         device: Where to compute (one process); several processes place themselves.
         resume: Continue from `checkpoints/last.pt` where there is one.
+        initial: Weights to start from, of the same network; random ones if None.
         on_progress: Told of every logged step.
 
     Returns:
@@ -127,21 +129,16 @@ def fit(
         ModelError: The checkpoint cannot be resumed.
         MAEDiffError: The loss is not finite.
     """
-    return _Run(config, training, validation, run_dir, device, resume).go(on_progress)
+    run = _Run(config, run_dir, device, resume)
+    if initial is not None and run.state.step == 0:
+        run.start_from(initial)
+    return run.go(training, validation, on_progress)
 
 
 class _Run:
     """One training run: its state, its files and its steps."""
 
-    def __init__(
-        self,
-        config: Config,
-        training: SliceSet,
-        validation: SliceSet,
-        run_dir: Path,
-        device: torch.device,
-        resume: bool,
-    ) -> None:
+    def __init__(self, config: Config, run_dir: Path, device: torch.device, resume: bool) -> None:
         self.config = config
         self.run_dir = run_dir
         self.checkpoint = run_dir / "checkpoints" / "last.pt"
@@ -159,18 +156,35 @@ class _Run:
         if resume and self.checkpoint.is_file():
             self._restore()
         self.batch = config.train.batch_size * self.accelerator.num_processes * config.train.accumulate
-        self.training, self.validation = training, validation
         self.log = _LossLog(run_dir / "log.csv", self.state.step, self.accelerator.is_main_process)
 
-    def go(self, on_progress: Callable[[Progress], None] | None) -> FitResult:
+    def start_from(self, weights: Weights) -> None:
+        """Take over the weights of a trained network.
+
+        Raises:
+            ModelError: They belong to another network.
+        """
+        try:
+            self.network.load_state_dict({name: value.float() for name, value in weights.items()})
+        except RuntimeError as error:
+            raise ModelError(
+                f"train.init = {self.config.train.init}: its weights fit another network ({str(error).splitlines()[-1].strip()}); "
+                "use the same model section and partition.cell, or leave train.init empty"
+            ) from error
+        self.ema = _copy(self.network)
+
+    def go(self, training: SliceSet, validation: SliceSet, on_progress: Callable[[Progress], None] | None) -> FitResult:
+        """Train to the last step."""
         train = self.config.train
         start_step, start = self.state.step, time.perf_counter()
         speed = 0.0
         with _signals() as stop, self.log:
-            for batches in self._batches():
+            for batches in self._batches(training):
                 loss, mae_loss, norm = self._step(batches)
                 step = self.state.step = self.state.step + 1
-                val_loss = self._validate() if step % train.val_every == 0 or step == train.max_steps else None
+                val_loss = (
+                    self._validate(validation) if step % train.val_every == 0 or step == train.max_steps else None
+                )
                 speed = (step - start_step) * self.batch / (time.perf_counter() - start)
                 if step % train.log_every == 0 or val_loss is not None:
                     self._report(Progress(step, train.max_steps, float(loss), val_loss, speed, 0), on_progress)
@@ -181,10 +195,10 @@ class _Run:
                     raise TrainingInterrupted(f"stopped by {stop[0]} after step {step}; continue with --resume")
         return FitResult(self.state.best, self.state.best_loss, self.state.step, speed)
 
-    def _batches(self) -> Iterator[list[Sample]]:
+    def _batches(self, training: SliceSet) -> Iterator[list[Sample]]:
         """Yield the micro-batches of each step that is left to do; samples are numbered over the whole run."""
         train = self.config.train
-        stream = SampleStream(self.training, self.config, train.max_steps * self.batch, augmented=True)
+        stream = SampleStream(training, self.config, train.max_steps * self.batch, augmented=True)
         span = Span(self.state.step * self.batch, len(stream))
         loader = DataLoader(stream, train.batch_size, sampler=span, num_workers=train.workers)
         loader = self.accelerator.prepare_data_loader(loader)
@@ -232,12 +246,12 @@ class _Run:
             self.ema[name].lerp_(value, 1 - decay)
 
     @torch.no_grad()
-    def _validate(self) -> float:
+    def _validate(self, validation: SliceSet) -> float:
         """Measure the loss of the averaged weights on fixed samples, and keep the weights where it is the lowest."""
         here = _copy(self.network)
         self.network.load_state_dict(self.ema)
         self.losses.eval()
-        stream = SampleStream(self.validation, self.config, _VALIDATION_SAMPLES, augmented=False)
+        stream = SampleStream(validation, self.config, _VALIDATION_SAMPLES, augmented=False)
         module = self.accelerator.unwrap_model(self.losses)
         losses = []
         for batch in DataLoader(stream, min(self.config.train.batch_size, _VALIDATION_SAMPLES)):
