@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from maediff import diffusion
 from maediff.config import Config, config_hash
 from maediff.data.slices import SliceSet
-from maediff.errors import MAEDiffError, TrainingInterrupted
+from maediff.errors import MAEDiffError, ModelError, TrainingInterrupted
 from maediff.hardware import use_bf16
 from maediff.models.reconstructor import Reconstructor
 from maediff.training.checkpoint import TrainState, Weights, load_state, save_state
@@ -167,8 +167,9 @@ class _Run:
         try:
             self.network.load_state_dict({name: value.float() for name, value in weights.items()})
         except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
             raise ModelError(
-                f"train.init = {self.config.train.init}: its weights fit another network ({str(error).splitlines()[-1].strip()}); "
+                f"train.init = {self.config.train.init}: its weights fit another network ({reason}); "
                 "use the same model section and partition.cell, or leave train.init empty"
             ) from error
         self.ema = _copy(self.network)
