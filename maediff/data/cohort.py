@@ -133,7 +133,7 @@ def _roles(subjects: int, lesions: Sequence[str], healthy_only: bool) -> Iterato
 def _modality(modality: str, seed: int, number: int) -> str:
     if modality != "mixed":
         return modality
-    names, shares = zip(*MIXED, strict=True)
+    names, shares = [name for name, _ in MIXED], [share for _, share in MIXED]
     return str(np.random.default_rng([seed, number, 4]).choice(names, p=shares))
 
 
@@ -147,7 +147,10 @@ def _write_subject(folder: Path, plan: Plan, phantom: Phantom) -> dict[str, str]
     write_like(folder / brain, phantom.brain, like, np.uint8)
     if plan.lesion:
         write_like(folder / label, phantom.label, like, np.uint8)
-    write_json((folder / scan).with_name(f"{plan.name}_{plan.suffix}.json"), {"SyntheticContrast": plan.modality})
+    write_json(
+        (folder / scan).with_name(f"{plan.name}_{plan.suffix}.json"),
+        {"SyntheticContrast": plan.modality, "SyntheticLesion": plan.lesion},
+    )
     named = (str(scan), str(brain), str(label) if plan.lesion else "")
     return dict(zip(_COLUMNS, (*named, plan.name, plan.split, plan.lesion or "", plan.modality), strict=True))
 
