@@ -187,7 +187,8 @@ class Config(Section):
         for side in self.data.size:
             if side % factor or side % self.partition.cell:
                 raise ValueError(
-                    f"size {side} must be a multiple of {factor} (patch and U-Net levels) and of cell = {self.partition.cell}"
+                    f"size {side} must be a multiple of {factor} (patch and U-Net levels) "
+                    f"and of cell = {self.partition.cell}"
                 )
             if self.partition.window > side:
                 raise ValueError(f"window {self.partition.window} is larger than size {side}")

@@ -9,6 +9,7 @@ after t steps, so timesteps run from 1 (nearly clean) to T (nearly noise) and 0 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -152,7 +153,10 @@ def x0_loss(estimate: Tensor, x0: Tensor, mask: Tensor, norm: str) -> Tensor:
 
 
 def ddim_step(x_t: Tensor, x0: Tensor, abar_t: Tensor, abar_s: Tensor) -> Tensor:
-    """Deterministic step from t to any earlier s (DDIM eq. 12, eta = 0): ``sqrt(abar_s) x_0 + sqrt(1 - abar_s) eps``."""
+    """Deterministic step from t to any earlier s (DDIM eq. 12, eta = 0).
+
+    ``x_s = sqrt(abar_s) x_0 + sqrt(1 - abar_s) eps`` with the noise that leads from `x0` to `x_t`.
+    """
     return add_noise(x0, eps_from_x0(x_t, x0, abar_t), abar_s)
 
 
@@ -192,11 +196,11 @@ def sample(
     Returns:
         Estimate of x_0, of the shape of `x_t`.
     """
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         x0 = denoise(x_t, t)
         if s == 0:
             return x0
-        abar_t, abar_s = (abar[k].to(x_t) for k in (t, s))
+        abar_t, abar_s = (level(abar, torch.tensor([k]), x_t) for k in (t, s))
         if draw_noise is None:
             x_t = ddim_step(x_t, x0, abar_t, abar_s)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -215,7 +216,14 @@ def infer(
         on_case=on_case,
         on_result=_preview if preview else None,
     )
-    arguments = {"model": model, "source": source, "out": out, "mask": mask, "shard": shard, "overwrite": overwrite}
+    arguments: dict[str, Any] = {
+        "model": model,
+        "source": source,
+        "out": out,
+        "mask": mask,
+        "shard": shard,
+        "overwrite": overwrite,
+    }
     arguments |= {"split": split, "channel": channel, "overrides": overrides}
     hashes = {"model": predictor.model_hash, "config": predictor.config_hash}
     counts = {"done": summary.done, "skipped": summary.skipped, "failed": summary.failed}
@@ -262,7 +270,7 @@ def describe_slices(training: SliceSet, validation: SliceSet) -> str:
 
 def model_card(config: Config, training: SliceSet, validation: SliceSet, result: FitResult) -> str:
     """Write the model card that travels with the weights (Hugging Face layout)."""
-    spacing, size = config.data.spacing_mm, config.data.size
+    spacing, size, batch = config.data.spacing_mm, config.data.size, config.train.batch_size * config.train.accumulate
     return f"""---
 library_name: maediff
 license: other
@@ -275,7 +283,7 @@ tags: [anomaly-detection, brain-mri, diffusion, masked-autoencoder]
 - Method: masked-autoencoder-enhanced diffusion (arXiv 2401.10561), condition `{config.model.condition}`.
 - Training data: {describe_slices(training, validation)}.
 - Working grid: {size[0]} x {size[1]} pixels of {spacing:g} mm, axial slices, align `{config.data.align}`.
-- Training: {result.steps} steps of {config.train.batch_size * config.train.accumulate} slices, seed {config.train.seed}.
+- Training: {result.steps} steps of {batch} slices, seed {config.train.seed}.
 - Validation loss (x0, in the patch, working units): {result.best_loss:.4f}.
 - Use on scans of the same contrast and preparation; calibrate on healthy scans of your own scanner.
 """

@@ -84,7 +84,7 @@ def _ms(site: Site, rng: np.random.Generator) -> Lesion:
     share = rng.uniform(0.35, 0.75)
 
     def level(modality: str, levels: Levels) -> float:
-        csf, grey, white, _ = levels
+        csf, grey, _, _ = levels
         if modality == "t2":
             return float(grey + share * (csf - grey))
         if modality == "flair":
@@ -116,7 +116,7 @@ def _tumour(site: Site, rng: np.random.Generator) -> Lesion:
         return float(grey * (1.0 - 0.45 * bright)) if modality == "t1" else float(csf + (1 - bright) * (white - csf))
 
     def oedema_level(modality: str, levels: Levels) -> float:
-        csf, grey, white, _ = levels
+        csf, grey, _, _ = levels
         if modality == "t2":
             return float(grey + 0.8 * wet * (csf - grey))
         if modality == "flair":
@@ -151,7 +151,8 @@ def _dark(site: Site, rng: np.random.Generator) -> Lesion:
 def _above_skull_base(site: Site) -> FloatArray:
     """Keep lesions in the cerebrum: 1 above z = -20 mm, else 0."""
     z = site.affine[2, 2] * np.arange(site.brain.shape[2]) + site.affine[2, 3]
-    return (z > -20).astype(np.float32)[None, None, :]
+    above: FloatArray = (z > -20).astype(np.float32)[None, None, :]
+    return above
 
 
 def _pick(weight: npt.NDArray[np.floating], rng: np.random.Generator) -> npt.NDArray[np.float64]:

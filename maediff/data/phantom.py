@@ -91,9 +91,7 @@ def atlas(spacing_mm: float = 2.0) -> Atlas:
     return Atlas(grey, white, brain, deep, detail.clip(-0.3, 0.3), affine, spacing_mm)
 
 
-def subject(
-    key: tuple[int, ...], modality: str = "t2", lesion: str | None = None, spacing_mm: float = 2.0
-) -> Phantom:
+def subject(key: tuple[int, ...], modality: str = "t2", lesion: str | None = None, spacing_mm: float = 2.0) -> Phantom:
     """Synthesise one subject.
 
     Args:
@@ -122,7 +120,7 @@ def subject(
             pushed = _identity(brain.shape) - found.push
             grey, white, deep, detail = _warp(np.stack([grey, white, deep, detail]), pushed)
     inside = brain > 0.5
-    image = _contrast(grey, white, deep, detail, modality, scan_rng)
+    image = _contrast((grey, white, deep, detail), modality, scan_rng)
     if found is not None:
         image = _paint(image, found, modality, _levels(modality, np.random.default_rng([*key, 2])))
     image = _degrade(image, inside, base.spacing_mm, scan_rng)
@@ -199,9 +197,10 @@ def _levels(modality: str, rng: np.random.Generator) -> npt.NDArray[np.float64]:
 
 
 def _contrast(
-    grey: FloatArray, white: FloatArray, deep: FloatArray, detail: FloatArray, modality: str, rng: np.random.Generator
+    maps: tuple[FloatArray, FloatArray, FloatArray, FloatArray], modality: str, rng: np.random.Generator
 ) -> FloatArray:
-    """Mix tissues, with a texture of their own for grey and white matter and the template's detail."""
+    """Mix grey, white and deep grey matter, with a texture of their own, and the template's detail."""
+    grey, white, deep, detail = maps
     csf_level, grey_level, white_level, deep_level = _levels(modality, rng)
     grey_map = grey_level + (deep_level - grey_level) * deep
     csf = (1 - grey - white).clip(0)
@@ -230,5 +229,3 @@ def _degrade(image: FloatArray, inside: BoolArray, spacing_mm: float, rng: np.ra
     real, imaginary = rng.standard_normal((2, *image.shape), np.float32) * sigma
     noisy: FloatArray = np.hypot(image * bias + real, imaginary).astype(np.float32)
     return noisy
-
-

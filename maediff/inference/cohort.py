@@ -120,9 +120,7 @@ def input_hash(case: Case) -> str:
 def plan_cases(cases: Sequence[Case], out: Path, key: RunKey, *, overwrite: bool) -> list[PlannedCase]:
     """List what a run would do, without computing anything."""
     return [
-        PlannedCase(
-            case.id, case.image, "skip" if not overwrite and key.fits(case, Outputs.of(case, out)) else "infer"
-        )
+        PlannedCase(case.id, case.image, "skip" if not overwrite and key.fits(case, Outputs.of(case, out)) else "infer")
         for case in cases
     ]
 

@@ -141,7 +141,9 @@ class SlidingReconstructor:
             return torch.stack([fields[index] for index in where]).to(x0)
 
         ancestral = self.config.diffusion.sampler == "ancestral"
-        return diffusion.sample(denoise, perturbed, self.abar, _times(t, self.config), draw_noise if ancestral else None)
+        return diffusion.sample(
+            denoise, perturbed, self.abar, _times(t, self.config), draw_noise if ancestral else None
+        )
 
     def _estimate(self, perturbed: Tensor, window: Tensor, t: int) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):

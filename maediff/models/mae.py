@@ -57,7 +57,7 @@ class MaskedAutoencoder(nn.Module):
         index = order[..., None].expand(-1, -1, tokens.shape[-1])
         source = torch.where(padding[..., None], full.gather(1, index), encoded[:, 1:])
         full = full.scatter(1, index, source)
-        decoded = self.decoder(torch.cat([encoded[:, :1], full], 1))[:, 1:]
+        decoded: Tensor = self.decoder(torch.cat([encoded[:, :1], full], 1))[:, 1:]
         return decoded.transpose(1, 2).reshape(len(tokens), -1, *shape)
 
     def pixels(self, features: Tensor) -> Tensor:

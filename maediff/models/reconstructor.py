@@ -59,7 +59,11 @@ class Reconstructor(nn.Module):
         widths = [*config.channels, config.channels[-1]] if residual else []
         first = self._first_matching_level(len(config.channels))
         self.adapters = nn.ModuleDict(
-            {str(depth): _zeroed(nn.Conv2d(config.mae_width, width, 1)) for depth, width in enumerate(widths) if depth >= first}
+            {
+                str(depth): _zeroed(nn.Conv2d(config.mae_width, width, 1))
+                for depth, width in enumerate(widths)
+                if depth >= first
+            }
         )
 
     def forward(self, perturbed: Tensor, mask: Tensor, t: Tensor) -> Reconstruction:
@@ -81,12 +85,15 @@ class Reconstructor(nn.Module):
         return Reconstruction(F.pixel_shuffle(output, self.patch), image)
 
     def _denoise(self, x: Tensor, t: Tensor, features: Tensor | None) -> Tensor:
+        output: Tensor
         if features is None:
-            return self.unet(x, t)
-        if self.condition == "cross_attention":
-            return self.unet(x, t, context=features.flatten(2).transpose(1, 2))
-        residuals, middle = self._residuals(features, (x.shape[2], x.shape[3]))
-        return self.unet(x, t, down_block_additional_residuals=residuals, mid_block_additional_residual=middle)
+            output = self.unet(x, t)
+        elif self.condition == "cross_attention":
+            output = self.unet(x, t, context=features.flatten(2).transpose(1, 2))
+        else:
+            residuals, middle = self._residuals(features, (x.shape[2], x.shape[3]))
+            output = self.unet(x, t, down_block_additional_residuals=residuals, mid_block_additional_residual=middle)
+        return output
 
     def _first_matching_level(self, levels: int) -> int:
         """Find the finest U-Net level that is at most twice as fine as the cells; the coarsest if none is."""

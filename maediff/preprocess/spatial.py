@@ -189,7 +189,7 @@ def _frame(volume: Volume, config: DataConfig) -> _Frame:
 
 def _canonical_axes(affine: Array) -> tuple[list[int], Array]:
     """Name the native axis closest to each of R, A, S, and whether it runs that way (1) or against (-1)."""
-    orientation: Array = io_orientation(affine)  # type: ignore[no-untyped-call]
+    orientation: Array = io_orientation(affine)
     axes = [int(np.flatnonzero(orientation[:, 0] == world)[0]) for world in range(3)]
     return axes, orientation[axes, 1]
 
