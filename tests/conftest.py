@@ -6,6 +6,9 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+
+torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 
 
 @pytest.fixture

@@ -1,0 +1,56 @@
+"""Noise fields and the generators that make them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maediff.noise import generator, noise_field
+
+KINDS = ("gaussian", "simplex", "coarse")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(32, 32), (24, 40)])
+def test_noise_has_zero_mean_and_unit_variance(kind, shape):
+    fields = torch.stack([noise_field(kind, shape, generator(kind, shape, k)) for k in range(40)])
+    assert fields.shape == (40, 1, *shape)
+    assert fields.dtype == torch.float32
+    assert abs(float(fields.mean())) < 0.03
+    assert abs(float(fields.var()) - 1) < 0.04
+
+
+@pytest.mark.parametrize("kind", ["simplex", "coarse"])
+def test_structured_noise_is_smooth(kind):
+    field = noise_field(kind, (64, 64), generator(1))[0]
+    assert float((field[1:] - field[:-1]).var()) < 0.5  # independent pixels give 2
+
+
+def test_gaussian_pixels_are_uncorrelated():
+    field = noise_field("gaussian", (128, 128), generator(1))[0]
+    assert abs(float((field[1:] * field[:-1]).mean())) < 0.03
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_depends_on_the_key_alone(kind):
+    first = noise_field(kind, (16, 16), generator(3, "case", 7))
+    torch.manual_seed(99)
+    assert torch.equal(first, noise_field(kind, (16, 16), generator(3, "case", 7)))
+    for other in ((3, "case", 8), (4, "case", 7), (3, "cas", "e", 7)):
+        assert not torch.equal(first, noise_field(kind, (16, 16), generator(*other)))
+
+
+def test_neighbouring_keys_give_independent_noise():
+    fields = torch.stack([torch.randn(2000, generator=generator("train", 0, k)) for k in range(12)])
+    correlation = torch.corrcoef(fields) - torch.eye(12)
+    assert float(correlation.abs().max()) < 0.12
+
+
+def test_types_of_key_parts_count():
+    one, other = (torch.randn(4, generator=generator(key)) for key in (1, "1"))
+    assert not torch.equal(one, other)
+
+
+def test_unknown_noise_is_refused():
+    with pytest.raises(ValueError, match="noise 'pink' is unknown"):
+        noise_field("pink", (8, 8), generator(0))

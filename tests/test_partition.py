@@ -1,0 +1,142 @@
+"""Laws of the hierarchical partition."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maediff.noise import generator
+from maediff.partition import (
+    blend_weight,
+    merge,
+    origins,
+    partition,
+    random_window,
+    visible_cells,
+    window_grid,
+    window_masks,
+    windows_with_brain,
+)
+
+
+@st.composite
+def layouts(draw):
+    """A slice's shape, a window that fits in it and a stride without gaps."""
+    shape = (draw(st.integers(4, 24)), draw(st.integers(4, 24)))
+    window = draw(st.integers(1, min(shape)))
+    return shape, window, draw(st.integers(1, window))
+
+
+@given(layouts())
+def test_windows_cover_every_pixel_and_stay_inside(layout):
+    shape, window, stride = layout
+    corners = window_grid(shape, window, stride)
+    assert (window_masks(corners, window, shape).sum(0) >= 1).all()
+    assert (corners >= 0).all()
+    assert (corners + window <= torch.tensor(shape)).all()
+    assert len(corners.unique(dim=0)) == len(corners)
+
+
+@given(st.integers(1, 60), st.data())
+def test_origins_step_by_the_stride_and_end_at_the_border(length, data):
+    window = data.draw(st.integers(1, length))
+    stride = data.draw(st.integers(1, window))
+    found = origins(length, window, stride)
+    assert found[0] == 0
+    assert found[-1] == length - window
+    assert all(b - a == stride for a, b in pairwise(found[:-1]))
+    assert all(0 < b - a <= stride for a, b in pairwise(found))
+
+
+@pytest.mark.parametrize(("length", "window", "stride"), [(8, 9, 1), (8, 0, 1), (8, 4, 0), (8, 4, 5)])
+def test_impossible_windows_are_refused(length, window, stride):
+    with pytest.raises(ValueError, match=r"window|stride"):
+        origins(length, window, stride)
+
+
+@given(layouts(), st.sampled_from(["uniform", "gaussian"]), st.integers(0, 2**31))
+def test_partition_then_merge_is_the_identity(layout, kind, seed):
+    shape, window, stride = layout
+    image = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    corners = window_grid(shape, window, stride)
+    patches = partition(image, corners, window)
+    assert patches.shape == (len(corners), 2, 3, window, window)
+    back = merge(patches, corners, shape, blend_weight(window, kind))
+    torch.testing.assert_close(back, image, rtol=1e-9, atol=1e-9)
+
+
+@given(layouts(), st.sampled_from(["uniform", "gaussian"]), st.floats(-5, 5))
+def test_blending_a_constant_gives_it_back(layout, kind, value):
+    shape, window, stride = layout
+    corners = window_grid(shape, window, stride)
+    patches = torch.full((len(corners), 1, 1, window, window), value)
+    back = merge(patches, corners, shape, blend_weight(window, kind))
+    torch.testing.assert_close(back, torch.full((1, 1, *shape), value), rtol=1e-5, atol=1e-5)
+
+
+def test_overlaps_are_averages_and_uncovered_pixels_are_zero():
+    corners = torch.tensor([[0, 0], [0, 1]])
+    patches = torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1, 1).expand(2, 1, 1, 2, 2)
+    assert merge(patches, corners, (3, 4))[0, 0].tolist() == [[1, 2, 3, 0], [1, 2, 3, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("window", [1, 4, 7])
+def test_blend_weights_are_positive_and_symmetric(window):
+    for kind in ("uniform", "gaussian"):
+        weight = blend_weight(window, kind)
+        assert weight.shape == (window, window)
+        assert (weight > 0).all()
+        torch.testing.assert_close(weight, weight.T)
+        torch.testing.assert_close(weight, weight.flip(0))
+    with pytest.raises(ValueError, match="blend 'cubic'"):
+        blend_weight(window, "cubic")
+
+
+@given(layouts(), st.integers(0, 2**31), st.floats(0, 0.2))
+def test_windows_with_brain_match_brute_force(layout, seed, density):
+    shape, window, stride = layout
+    mask = torch.rand(3, *shape, generator=torch.Generator().manual_seed(seed)) < density
+    corners = window_grid(shape, window, stride)
+    wanted = [
+        [s, n]
+        for s in range(3)
+        for n, (r, c) in enumerate(corners.tolist())
+        if mask[s, r : r + window, c : c + window].any()
+    ]
+    assert windows_with_brain(mask, corners, window).tolist() == wanted
+
+
+@given(layouts(), st.integers(0, 2**31), st.floats(0, 0.1))
+def test_a_random_window_holds_brain_and_lies_inside(layout, seed, density):
+    shape, window, _ = layout
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < density
+    corner = random_window(mask, window, generator("window", seed))
+    row, column = corner.tolist()
+    assert 0 <= row <= shape[0] - window
+    assert 0 <= column <= shape[1] - window
+    assert mask[row : row + window, column : column + window].any() or not mask.any()
+    assert corner.tolist() == random_window(mask, window, generator("window", seed)).tolist()
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31), st.floats(0, 0.3))
+def test_a_cell_is_visible_exactly_if_the_mask_leaves_it_whole(rows, columns, cell, seed, density):
+    rng = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(2, 1, rows * cell, columns * cell, generator=rng) < density).float() * -0.01  # any nonzero hides
+    visible = visible_cells(mask, cell)
+    assert visible.shape == (2, rows, columns)
+    for b in range(2):
+        for i in range(rows):
+            for j in range(columns):
+                part = mask[b, 0, i * cell : (i + 1) * cell, j * cell : (j + 1) * cell]
+                assert bool(visible[b, i, j]) == bool((part == 0).all())
+
+
+def test_masks_are_ones_inside_the_window_alone():
+    mask = window_masks(torch.tensor([[1, 2], [0, 0]]), 2, (4, 5))
+    assert mask.shape == (2, 1, 4, 5)
+    assert mask[0, 0].nonzero().tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
+    assert mask.sum().item() == 8
