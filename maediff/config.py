@@ -101,6 +101,7 @@ class ModelConfig(Section):
     num_res_blocks: int = Field(3, ge=1)
     attention: tuple[bool, ...] = Field((False, False, False), description="Self-attention, a level each.")
     norm_groups: int = Field(32, ge=1)
+    input_skip: bool = Field(False, description="The network predicts the change of its input (objective x0 only).")
     condition: Literal["residual", "cross_attention", "none"] = Field(
         "residual", description="How MAE features enter the U-Net; none is the ablation."
     )
@@ -183,6 +184,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
+        if self.model.input_skip and self.diffusion.objective != "x0":
+            raise ValueError(f"model.input_skip goes with objective x0, not {self.diffusion.objective!r}")
         factor = self.model.patch * 2 ** (len(self.model.channels) - 1)
         for side in self.data.size:
             if side % factor or side % self.partition.cell:

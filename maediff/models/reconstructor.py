@@ -38,6 +38,7 @@ class Reconstructor(nn.Module):
         super().__init__()
         self.condition = config.condition
         self.patch = config.patch
+        self.input_skip = config.input_skip
         self.cell = cell
         cross = config.condition == "cross_attention"
         self.unet = DiffusionModelUNet(
@@ -82,7 +83,8 @@ class Reconstructor(nn.Module):
         image = None
         if self.mae is not None and self.wants_pixels and self.training and features is not None:
             image = self.mae.pixels(features)
-        return Reconstruction(F.pixel_shuffle(output, self.patch), image)
+        prediction = F.pixel_shuffle(output, self.patch)
+        return Reconstruction(prediction + perturbed if self.input_skip else prediction, image)
 
     def _denoise(self, x: Tensor, t: Tensor, features: Tensor | None) -> Tensor:
         output: Tensor

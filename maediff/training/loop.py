@@ -201,7 +201,9 @@ class _Run:
         train = self.config.train
         stream = SampleStream(training, self.config, train.max_steps * self.batch, augmented=True)
         span = Span(self.state.step * self.batch, len(stream))
-        loader = DataLoader(stream, train.batch_size, sampler=span, num_workers=train.workers)
+        loader = DataLoader(
+            stream, train.batch_size, sampler=span, num_workers=train.workers, worker_init_fn=_leave_signals
+        )
         loader = self.accelerator.prepare_data_loader(loader)
         micro: list[Sample] = []
         for batch in loader:
@@ -295,6 +297,12 @@ def _accelerator(config: Config, device: torch.device) -> Accelerator:
 
 def _copy(network: nn.Module) -> Weights:
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def _leave_signals(_worker: int) -> None:
+    """Let only the main process answer SIGTERM and SIGINT, which schedulers and terminals send to the whole group."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _LossLog:
