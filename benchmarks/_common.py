@@ -1,0 +1,141 @@
+"""What every benchmark needs: data, options, tables, results with the facts of the machine."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maediff.errors import MAEDiffError
+from maediff.evaluation import Estimate
+from maediff.provenance import machine, versions
+from maediff.store import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+
+
+def shared_data(name: str, data: Path = DATA) -> Path | None:
+    """Locate a set of real scans, which lie outside the repository; None where it is absent."""
+    folder = data / name
+    return folder if (folder / "cases.csv").is_file() else None
+
+
+def data_folder(name: str, data: Path = DATA) -> Path:
+    """Locate a set of real scans that a benchmark cannot do without.
+
+    Args:
+        name: Folder of the set, for example ``lgg_flair``.
+        data: Where the sets lie.
+
+    Raises:
+        SystemExit: It is not there; the message says where it was looked for.
+    """
+    folder = shared_data(name, data)
+    if folder is None:
+        raise SystemExit(
+            f"no {name} data: {data / name / 'cases.csv'} does not exist. The scans are no part of the repository "
+            "(their licences); put them there, or name the folder that holds them with --data"
+        )
+    return folder
+
+
+def git_commit() -> str | None:
+    """Name the commit of this checkout, with ``+`` where tracked files differ from it; None outside git."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the options that all benchmarks share."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write results and the facts of the machine")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="folder of real scans (%(default)s)")
+
+
+def run(job: Callable[[], Mapping[str, Any]], json_file: Path | None) -> int:
+    """Run a benchmark, write its results, and turn errors into messages.
+
+    Returns:
+        Exit code.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        results = job()
+        if json_file is not None:
+            save_results(json_file, results)
+    except MAEDiffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def save_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write ``{"machine": …, "results": …}`` with versions and commit, atomically."""
+    record = {"machine": machine(), "versions": versions(), "commit": git_commit(), "results": results}
+    write_json(path, plain(record))
+
+
+def plain(value: Any) -> Any:
+    """Turn results into what JSON knows: estimates to mappings, paths to text, NaN to None."""
+    if isinstance(value, Estimate):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # a NumPy scalar
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Lay out text and numbers in aligned columns.
+
+    Example:
+        >>> print(table(["method", "AUPRC"], [["ours", 0.5], ["theirs", None]]))
+        method  AUPRC
+        ours    0.500
+        theirs      -
+    """
+    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        first, *others = (text for text in row)
+        padded = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    """Tell progress on stderr, at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Estimate):
+        if not math.isfinite(value.mean):
+            return "-"
+        ends = f" [{value.ci_low:.3f}, {value.ci_high:.3f}]" if math.isfinite(value.ci_low) else ""
+        return f"{value.mean:.3f}{ends}"
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,75 @@
+"""Rows of axial pictures with titles, as PNG. Pictures of real scans stay in the run folder: their licence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maediff.report.figures import TRUTH_COLOUR, axial_planes, frame_around, grey, heat, overlay, plane_spacing_mm
+from maediff.store import atomic_path
+
+COLUMNS = ("scan", "healthy reconstruction", "anomaly map", "truth")
+_INCHES = 2.6
+RGB = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One scan to show; arrays (X, Y, Z) on one grid.
+
+    Attributes:
+        title: What stands beside the row.
+        affine: Voxel to RAS mm.
+        scan: Intensities.
+        reconstruction: Healthy reconstruction in the same units.
+        anomaly: Map.
+        brain: Brain mask.
+        truth: Lesion mask.
+    """
+
+    title: str
+    affine: npt.NDArray[np.float64]
+    scan: npt.NDArray[Any]
+    reconstruction: npt.NDArray[Any]
+    anomaly: npt.NDArray[Any]
+    brain: npt.NDArray[np.bool_]
+    truth: npt.NDArray[np.bool_]
+
+
+def panels(shown: Shown, top: float) -> list[RGB]:
+    """Cut the slice with most of the lesion: scan, reconstruction, map up to ``top``, truth over the scan."""
+
+    def planes(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return axial_planes(data, shown.affine)
+
+    truth = planes(shown.truth)
+    frame = frame_around(planes(shown.brain), int(truth.sum((1, 2)).argmax()), plane_spacing_mm(shown.affine))
+    low, high = (float(q) for q in np.percentile(shown.scan[shown.brain], (0.5, 99.8)))
+    scan = grey(frame.cut(planes(shown.scan)), low, high)
+    healthy = grey(frame.cut(planes(shown.reconstruction)), low, high)
+    return [scan, healthy, heat(frame.cut(planes(shown.anomaly)), top), overlay(scan, frame.cut(truth), TRUTH_COLOUR)]
+
+
+def write_montage(path: Path, rows: Sequence[Shown], heading: str) -> None:
+    """Write one row a scan; the colour scale, in working units, is the same for all rows."""
+    from matplotlib.figure import Figure
+
+    top = max(float(np.percentile(row.anomaly[row.brain], 99.5)) for row in rows) or 1.0
+    figure = Figure(figsize=(_INCHES * len(COLUMNS), _INCHES * len(rows) + 0.5), layout="constrained")
+    figure.suptitle(f"{heading}\nmap: black 0 to yellow {top:.3g} working units. Research use only", fontsize=9)
+    axes = figure.subplots(len(rows), len(COLUMNS), squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        height, width = plane_spacing_mm(row.affine)
+        for axis, title, picture in zip(line, COLUMNS, panels(row, top), strict=True):
+            axis.imshow(picture, aspect=height / width)
+            axis.set_title(title, fontsize=8)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(row.title, fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
