@@ -31,11 +31,15 @@ class _ConsoleHandler(logging.Handler):
 
 
 def set_up_logging(*, quiet: bool, verbose: bool) -> None:
-    """Send the library's log to stderr: notes by default, errors only if quiet, everything if verbose."""
+    """Send the library's log to stderr: notes by default, errors only if quiet, everything if verbose.
+
+    nibabel tells of the headers that it mends through a handler of its own; only -v lets it.
+    """
     logger = logging.getLogger("maediff")
     logger.handlers = [_ConsoleHandler()]
     logger.propagate = False
     logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
+    logging.getLogger("nibabel.global").setLevel(logging.WARNING if verbose else logging.CRITICAL)
 
 
 def is_quiet() -> bool:

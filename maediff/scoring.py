@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from skimage import measure
 
 from maediff.config import ScoreConfig
 from maediff.errors import ConfigError, InputError
@@ -157,7 +158,7 @@ def anomaly_mask(
     voxel_mm3 = float(np.prod(spacing_mm))
     if min_size_mm3 <= voxel_mm3 or not above.any():
         return above
-    components, _ = ndimage.label(above, structure=np.ones((3, 3, 3)))
+    components = measure.label(above, connectivity=3)
     large = np.bincount(components.ravel()) * voxel_mm3 >= min_size_mm3 * (1 - _TOLERANCE)
     large[0] = False
     kept: BoolArray = large[components]

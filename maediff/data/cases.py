@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 from collections import Counter
@@ -12,6 +11,7 @@ from os.path import commonpath
 from pathlib import Path
 
 from maediff.errors import ConfigError, InputError
+from maediff.tables import read_table
 from maediff.volume import SUFFIXES, stem_of
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def _from_folder(folder: Path, channel: str | None) -> list[Case]:
         return _from_bids(folder, channel)
     for name in ("cases.csv", "cases.tsv"):
         table = folder / name
-        if table.is_file() and any(c == "image" or c.startswith("image_") for c in _read_table(table)[0]):
+        if table.is_file() and any(c == "image" or c.startswith("image_") for c in read_table(table).columns):
             logger.info("%s: using its table %s", folder, name)
             return _from_table(table, channel)
     paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and looks_like_scan(p)]
@@ -188,22 +188,8 @@ def _from_folder(folder: Path, channel: str | None) -> list[Case]:
     return [_plain_case(path) for path in paths]
 
 
-def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read table {path}: {error}; save it as UTF-8 text") from error
-    tab = path.suffix.lower() == ".tsv"
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter="\t" if tab else ",")]
-    rows = [row for row in rows if any(row)]
-    if not rows:
-        raise InputError(f"table {path} is empty; its first line must name the columns, at least image")
-    columns = [name.lower() for name in rows[0]]
-    return columns, [dict(zip(columns, row, strict=False)) for row in rows[1:]]
-
-
 def _from_table(path: Path, channel: str | None) -> list[Case]:
-    columns, rows = _read_table(path)
+    columns, rows = read_table(path)
     column = _image_column(columns, channel, path)
     if not rows:
         raise InputError(f"table {path} names no scans: it has a header and no rows")
@@ -319,7 +305,7 @@ def _participants(root: Path) -> dict[str, str]:
     table = root / "participants.tsv"
     if not table.is_file():
         return {}
-    rows = _read_table(table)[1]
+    rows = read_table(table).rows
     found = {row.get("participant_id", ""): _cell(row, "split") for row in rows}
     return {name: split for name, split in found.items() if split is not None}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,8 @@ import numpy as np
 from maediff.data.lesions import KINDS
 from maediff.data.phantom import MIXED, MODALITIES, Phantom, subject
 from maediff.errors import ConfigError
-from maediff.store import write_json, write_text
+from maediff.store import write_json
+from maediff.tables import write_table
 from maediff.volume import Volume, write_like
 
 _SUFFIXES = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR"}
@@ -92,9 +91,9 @@ def synthesise(
     made = {"seed": seed, "modality": modality, "lesions": list(lesions), "spacing_mm": spacing_mm}
     write_json(folder / "synth.json", made)
     people = [{"participant_id": p.name, "split": p.split, "lesion": p.lesion or "n/a"} for p in plans]
-    write_text(folder / "participants.tsv", _table(people, ("participant_id", "split", "lesion"), "\t"))
+    write_table(folder / "participants.tsv", people, ("participant_id", "split", "lesion"))
     table = folder / "cases.csv"
-    write_text(table, _table(rows, _COLUMNS, ","))
+    write_table(table, rows, _COLUMNS)
     return table
 
 
@@ -162,11 +161,3 @@ def _volume(phantom: Phantom) -> Volume:
     header.set_qform(phantom.affine, code="mni")
     header.set_xyzt_units("mm")
     return Volume(phantom.image, phantom.affine, header)
-
-
-def _table(rows: Sequence[dict[str, str]], columns: Sequence[str], delimiter: str) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, delimiter=delimiter, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maediff.evaluation.bootstrap import Estimate, interval, resample_counts
-
-FloatVector = npt.NDArray[np.float64]
+from maediff.evaluation.voxel import NAN, auroc
 
 
 def case_auroc(scores: npt.ArrayLike, has_lesion: npt.ArrayLike) -> float:
@@ -21,8 +20,7 @@ def case_auroc(scores: npt.ArrayLike, has_lesion: npt.ArrayLike) -> float:
         >>> case_auroc([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
         0.75
     """
-    ordered = _pairs(scores, has_lesion)
-    return float(ordered.mean()) if ordered.size else float("nan")
+    return auroc(np.asarray(scores, dtype=np.float64), has_lesion)
 
 
 def case_auroc_estimate(
@@ -40,21 +38,11 @@ def case_auroc_estimate(
         seed: Of the resampling.
     """
     kinds = np.asarray(has_lesion, dtype=bool)
-    ordered = _pairs(scores, kinds)
-    if not ordered.size:
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    values = np.asarray(scores, dtype=np.float64)
+    mean = auroc(values, kinds)
+    if np.isnan(mean):
+        return Estimate(NAN, NAN, NAN, 0)
     names, owner = np.unique(patients, return_inverse=True)
-    weights = resample_counts(len(names), n, seed)[:, owner].astype(np.float64)  # (resamples, scans)
-    lesion, healthy = weights[:, kinds], weights[:, ~kinds]
-    pairs = lesion.sum(axis=1) * healthy.sum(axis=1)
-    correct = np.einsum("bp,bp->b", lesion, healthy @ ordered.T)
-    low, high = interval(correct[pairs > 0] / pairs[pairs > 0], len(names))
-    return Estimate(float(ordered.mean()), low, high, int(kinds.size))
-
-
-def _pairs(scores: npt.ArrayLike, has_lesion: npt.ArrayLike) -> FloatVector:
-    """(P, N): 1 where the lesion scan scores higher than the healthy one, 0.5 on a tie, else 0."""
-    values, kinds = np.asarray(scores, dtype=np.float64), np.asarray(has_lesion, dtype=bool)
-    lesion, healthy = values[kinds][:, None], values[~kinds][None, :]
-    ordered: FloatVector = (lesion > healthy) + 0.5 * (lesion == healthy)
-    return ordered
+    weights = resample_counts(len(names), n, seed)[:, owner]  # (resamples, scans)
+    low, high = interval([auroc(values, kinds, drawn) for drawn in weights], len(names))
+    return Estimate(mean, low, high, int(kinds.size))

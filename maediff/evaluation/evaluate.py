@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +19,8 @@ from maediff.evaluation.outputs import OutputCase, read_outputs
 from maediff.evaluation.reference import Reference, Truth
 from maediff.evaluation.voxel import NAN, VoxelMetrics, voxel_metrics
 from maediff.scoring import BoolArray
-from maediff.store import write_json, write_text
+from maediff.store import write_json
+from maediff.tables import write_table
 from maediff.volume import Volume, read_mask, read_nifti
 
 logger = logging.getLogger(__name__)
@@ -116,7 +115,8 @@ def evaluate(
         OutputError: ``metrics_dir`` cannot be written.
     """
     evaluation = measure(Path(out_dir), Path(reference), bootstrap=bootstrap, seed=seed)
-    write_text(Path(metrics_dir) / PER_CASE_FILE, _to_csv(evaluation.cases))
+    rows = [case.to_row() for case in evaluation.cases]
+    write_table(Path(metrics_dir) / PER_CASE_FILE, rows, list(rows[0]))
     write_json(Path(metrics_dir) / METRICS_FILE, evaluation.metrics)
     return evaluation.metrics
 
@@ -280,21 +280,3 @@ def _counts(results: Sequence[CaseResult], scored: Sequence[CaseResult]) -> dict
         "patients": len({result.patient for result in scored}),
         "not_scored": [{"case": r.case, "status": r.status, "message": r.message} for r in missing],
     }
-
-
-def _to_csv(results: Sequence[CaseResult]) -> str:
-    rows = [result.to_row() for result in results]
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _cell(value) for name, value in row.items()})
-    return stream.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, float):
-        return f"{value:.6g}" if math.isfinite(value) else ""
-    return value

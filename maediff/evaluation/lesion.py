@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from scipy import ndimage
+from skimage.measure import label as components
 
 from maediff.evaluation.voxel import NAN
 from maediff.scoring import BoolArray
@@ -39,8 +38,8 @@ def lesion_metrics(anomalous: BoolArray, label: BoolArray, mask: BoolArray) -> L
         label: Lesion mask, same shape.
         mask: Brain, same shape.
     """
-    lesions, n_lesions = _components(label & mask)
-    findings, n_findings = _components(anomalous & mask)
+    lesions, n_lesions = components(label & mask, connectivity=3, return_num=True)
+    findings, n_findings = components(anomalous & mask, connectivity=3, return_num=True)
     found = np.count_nonzero(np.unique(lesions[findings > 0]))
     right = np.count_nonzero(np.unique(findings[lesions > 0]))
     wrong = n_findings - right
@@ -51,8 +50,3 @@ def lesion_metrics(anomalous: BoolArray, label: BoolArray, mask: BoolArray) -> L
         n_lesions=n_lesions,
         n_false=wrong,
     )
-
-
-def _components(mask: BoolArray) -> tuple[npt.NDArray[np.int32], int]:
-    labelled, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
-    return labelled, int(count)

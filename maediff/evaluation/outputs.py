@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from maediff.errors import InputError
+from maediff.store import read_json
+from maediff.tables import read_table
 
 FINISHED = ("done", "skipped")
 _KINDS = {"anomaly": "anomaly", "reconstruction": "reconstruction", "anomaly-mask": "mask"}
@@ -83,33 +83,14 @@ def read_outputs(out_dir: Path) -> list[OutputCase]:
     sidecars = _sidecars(out_dir)
     cases: dict[str, OutputCase] = {}
     for table in tables:
-        for row in read_table(table, ("case", "status")):
+        for row in read_table(table, ("case", "status")).rows:
             cases[row["case"]] = _case(row, sidecars, out_dir)
     return list(cases.values())
 
 
-def read_table(path: Path, required: Iterable[str] = ()) -> list[dict[str, str]]:
-    """Read a CSV or TSV (by its suffix); cells are stripped text, missing ones empty.
-
-    Raises:
-        InputError: Unreadable, or a required column is missing.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            columns = [name.strip() for name in reader.fieldnames or []]
-            rows = [{(k or "").strip(): (v or "").strip() for k, v in row.items() if k is not None} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read table {path}: {error}") from error
-    missing = [name for name in required if name not in columns]
-    if missing:
-        raise InputError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(columns) or 'none'}")
-    return rows
-
-
 def _case(row: Mapping[str, str], sidecars: Mapping[str, Path], out_dir: Path) -> OutputCase:
     path = sidecars.get(row["case"])
-    sidecar = _read_json(path) if path else {}
+    sidecar = read_json(path) if path else {}
     score = _number(row.get("score"))
     return OutputCase(
         case=row["case"],
@@ -130,19 +111,11 @@ def _sidecars(out_dir: Path) -> dict[str, Path]:
     for path in sorted(out_dir.rglob("*anomaly*.json")):
         if path.name.startswith("."):
             continue
-        content = _read_json(path)
+        content = read_json(path)
         found.setdefault(path.name.removesuffix("_anomaly.json"), path)
         if "case" in content:
             found[str(content["case"])] = path
     return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _files(case: str, sidecar_path: Path | None, sidecar: Mapping[str, Any], out_dir: Path) -> dict[str, Path]:

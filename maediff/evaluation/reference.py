@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maediff.errors import InputError
-from maediff.evaluation.outputs import OutputCase, read_table
+from maediff.evaluation.outputs import OutputCase
+from maediff.tables import read_table
 from maediff.volume import SUFFIXES, stem_of
 
 _LABEL = r"lesions?|tumou?r|labels?|d?seg|segmentation|truth|gt"
@@ -97,9 +98,9 @@ class Reference:
     _prefixes = False  # label files may be named after the subject; table rows name the scan
 
     def _read_table(self, table: Path) -> None:
-        rows = read_table(table, ("label",))
-        channels = [name for name in (rows[0] if rows else {}) if name == "image" or name.startswith("image_")]
-        if not channels:
+        columns, rows = read_table(table, ("label",))
+        channels = [name for name in columns if name == "image" or name.startswith("image_")]
+        if not (rows and channels):
             raise InputError(f"{table} has no rows with a column image (or image_<channel>), so no scan can be matched")
         for row in rows:
             images = [row[name] for name in channels if row[name]]
@@ -150,5 +151,5 @@ def _participants(folder: Path) -> dict[str, str | None]:
     table = folder / "participants.tsv"
     if not table.is_file():
         return {}
-    rows = read_table(table, ("participant_id",))
+    rows = read_table(table, ("participant_id",)).rows
     return {row["participant_id"]: _kind(row["lesion"]) for row in rows if "lesion" in row}

@@ -1,10 +1,4 @@
-"""Voxelwise metrics inside the brain: exact on ties, one sort of the healthy voxels a scan.
-
-Only scores of lesion voxels matter as thresholds: between two of them recall stands still and precision and Dice can
-only fall. So it is enough to know, for every distinct lesion score v, how many voxels of either kind lie at or above
-v, which one sort and binary searches tell. Definitions are scikit-learn's ``roc_auc_score`` and
-``average_precision_score``.
-"""
+"""Voxelwise metrics inside the brain, by scikit-learn: exact, ties included."""
 
 from __future__ import annotations
 
@@ -12,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from maediff.errors import InputError
 from maediff.scoring import BoolArray, FloatArray
@@ -36,80 +31,6 @@ class VoxelMetrics:
     dice_oracle: float = NAN
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """Counts of voxels at or above every distinct lesion score, from the highest score down.
-
-    Attributes:
-        true_positives: Lesion voxels at or above each distinct lesion score (K,), rising.
-        false_positives: Healthy voxels at or above it (K,).
-        false_positives_above: Healthy voxels strictly above it (K,).
-        n_healthy: All healthy voxels.
-    """
-
-    true_positives: npt.NDArray[np.int64]
-    false_positives: npt.NDArray[np.int64]
-    false_positives_above: npt.NDArray[np.int64]
-    n_healthy: int
-
-    @property
-    def n_lesion(self) -> int:
-        """All lesion voxels."""
-        return int(self.true_positives[-1]) if self.true_positives.size else 0
-
-
-def rank(lesion: FloatArray, healthy: FloatArray) -> Ranking:
-    """Sort healthy scores once and place every distinct lesion score among them.
-
-    Args:
-        lesion: Scores of lesion voxels (P,).
-        healthy: Scores of healthy voxels (N,).
-
-    Returns:
-        The counts from which all metrics follow.
-
-    Raises:
-        InputError: A score is not finite.
-    """
-    if not (np.isfinite(lesion).all() and np.isfinite(healthy).all()):
-        raise InputError("the anomaly map holds voxels that are not finite, so it cannot be ranked; run infer again")
-    values, counts = np.unique(lesion, return_counts=True)
-    ordered = np.sort(healthy)
-    at_or_above = ordered.size - np.searchsorted(ordered, values, side="left")
-    above = ordered.size - np.searchsorted(ordered, values, side="right")
-    return Ranking(
-        true_positives=np.cumsum(counts[::-1], dtype=np.int64),
-        false_positives=at_or_above[::-1].astype(np.int64),
-        false_positives_above=above[::-1].astype(np.int64),
-        n_healthy=int(ordered.size),
-    )
-
-
-def auroc(ranking: Ranking) -> float:
-    """Share of (lesion, healthy) voxel pairs in the right order, ties counted half (Mann-Whitney U / PN)."""
-    if not (ranking.n_lesion and ranking.n_healthy):
-        return NAN
-    at_score = np.diff(ranking.true_positives, prepend=0)
-    below_or_tied = ranking.n_healthy - (ranking.false_positives + ranking.false_positives_above) / 2
-    return float(at_score @ below_or_tied / (ranking.n_lesion * ranking.n_healthy))
-
-
-def auprc(ranking: Ranking) -> float:
-    """Average precision: sum over thresholds of (recall step) x (precision), no interpolation."""
-    if not ranking.n_lesion:
-        return NAN
-    precision = ranking.true_positives / (ranking.true_positives + ranking.false_positives)
-    return float(np.diff(ranking.true_positives, prepend=0) @ precision / ranking.n_lesion)
-
-
-def best_dice(ranking: Ranking) -> float:
-    """Highest Dice over all thresholds: 2 TP / (TP + FP + P)."""
-    if not ranking.n_lesion:
-        return NAN
-    sizes = ranking.true_positives + ranking.false_positives + ranking.n_lesion
-    return float((2 * ranking.true_positives / sizes).max())
-
-
 def dice(prediction: BoolArray, truth: BoolArray) -> float:
     """Dice overlap of two masks, 2 |A and B| / (|A| + |B|); NaN where the truth is empty.
 
@@ -132,7 +53,25 @@ def dice_oracle(values: FloatArray, label: BoolArray, mask: BoolArray) -> float:
         label: Lesion mask, same shape.
         mask: Brain, same shape.
     """
-    return best_dice(rank(values[mask & label], values[mask & ~label]))
+    inside, truth = _finite(values[mask]), label[mask]
+    if not truth.any():
+        return NAN
+    precision, recall, _ = precision_recall_curve(truth, inside)
+    either = precision + recall  # Dice is their harmonic mean, and 0 where both are
+    return float((2 * precision * recall / np.where(either > 0, either, 1)).max())
+
+
+def auroc(values: FloatArray, truth: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
+    """Area under the ROC curve, ties counted half; NaN unless both kinds are present.
+
+    Args:
+        values: Scores (N,).
+        truth: Whether each is of a lesion (N,).
+        weights: How often each counts (N,); None counts each once.
+    """
+    kinds = np.asarray(truth, dtype=bool)
+    present = kinds if weights is None else kinds[np.asarray(weights) > 0]
+    return float(roc_auc_score(kinds, values, sample_weight=weights)) if present.any() and not present.all() else NAN
 
 
 def voxel_metrics(
@@ -155,14 +94,19 @@ def voxel_metrics(
     """
     if not values.shape == mask.shape == label.shape:
         raise InputError(f"map {values.shape}, brain mask {mask.shape} and label {label.shape} differ in shape")
-    inside, truth = values[mask], label[mask]
+    inside, truth = _finite(values[mask]), label[mask]
     if not truth.any():
         return VoxelMetrics()
-    ranking = rank(inside[truth], inside[~truth])
     predicted = anomalous[mask] if anomalous is not None else None if threshold is None else inside > threshold
     return VoxelMetrics(
-        auroc=auroc(ranking),
-        auprc=auprc(ranking),
+        auroc=auroc(inside, truth),
+        auprc=float(average_precision_score(truth, inside)),
         dice=NAN if predicted is None else dice(predicted, truth),
-        dice_oracle=best_dice(ranking),
+        dice_oracle=dice_oracle(values, label, mask),
     )
+
+
+def _finite(values: FloatArray) -> FloatArray:
+    if not np.isfinite(values).all():
+        raise InputError("the anomaly map holds voxels that are not finite, so it cannot be ranked; run infer again")
+    return values

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from maediff import tables
 from maediff.data.cases import Case
 from maediff.errors import MAEDiffError, OutputError
 from maediff.inference.predictor import AnomalyResult, Predictor
 from maediff.provenance import without_names
-from maediff.store import file_sha256, read_json, write_json, write_text
+from maediff.store import file_sha256, read_json, write_json
 from maediff.volume import write_like
 
 log = logging.getLogger(__name__)
 Status = Literal["done", "skipped", "failed"]
-_COLUMNS = ("case", "status", "score", "anomalous_volume_ml", "seconds", "message")
 
 
 @dataclass(frozen=True)
@@ -230,14 +228,8 @@ def _from_sidecar(case: Case, outputs: Outputs) -> CaseOutcome:
 
 def write_table(path: Path, outcomes: Sequence[CaseOutcome]) -> None:
     """Write `cases.tsv` atomically."""
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for outcome in outcomes:
-        numbers = (outcome.score, outcome.anomalous_volume_ml, outcome.seconds)
-        shown = ["n/a" if value is None else f"{value:.6g}" for value in numbers]
-        writer.writerow([outcome.case, outcome.status, *shown, outcome.message])
-    write_text(path, text.getvalue())
+    columns = [field.name for field in fields(CaseOutcome)]
+    tables.write_table(path, [asdict(outcome) for outcome in outcomes], columns, missing="n/a")
 
 
 def _one_line(error: BaseException) -> str:

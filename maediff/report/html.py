@@ -15,11 +15,12 @@ from jinja2 import Environment, StrictUndefined
 from maediff import __version__
 from maediff.errors import InputError
 from maediff.evaluation.evaluate import METRICS_FILE, PER_CASE_FILE, measure
-from maediff.evaluation.outputs import FINISHED, OutputCase, read_outputs, read_table
+from maediff.evaluation.outputs import FINISHED, OutputCase, read_outputs
 from maediff.evaluation.reference import Reference
 from maediff.report.figures import gradient
 from maediff.report.pictures import build_gallery
-from maediff.store import write_text
+from maediff.store import read_json, write_text
+from maediff.tables import read_table
 
 MAX_PICTURES = 24
 METRICS = {
@@ -174,12 +175,12 @@ def _figures(
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read metrics {path}: {error}; run `maediff evaluate` first") from error
         rows = path.with_name(PER_CASE_FILE)
-        return content, {row["case"]: dict(row) for row in read_table(rows, ("case",))} if rows.is_file() else {}
+        per_case = read_table(rows, ("case",)).rows if rows.is_file() else []
+        return content, {row["case"]: dict(row) for row in per_case}
     if reference is None:
         return {}, {}
     evaluation = measure(out_dir, Path(reference))
-    per_case = {case.case: {**asdict(case.voxel), "lesion": case.lesion or ""} for case in evaluation.cases}
-    return evaluation.metrics, per_case
+    return evaluation.metrics, {c.case: {**asdict(c.voxel), "lesion": c.lesion or ""} for c in evaluation.cases}
 
 
 def _row(case: OutputCase, scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,12 +278,7 @@ def _finite(value: float | None) -> float | None:
 
 def _run(out_dir: Path) -> dict[str, dict[str, str]]:
     """``run.json`` as sections of name and value; empty where there is none."""
-    try:
-        record = json.loads((out_dir / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(record, dict):
-        return {}
+    record = read_json(out_dir / "run.json")
     sections: dict[str, dict[str, str]] = {"run": {}}
     for name, value in record.items():
         if isinstance(value, Mapping):
