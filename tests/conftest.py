@@ -8,7 +8,79 @@ import numpy as np
 import pytest
 import torch
 
+from maediff.config import override, parse_config
+from maediff.data.slices import SliceSet
+from maediff.models.reconstructor import Reconstructor
+from maediff.store import save_model
+
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
+
+TINY = {
+    "data": {"size": [32, 32], "spacing_mm": 6.0, "align": "world"},
+    "partition": {"window": 16, "stride": 8, "cell": 8},
+    "diffusion": {"test_timesteps": [300]},
+    "model": {
+        "channels": [8, 16],
+        "num_res_blocks": 1,
+        "attention": [False, False],
+        "norm_groups": 4,
+        "mae_width": 16,
+        "mae_depth": 1,
+        "mae_heads": 2,
+        "mae_decoder_depth": 1,
+    },
+    "train": {"max_steps": 6, "batch_size": 4, "lr": 2e-3, "warmup_steps": 2, "ema_decay": 0.9, "precision": "fp32"}
+    | {"val_every": 2, "checkpoint_every": 2, "log_every": 1, "pseudo_lesions": 0.5},
+    "infer": {"precision": "fp32"},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Make the smallest configuration, with overrides such as "train.seed=3"."""
+    base = parse_config(TINY)
+    return lambda *overrides: override(base, overrides)
+
+
+@pytest.fixture(scope="session")
+def random_network():
+    """Make a network of a configuration with random weights everywhere; MONAI and ControlNet start some at zero."""
+
+    def make(config, seed=0):
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            network = Reconstructor(config.model, config.partition.cell).eval()
+            for parameter in network.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape)
+        return network
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(random_network):
+    """Save a model folder with random weights."""
+
+    def make(folder, config, calibration=None, seed=0):
+        save_model(folder, random_network(config, seed).state_dict(), config, calibration, "# A random model\n")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def discs():
+    """Make a set of slices: textured discs on -1, of several subjects."""
+
+    def make(count=12, side=32, seed=0):
+        rng = np.random.default_rng(seed)
+        rows, columns = np.indices((side, side)) - (side - 1) / 2
+        masks = np.stack([rows**2 + columns**2 < rng.uniform(0.3, 0.42) ** 2 * side**2 for _ in range(count)])
+        texture = np.cumsum(rng.normal(0, 0.1, (count, side, side)), axis=2)
+        images = np.where(masks, np.clip(texture, -0.8, 1.2), -1).astype(np.float16)
+        return SliceSet(images, masks, tuple(f"s{k // 4}" for k in range(count)), 0, ())
+
+    return make
 
 
 @pytest.fixture

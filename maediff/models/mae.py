@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from maediff.config import ModelConfig
 
@@ -51,7 +52,8 @@ class MaskedAutoencoder(nn.Module):
         seen = visible.flatten(1)
         encoded, order, padding = gather_visible(tokens, seen)
         start = self.global_token.to(tokens).expand(len(tokens), -1, -1)
-        keep = torch.cat([torch.zeros_like(padding[:, :1]), padding], 1)
+        # With nothing but the global token there is nothing to pad, and torch's fast path refuses a mask of one column.
+        keep = F.pad(padding, (1, 0)) if padding.shape[1] else None
         encoded = self.encoder(torch.cat([start, encoded], 1), src_key_padding_mask=keep)
         full = (self.mask_token.to(tokens) + position).to(encoded.dtype).expand_as(tokens)
         index = order[..., None].expand(-1, -1, tokens.shape[-1])

@@ -1,0 +1,91 @@
+"""Augmentation and pseudo-lesions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maediff.noise import generator
+from maediff.training.augment import add_pseudo_lesions, augment, chance, uniform
+
+CLIP = 1.5
+
+
+@pytest.fixture
+def brain(discs):
+    slices = discs(2, side=48)
+    image, donor = torch.from_numpy(slices.images).float()[:, None]
+    mask, _ = torch.from_numpy(slices.masks)[:, None]
+    return image, mask, donor
+
+
+def test_augmentation_keeps_form_and_background(brain):
+    image, mask, _ = brain
+    before = image.clone()
+    for k in range(30):
+        changed, moved = augment(image, mask, CLIP, generator(k))
+        assert changed.shape == image.shape
+        assert moved.dtype == torch.bool
+        assert bool((changed[~moved] == -1).all())
+        assert -1 <= float(changed.min()) <= float(changed.max()) <= CLIP
+        assert 0.7 < float(moved.sum() / mask.sum()) < 1.4
+        assert not torch.equal(changed, image)
+    assert torch.equal(image, before)
+
+
+def test_augmentation_depends_on_the_generator_alone(brain):
+    image, mask, _ = brain
+    first, again, other = (augment(image, mask, CLIP, generator(k))[0] for k in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_left_and_right_are_swapped_half_of_the_time_and_front_and_back_never():
+    mask = torch.ones(1, 32, 32, dtype=torch.bool)
+    left, front = torch.full((1, 32, 32), -0.8), torch.full((1, 32, 32), -0.8)
+    left[:, :14], front[:, :, :14] = 0.8, 0.8  # rows run from left to right, columns from back to front
+    swapped = 0
+    for k in range(100):
+        image, _ = augment(left, mask, CLIP, generator("flip", k))
+        swapped += bool(image[:, 20:28, 8:24].mean() > image[:, 4:12, 8:24].mean())
+        image, _ = augment(front, mask, CLIP, generator("flip", k))
+        assert image[:, 8:24, 20:28].mean() < image[:, 8:24, 4:12].mean()
+    assert 35 <= swapped <= 65
+
+
+def test_pseudo_lesions_lie_inside_the_brain(brain):
+    image, mask, donor = brain
+    before = image.clone(), donor.clone()
+    for k in range(40):
+        changed = add_pseudo_lesions(image, mask, donor, CLIP, generator(k))
+        assert changed.shape == image.shape
+        assert bool((changed[~mask] == -1).all())
+        assert float((changed - image).abs()[mask].max()) > 0.02
+        assert -1 <= float(changed.min()) <= float(changed.max()) <= CLIP
+    assert torch.equal(image, before[0])
+    assert torch.equal(donor, before[1])
+
+
+def test_pseudo_lesions_are_brighter_and_darker_small_and_large(brain):
+    image, mask, donor = brain
+    changes = [add_pseudo_lesions(image, mask, donor, CLIP, generator(k)) - image for k in range(60)]
+    means = torch.tensor([float(c[c.abs() > 0.1].mean()) for c in changes if bool((c.abs() > 0.1).any())])
+    assert (means > 0.1).sum() > 8
+    assert (means < -0.1).sum() > 8
+    sizes = torch.tensor([float((c.abs() > 0.1).sum()) for c in changes]) / float(mask.sum())
+    assert float(sizes.quantile(0.1)) < 0.1
+    assert float(sizes.quantile(0.9)) > 0.3
+
+
+def test_a_slice_without_brain_stays_as_it_is(brain):
+    image, mask, donor = brain
+    assert add_pseudo_lesions(image, torch.zeros_like(mask), donor, CLIP, generator(0)) is image
+
+
+def test_numbers_and_coins():
+    rng = generator("numbers")
+    drawn = [uniform(-2, 3, rng) for _ in range(400)]
+    assert -2 <= min(drawn) < -1.8
+    assert 2.8 < max(drawn) < 3
+    assert not any(chance(0, rng) for _ in range(50))
+    assert all(chance(1, rng) for _ in range(50))

@@ -1,0 +1,84 @@
+"""The stream of training samples: sample k depends on the seed and on k alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from maediff.training.stream import SampleStream, Span
+
+
+def same(first, second):
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_a_sample_depends_on_its_number_alone(tiny, discs, augmented):
+    short, long = (SampleStream(discs(), tiny(), n, augmented=augmented) for n in (8, 5000))
+    wanted = [short[k] for k in range(8)]
+    torch.manual_seed(123)
+    for k in (5, 0, 7, 5):
+        assert same(long[k], wanted[k])
+    assert not torch.equal(wanted[0]["noise"], wanted[1]["noise"])
+
+
+def test_loader_workers_see_the_same_samples(tiny, discs):
+    stream = SampleStream(discs(), tiny(), 12, augmented=True)
+    here = list(DataLoader(stream, 4, sampler=Span(4, 12)))
+    there = list(DataLoader(stream, 4, sampler=Span(4, 12), num_workers=1))
+    assert len(here) == len(there) == 2
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+    assert torch.equal(here[0]["clean"][1], stream[5]["clean"])
+
+
+def test_a_span_numbers_samples():
+    assert list(Span(3, 6)) == [3, 4, 5]
+    assert len(Span(3, 6)) == 3
+    assert len(Span(6, 6)) == 0
+
+
+def test_seeds_and_purposes_differ(tiny, discs):
+    first = SampleStream(discs(), tiny(), 4, augmented=True)[0]
+    assert not torch.equal(first["noise"], SampleStream(discs(), tiny("train.seed=1"), 4, augmented=True)[0]["noise"])
+    assert not torch.equal(first["noise"], SampleStream(discs(), tiny(), 4, augmented=False)[0]["noise"])
+
+
+def test_samples_have_the_documented_form(tiny, discs):
+    config = tiny("diffusion.train_timesteps=[20, 40]", "train.pseudo_lesions=1")
+    stream = SampleStream(discs(), config, 40, augmented=True)
+    for k in range(40):
+        sample = stream[k]
+        assert {name: tuple(value.shape) for name, value in sample.items()} == {
+            "image": (1, 32, 32),
+            "clean": (1, 32, 32),
+            "mask": (1, 32, 32),
+            "noise": (1, 32, 32),
+            "t": (),
+        }
+        assert 20 <= int(sample["t"]) <= 40
+        assert sample["mask"].sum() == 16 * 16
+        for name in ("image", "clean"):
+            assert sample[name].dtype == torch.float32
+            assert -1 <= float(sample[name].min()) <= float(sample[name].max()) <= config.data.clip
+        assert bool(((sample["clean"] > -1) * sample["mask"]).any())  # the window holds brain
+
+
+def test_pseudo_lesions_change_the_input_and_never_the_answer(tiny, discs):
+    with_them, without = (
+        SampleStream(discs(), tiny(f"train.pseudo_lesions={share}"), 16, augmented=True) for share in (1, 0)
+    )
+    for k in range(16):
+        assert torch.equal(with_them[k]["clean"], without[k]["clean"])
+        assert torch.equal(without[k]["image"], without[k]["clean"])
+        assert not torch.equal(with_them[k]["image"], with_them[k]["clean"])
+
+
+def test_validation_is_not_augmented(tiny, discs):
+    slices = discs()
+    stream = SampleStream(slices, tiny("train.pseudo_lesions=0"), 6, augmented=False)
+    images = torch.from_numpy(slices.images).float()
+    for k in range(6):
+        assert any(torch.equal(stream[k]["clean"][0], image) for image in images)
+    plain = SampleStream(slices, tiny("train.augment=false", "train.pseudo_lesions=0"), 6, augmented=True)
+    assert any(torch.equal(plain[0]["clean"][0], image) for image in images)
