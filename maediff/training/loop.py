@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader
 from maediff import diffusion
 from maediff.config import Config, config_hash
 from maediff.data.slices import SliceSet
-from maediff.errors import MAEDiffError, ModelError, TrainingInterrupted
+from maediff.errors import ConfigError, MAEDiffError, ModelError, TrainingInterrupted
 from maediff.hardware import use_bf16
 from maediff.models.reconstructor import Reconstructor
 from maediff.training.checkpoint import TrainState, Weights, load_state, save_state
@@ -143,7 +144,7 @@ class _Run:
         self.run_dir = run_dir
         self.checkpoint = run_dir / "checkpoints" / "last.pt"
         torch.manual_seed(config.train.seed)
-        self.accelerator = _accelerator(config, device)
+        self.accelerator = _accelerator(config, device, run_dir)
         losses = Losses(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fused = self.accelerator.device.type in {"cpu", "cuda"}
         optimizer = torch.optim.AdamW(
@@ -190,6 +191,7 @@ class _Run:
                 if step % train.log_every == 0 or val_loss is not None:
                     self._report(Progress(step, train.max_steps, float(loss), val_loss, speed, 0), on_progress)
                     self.log.write(step, float(loss), float(mae_loss), val_loss, self._lr(), float(norm), speed)
+                    self._track(step, loss, val_loss)
                 if step % train.checkpoint_every == 0 or step == train.max_steps or stop:
                     self._save()
                 if stop and step < train.max_steps:
@@ -283,6 +285,12 @@ class _Run:
         self.optimizer.load_state_dict(self.state.optimizer)
         log.info("resumed after step %d", self.state.step)
 
+    def _track(self, step: int, loss: Tensor, val_loss: float | None) -> None:
+        """Log to TensorBoard, where `train.tensorboard` asks for it."""
+        if self.config.train.tensorboard:
+            values = {"loss": float(loss), "lr": self._lr()}
+            self.accelerator.log(values if val_loss is None else {**values, "val_loss": val_loss}, step=step)
+
     def _report(self, progress: Progress, on_progress: Callable[[Progress], None] | None) -> None:
         if on_progress is None or not self.accelerator.is_main_process:
             return
@@ -290,9 +298,19 @@ class _Run:
         on_progress(Progress(**{**vars(progress), "eta_seconds": left}))
 
 
-def _accelerator(config: Config, device: torch.device) -> Accelerator:
+def _accelerator(config: Config, device: torch.device, run_dir: Path) -> Accelerator:
     precision = "bf16" if use_bf16(device, config.train.precision) else "no"
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    tracker = "tensorboard" if config.train.tensorboard else None
+    if tracker and find_spec("tensorboard") is None:
+        raise ConfigError(
+            "train.tensorboard is on, but TensorBoard is not installed: pip install 'maediff[tensorboard]'"
+        )
+    accelerator = Accelerator(
+        mixed_precision=precision, cpu=device.type == "cpu", log_with=tracker, project_dir=str(run_dir)
+    )
+    if tracker:
+        accelerator.init_trackers("tensorboard")
+    return accelerator
 
 
 def _copy(network: nn.Module) -> Weights:
