@@ -39,10 +39,10 @@ def model(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _plain_logging():
-    logger = logging.getLogger("maediff")
-    before = (logger.handlers, logger.propagate, logger.level)
+    logger, nibabel = logging.getLogger("maediff"), logging.getLogger("nibabel.global")
+    before = (logger.handlers, logger.propagate, logger.level, nibabel.level)
     yield
-    logger.handlers, logger.propagate, logger.level = before
+    logger.handlers, logger.propagate, logger.level, nibabel.level = before
 
 
 def subcommands():
@@ -122,6 +122,12 @@ class TestStart:
         command = [sys.executable, "-m", "maediff", "--version"]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         assert result.stdout.strip() == f"maediff, version {maediff.__version__}"
+
+
+@pytest.mark.parametrize(("flags", "told"), [((), False), (("-v",), True)])
+def test_nibabel_tells_of_mended_headers_only_if_verbose(run, flags, told):
+    run("doctor", *flags)
+    assert logging.getLogger("nibabel.global").isEnabledFor(logging.ERROR) is told
 
 
 class TestUsage:
