@@ -68,12 +68,12 @@ def run_demo(out: str | Path, *, quick: bool = False, seed: int = 0, on_message:
     model = train(config, table, out / "run", on_progress=_progress(say))
     train_seconds = time.perf_counter() - trained_at
     say("3/5 inferring the test brains with the model just trained")
-    methods: dict[str, Metrics] = {"maediff": _score_model(model, table, out, "")}
+    methods: dict[str, Metrics] = {"maediff": score_model(model, table, out, "")}
     if not quick and "phantom" in packaged_models():
         say("    and with the packaged model, calibrated on the same held-out healthy brains")
-        methods["maediff-phantom"] = _score_model(_packaged(table, out), table, out, "-phantom")
+        methods["maediff-phantom"] = score_model(_packaged(table, out), table, out, "-phantom")
     say("4/5 scoring plain baselines on the same brains")
-    methods |= _score_baselines(find_cases(table), config)
+    methods |= score_baselines(find_cases(table), config)
     say(f"5/5 writing {out / 'report.html'}")
     for suffix in ("", "-phantom"):
         if (out / f"out{suffix}" / "cases.tsv").is_file():
@@ -97,7 +97,7 @@ def run_demo(out: str | Path, *, quick: bool = False, seed: int = 0, on_message:
     return summary
 
 
-def _score_model(model: str | Path, table: Path, out: Path, suffix: str) -> Metrics:
+def score_model(model: str | Path, table: Path, out: Path, suffix: str) -> Metrics:
     """Infer and evaluate the test split; return a row of the methods table."""
     maps, metrics = out / f"out{suffix}", out / f"metrics{suffix}"
     infer(model, table, maps, split="test", preview=True)
@@ -114,7 +114,7 @@ def _packaged(table: Path, out: Path) -> Path:
     return model
 
 
-def _score_baselines(cases: Sequence[Case], config: Config) -> dict[str, Metrics]:
+def score_baselines(cases: Sequence[Case], config: Config) -> dict[str, Metrics]:
     """Score intensity and voxelwise z-score with the post-processing and calibration of the model."""
     scans = {case.id: _read(case) for case in cases}
 
