@@ -23,7 +23,7 @@ from maediff.volume import read_mask, read_nifti
 
 TIMESTEPS: tuple[tuple[int, ...], ...] = ((50,), (100,), (150,), (200,), (300,), (100, 200))
 SIGNS: tuple[Literal["abs", "bright"], ...] = ("abs", "bright")
-MEDIANS_MM = (0.0, 5.0, 9.0, 13.0)
+MEDIANS_MM = (0.0, 5.0, 10.0, 15.0)  # 1, 3, 5 and 7 pixels of 2 to 2.4 mm
 EROSIONS_MM = (0.0, 4.0)
 SEED = 0
 FloatMap = npt.NDArray[np.float32]
@@ -77,9 +77,12 @@ def grid_table(found: Mapping[str, Any], rows: int = 12) -> str:
     for row in grid[rows:]:
         if all(row["timesteps"] != other["timesteps"] for other in shown):
             shown = [*shown, row]
-    names = ("sign", "median_mm", "erode_mm", "auroc", "auprc", "dice_oracle")
-    lines = [[",".join(map(str, row["timesteps"])), *(row[name] for name in names)] for row in shown]
-    return table(["timesteps", *names], lines)
+    lengths, metrics = ("median_mm", "erode_mm"), ("auroc", "auprc", "dice_oracle")
+    lines = []
+    for row in shown:
+        times, millimetres = ",".join(map(str, row["timesteps"])), [f"{row[name]:g}" for name in lengths]
+        lines.append([times, row["sign"], *millimetres, *(row[name] for name in metrics)])
+    return table(["timesteps", "sign", *lengths, *metrics], lines)
 
 
 def reconstruct(predictor: Predictor, prepared: Prepared, key: tuple[object, ...], t: int) -> FloatMap:

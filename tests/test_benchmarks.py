@@ -1,0 +1,236 @@
+"""The helpers of the benchmarks; no real scan is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from importlib import import_module
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from maediff.config import ScoreConfig, load_config
+from maediff.data.cases import Case
+from maediff.evaluation import Estimate, dice
+from maediff.scoring import anomaly_map
+from maediff.volume import read_nifti
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _importable():
+    """The benchmarks are no part of the package: they are imported from the checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        yield
+
+
+def module(name):
+    return import_module(f"benchmarks.{name}")
+
+
+@pytest.mark.parametrize("name", ["lgg_flair", "native_space"])
+def test_help(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        module(name).main(["--help"])
+    assert ended.value.code == 0
+    assert f"python -m benchmarks.{name}" in capsys.readouterr().out
+
+
+def test_absent_data_are_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"no lgg_flair data: .*cases\.csv.*--data"):
+        module("_common").data_folder("lgg_flair", tmp_path)
+    assert module("_common").shared_data("lgg_flair", tmp_path) is None
+
+
+def test_results_carry_the_machine_and_survive_nan(tmp_path):
+    path = tmp_path / "results.json"
+    nan = float("nan")
+    module("_common").save_results(path, {"a": np.float32(0.5), "b": Estimate(0.1, nan, nan, 1), "c": (nan, Path("x"))})
+    found = json.loads(path.read_text())
+    assert {"machine", "results", "commit"} <= set(found)
+    assert found["results"] == {"a": 0.5, "b": {"mean": 0.1, "ci_low": None, "ci_high": None, "n": 1}, "c": [None, "x"]}
+
+
+def test_commit_is_that_of_git():
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    assert head.startswith(module("_common").git_commit().rstrip("+"))
+
+
+def test_errors_become_messages_and_exit_codes(capsys, tmp_path):
+    code = module("native_space").main(
+        ["--model", str(tmp_path / "none"), "--output", str(tmp_path), "--data", str(_mslub(tmp_path))]
+    )
+    assert code == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_config_has_the_network_of_the_packaged_model():
+    ours, small = load_config(ROOT / "benchmarks" / "lgg_flair.yaml"), load_config("small")
+    assert ours.model == small.model
+    assert (ours.partition.cell, ours.diffusion.objective) == (small.partition.cell, small.diffusion.objective)
+
+
+def cases(train=20, test=5):
+    splits = ["train"] * train + ["test"] * test
+    return [
+        Case(f"p{i:02}", Path(f"{i}.nii.gz"), None, Path(f"{i}_lesion.nii.gz"), f"p{i:02}", None, split, f"p{i:02}")
+        for i, split in enumerate(splits)
+    ]
+
+
+def test_validation_patients_come_from_the_training_patients():
+    rows = module("lgg_flair").split_rows(cases(), held_out=6)
+    of = {name: {row["subject"] for row in rows if row["split"] == name} for name in ("train", "val", "test")}
+    assert (len(of["train"]), len(of["val"])) == (14, 6)
+    assert of["test"] == {"p20", "p21", "p22", "p23", "p24"}
+    assert all(Path(row["image"]).is_absolute() for row in rows)
+    assert rows == module("lgg_flair").split_rows(cases()[::-1], held_out=6)
+    assert len(module("lgg_flair").split_rows(cases(), held_out=6, limit=2)) == 6
+
+
+def test_table_reads_back(tmp_path):
+    from maediff.data.cases import find_cases
+
+    module("lgg_flair").write_cases(tmp_path / "cases.csv", module("lgg_flair").split_rows(cases(), held_out=6))
+    assert len(find_cases(tmp_path / "cases.csv", split="val")) == 6
+
+
+def _mslub(folder):
+    data = folder / "mslub"
+    data.mkdir()
+    native = module("native_space")
+    image, _ = native.save(scan(), data, "patient26_flair")
+    nib.save(nib.Nifti1Image(scan().lesion.astype(np.uint8), scan().affine), data / "lesion.nii.gz")
+    row = f"{image.name},patient26_flair_brainmask.nii.gz,lesion.nii.gz\n"
+    (data / "cases.csv").write_text("image_flair,mask,label\n" + row)
+    return folder
+
+
+def scan(codes=(1, 2)):
+    """A smooth blob with a brain and a lesion, one voxel a mm, in RAS."""
+    x, y, z = np.meshgrid(*(np.arange(n) - n / 2 for n in (24, 30, 21)), indexing="ij")
+    distance = np.sqrt((x / 9) ** 2 + (y / 11) ** 2 + (z / 8) ** 2)
+    brain = distance < 1
+    image = np.where(brain, 100 + 40 * np.cos(x / 5) * np.sin(y / 6), 0).astype(np.float32)
+    lesion = np.sqrt((x - 3) ** 2 + y**2 + (z + 1) ** 2) < 3
+    affine = np.array([[1, 0, 0, -12], [0, 1, 0, -15], [0, 0, 1, -10], [0, 0, 0, 1.0]])
+    return module("native_space").Scan(image, brain, lesion, affine, codes)
+
+
+def test_flip_moves_no_voxel():
+    native, original = module("native_space"), scan()
+    turned = native.flipped(original)
+    assert nib.aff2axcodes(turned.affine) == ("L", "P", "I")
+    back = native.moved(turned.image, turned.affine, original.affine, original.image.shape)
+    np.testing.assert_allclose(back, original.image, atol=1e-4)
+
+
+def test_oblique_keeps_brain_and_places():
+    native, original = module("native_space"), scan()
+    turned = native.oblique(original)
+    assert nib.affines.obliquity(turned.affine).max() > np.deg2rad(10)
+    np.testing.assert_allclose(np.linalg.norm(turned.affine[:3, :3], axis=0), 1)
+    assert abs(int(turned.brain.sum()) / int(original.brain.sum()) - 1) < 0.03
+    back = native.moved(turned.brain, turned.affine, original.affine, original.brain.shape) >= 0.5
+    assert dice(back, original.brain) > 0.97
+
+
+def test_thick_slices_average():
+    native, original = module("native_space"), scan()
+    coarse = native.thick(original)
+    assert coarse.image.shape == (24, 30, 7)
+    np.testing.assert_allclose(nib.affines.voxel_sizes(coarse.affine), [1, 1, 3])
+    np.testing.assert_allclose(nib.affines.apply_affine(coarse.affine, [0, 0, 0]), [-12, -15, -9])
+    inside = coarse.brain[12, 15]
+    np.testing.assert_allclose(
+        coarse.image[12, 15][inside][1], original.image[12, 15, 3 * np.flatnonzero(inside)[1] + 1]
+    )
+
+
+def test_geometry_check_sees_a_changed_code(tmp_path):
+    from maediff.volume import write_like
+
+    native = module("native_space")
+    image, _ = native.save(scan((1, 2)), tmp_path / "a", "scan")
+    volume = read_nifti(image)
+    assert native.same_geometry(write_like(tmp_path / "map.nii.gz", volume.data, volume), image)
+    other, _ = native.save(scan((1, 0)), tmp_path / "b", "scan")
+    assert (int(read_nifti(other).header["qform_code"]), int(read_nifti(other).header["sform_code"])) == (1, 0)
+    assert not native.same_geometry(other, image)
+
+
+def test_agreement_of_a_map_with_itself_flipped():
+    native, original = module("native_space"), scan()
+    turned = native.flipped(original)
+    one = native.Scored(original, original.image, original.image, {}, 0.0, "")
+    other = native.Scored(turned, turned.image, turned.image, {}, 0.0, "")
+    assert native.agreement(one, other) == pytest.approx(1, abs=1e-6)
+
+
+class FakePatient:
+    def __init__(self, label):
+        self.label = label
+        self.brain = np.ones(label.shape, bool)
+        self.pseudo_healthy = module("_methods").Patient.pseudo_healthy.fget(self)
+
+
+def test_pseudo_healthy_slices_hold_no_lesion():
+    label = np.zeros((4, 4, 3), bool)
+    label[1, 1, 2] = True
+    patient = FakePatient(label)
+    assert patient.pseudo_healthy.any((0, 1)).tolist() == [True, True, False]
+    values = np.where(label.any((0, 1)), 9.0, np.linspace(0, 1, 48).reshape(4, 4, 3)).astype(np.float32)
+    found = module("_methods").pseudo_healthy_calibration([values], [patient], 0.05)
+    assert found.threshold < 1
+    assert "pseudo-healthy" in found.origin
+
+
+def test_validated_threshold_finds_the_best_dice():
+    rng = np.random.default_rng(0)
+    labels = [rng.random((8, 8, 4)) < 0.2 for _ in range(3)]
+    maps = [np.where(label, 2.0, 1.0).astype(np.float32) + rng.random(label.shape, np.float32) for label in labels]
+    found = module("_methods").validated_threshold(maps, [FakePatient(label) for label in labels])
+    assert 1.9 < found < 2.1
+    assert all(dice(values > found, label) > 0.95 for values, label in zip(maps, labels, strict=True))
+
+
+class FakePrepared:
+    def __init__(self, seed=0):
+        rng = np.random.default_rng(seed)
+        self.slices = rng.random((2, 24, 24), np.float32)
+        self.mask = np.pad(np.ones((2, 18, 18), bool), ((0, 0), (3, 3), (3, 3)))
+        self.grid = type("Grid", (), {"spacing_mm": (2.0, 2.0, 1.0)})()
+
+
+def test_choice_makes_the_maps_that_inference_makes():
+    choose, prepared = module("_choose"), FakePrepared()
+    rng = np.random.default_rng(1)
+    healthy = {t: rng.random((2, 24, 24), np.float32) for times in choose.TIMESTEPS for t in times}
+    found = dict(choose.maps(prepared, healthy))
+    assert len(found) == len(choose.TIMESTEPS) * len(choose.SIGNS) * len(choose.MEDIANS_MM) * len(choose.EROSIONS_MM)
+    setting = choose.Setting((100, 200), "bright", 5.0, 4.0)
+    config = ScoreConfig(sign="bright", median_mm=5.0, erode_mm=4.0)
+    mean = (healthy[100] + healthy[200]) / 2
+    expected = anomaly_map(prepared.slices, mean, prepared.mask, (2.0, 2.0, 1.0), config)
+    np.testing.assert_allclose(found[setting], expected, atol=1e-6)
+
+
+def test_overrides_of_a_setting_are_valid():
+    setting = module("_choose").Setting((100, 200), "abs", 10.0, 0.0)
+    config = load_config("quick", setting.overrides())
+    assert config.diffusion.test_timesteps == (100, 200)
+    assert (config.score.sign, config.score.median_mm, config.score.erode_mm) == ("abs", 10.0, 0.0)
+
+
+def test_montage_is_a_picture(tmp_path):
+    pictures, one = module("_pictures"), scan()
+    row = pictures.Shown("a", one.affine, one.image, one.image, one.image, one.brain, one.lesion)
+    pictures.write_montage(tmp_path / "figures" / "a.png", [row, row], "heading")
+    assert (tmp_path / "figures" / "a.png").read_bytes().startswith(b"\x89PNG")
