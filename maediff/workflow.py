@@ -93,7 +93,8 @@ def train(
     card = model_card(config, training, validation, result)
     model = run_dir / "model"
     save_model(model, result.weights, config, None, card)
-    healthy = [case for case in held_out if case.label is None]
+    unreadable = {name for name, _ in validation.failed}
+    healthy = [case for case in held_out if case.label is None and case.id not in unreadable]
     if healthy:
         _calibrate(model, healthy, device, origin=f"{len(healthy)} held-out healthy scans of training")
     else:

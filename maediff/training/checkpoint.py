@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def load_state(path: Path, config_hash: str) -> TrainState:
         state = TrainState(**torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError as error:
         raise ModelError(f"no checkpoint {path} to resume from; start without --resume") from error
-    except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file makes torch's restricted unpickler raise almost anything
         raise ModelError(f"checkpoint {path} cannot be read ({error}); remove it and start without --resume") from error
     if state.config_hash != config_hash:
         raise ModelError(

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -196,6 +197,8 @@ class _Run:
                     self._save()
                 if stop and step < train.max_steps:
                     raise TrainingInterrupted(f"stopped by {stop[0]} after step {step}; continue with --resume")
+        if not self.state.best:
+            raise MAEDiffError("the validation loss was never finite; lower train.lr or set train.precision=fp32")
         return FitResult(self.state.best, self.state.best_loss, self.state.step, speed)
 
     def _batches(self, training: SliceSet) -> Iterator[list[Sample]]:
@@ -305,6 +308,8 @@ def _accelerator(config: Config, device: torch.device, run_dir: Path) -> Acceler
         raise ConfigError(
             "train.tensorboard is on, but TensorBoard is not installed: pip install 'maediff[tensorboard]'"
         )
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        AcceleratorState._reset_state(reset_partial_state=True)  # else a process keeps its first run's precision
     accelerator = Accelerator(
         mixed_precision=precision, cpu=device.type == "cpu", log_with=tracker, project_dir=str(run_dir)
     )
