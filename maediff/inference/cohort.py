@@ -87,6 +87,11 @@ class Outputs:
             preview=Path(f"{stem}_preview.png"),
         )
 
+    def remove(self) -> None:
+        """Remove the outputs of an earlier run, the sidecar first; a map that this run does not make must not stay."""
+        for path in (self.sidecar, self.anomaly, self.reconstruction, self.mask, self.uncertainty, self.preview):
+            path.unlink(missing_ok=True)
+
 
 @dataclass(frozen=True)
 class RunKey:
@@ -160,7 +165,7 @@ def infer_cases(
             if not overwrite and key.fits(case, outputs):
                 outcome = _from_sidecar(case, outputs)
             else:
-                outputs.sidecar.unlink(missing_ok=True)  # until the new outputs are complete, none is finished
+                outputs.remove()  # until the new outputs are complete, none is finished
                 outcome = _infer_one(predictor, case, outputs, key, on_result)
         except OutputError:
             raise

@@ -7,12 +7,14 @@ deviation over several timesteps and noise draws are ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from maediff import diffusion
 from maediff.config import Config
@@ -93,8 +95,9 @@ class SlidingReconstructor:
         Returns:
             Mean and deviation. Pixels that no computed window covers are returned as they came.
         """
-        layout = plan(mask, self.config)
-        slices, total = slices.float(), 0
+        height, width = slices.shape[1:]
+        slices, mask = self._padded(slices.float(), mask)
+        layout, total = plan(mask, self.config), 0
         count = len(self.config.diffusion.test_timesteps) * self.config.infer.draws
         mean, square = torch.zeros_like(slices), torch.zeros_like(slices)
         for t in self.config.diffusion.test_timesteps:
@@ -105,7 +108,16 @@ class SlidingReconstructor:
                 gap = one - mean  # Welford's update keeps the deviation exact where draws agree
                 mean += gap / total
                 square += gap * (one - mean)
-        return Healthy(mean, (square / (total - 1)).sqrt() if total > 1 else None)
+        deviation = (square / (total - 1)).sqrt()[:, :height, :width] if total > 1 else None
+        return Healthy(mean[:, :height, :width], deviation)
+
+    def _padded(self, slices: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pad slices that grew beyond the trained size to what cells and U-Net levels divide."""
+        step = math.lcm(
+            self.config.partition.cell, self.config.model.patch * 2 ** (len(self.config.model.channels) - 1)
+        )
+        extra = (0, -slices.shape[2] % step, 0, -slices.shape[1] % step)
+        return F.pad(slices, extra, value=-1.0), F.pad(mask, extra)
 
     def _reconstruct(
         self, slices: Tensor, layout: Plan, t: int, key: Key, on_batch: Callable[[int, int], None]
