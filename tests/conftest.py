@@ -29,7 +29,7 @@ TINY = {
         "mae_heads": 2,
         "mae_decoder_depth": 1,
     },
-    "train": {"max_steps": 6, "batch_size": 4, "lr": 2e-3, "warmup_steps": 2, "ema_decay": 0.9, "precision": "fp32"}
+    "train": {"max_steps": 6, "batch_size": 8, "lr": 2e-3, "warmup_steps": 2, "ema_decay": 0.9, "precision": "fp32"}
     | {"val_every": 2, "checkpoint_every": 2, "log_every": 1, "pseudo_lesions": 0.5},
     "infer": {"precision": "fp32"},
 }
@@ -79,6 +79,26 @@ def discs():
         texture = np.cumsum(rng.normal(0, 0.1, (count, side, side)), axis=2)
         images = np.where(masks, np.clip(texture, -0.8, 1.2), -1).astype(np.float16)
         return SliceSet(images, masks, tuple(f"s{k // 4}" for k in range(count)), 0, ())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_scan():
+    """Make a NIfTI image of one and the same ellipsoid brain in world space, sampled by any affine."""
+
+    def make(affine, shape, codes=(1, 1), seed=0):
+        affine = np.asarray(affine, float)
+        voxels = np.moveaxis(np.indices(shape), 0, -1)
+        x, y, z = np.moveaxis(voxels @ affine[:3, :3].T + affine[:3, 3], -1, 0)
+        inside = (x / 60) ** 2 + (y / 75) ** 2 + (z / 50) ** 2 < 1
+        phase = np.random.default_rng(seed).uniform(0, 3)
+        tissue = 500 + 120 * np.sin(x / 17 + phase) + 90 * np.cos(y / 23) + 60 * np.sin(z / 19)
+        image = nib.Nifti1Image(np.where(inside, tissue, 0).astype(np.float32), affine)
+        image.set_qform(affine, codes[0])
+        image.set_sform(affine, codes[1])
+        image.header.set_xyzt_units("mm")
+        return image
 
     return make
 

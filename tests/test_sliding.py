@@ -1,0 +1,197 @@
+"""Sliding-window reconstruction, with networks whose answer is known."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from maediff import diffusion
+from maediff.inference.sliding import SlidingReconstructor, plan
+from maediff.noise import generator
+
+CPU = torch.device("cpu")
+STEP = 0.125
+SAMPLERS = (
+    ["diffusion.sampler=single_step"],
+    ["diffusion.sampler=ddim", "diffusion.sampler_steps=3"],
+    ["diffusion.sampler=ancestral", "diffusion.test_timesteps=[3]"],
+)
+
+
+def stack(count=3, side=32):
+    """Slices that differ by a constant, and their brains."""
+    base = torch.rand(side, side, generator=generator("base")) - 0.5
+    slices = torch.stack([base + STEP * k for k in range(count)])
+    mask = torch.zeros(count, side, side, dtype=torch.bool)
+    mask[:, 6:26, 8:24] = True
+    return slices, mask
+
+
+class Perfect:
+    """Knows the healthy slice: which one it is shows outside the window."""
+
+    def __init__(self, config):
+        self.base = stack()[0][0]
+        self.config, self.windows = config, 0
+        self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
+
+    def truth(self, perturbed, window):
+        outside = (perturbed - self.base) * (1 - window)
+        return self.base + (outside.sum((1, 2, 3)) / (1 - window).sum((1, 2, 3))).reshape(-1, 1, 1, 1)
+
+    def __call__(self, perturbed, window, steps):
+        self.windows += len(perturbed)
+        x0 = self.truth(perturbed, window)
+        abar_t, abar_s = (diffusion.level(self.abar, t, perturbed) for t in (steps, steps - 1))
+        wanted = diffusion.target(self.config.diffusion.objective, perturbed, x0, abar_t, abar_s)
+        return SimpleNamespace(prediction=wanted)
+
+
+def engine(config, network):
+    return SlidingReconstructor(network, config, CPU, bf16=False)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("objective", ["eps", "x0", "v", "mu"])
+@pytest.mark.parametrize("blend", ["uniform", "gaussian"])
+def test_a_perfect_network_gives_back_the_slice(tiny, objective, blend, sampler):
+    config = tiny(f"diffusion.objective={objective}", f"infer.blend={blend}", *sampler)
+    slices, mask = stack()
+    healthy = engine(config, Perfect(config))(slices, mask, (0, "scan"))
+    assert healthy.deviation is None
+    torch.testing.assert_close(healthy.mean, slices, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_result_does_not_depend_on_the_batch_size(tiny, random_network, sampler):
+    slices, mask = stack(2)
+    results = []
+    for size in (1, 3, 64):
+        config = tiny(f"infer.batch_size={size}", "partition.stride=16", *sampler)
+        results.append(engine(config, random_network(config))(slices, mask, (0,)).mean)
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=1e-5)
+    assert float((results[0] - slices).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_other_slices_do_not_matter(tiny, random_network, sampler):
+    """The noise depends on a slice's index, so slice 0 is compared with slice 0."""
+    config = tiny(*sampler)
+    slices, mask = stack()
+    run = engine(config, random_network(config))
+    whole = run(slices, mask, (0,)).mean
+    alone = run(slices[:1], mask[:1], (0,)).mean
+    order = [0, 2, 1]
+    turned = run(slices[order], mask[order], (0,)).mean
+    torch.testing.assert_close(alone[0], whole[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(turned[0], whole[0], rtol=0, atol=1e-5)
+
+
+def test_key_and_seed_decide_the_noise(tiny, random_network):
+    config = tiny()
+    slices, mask = stack(1)
+    run = engine(config, random_network(config))
+    first, again, other = (run(slices, mask, key).mean for key in ((0, "a"), (0, "a"), (1, "a")))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_windows_without_brain_are_not_computed(tiny):
+    config = tiny()
+    slices, mask = stack()
+    mask[1] = False
+    mask[2] = False
+    mask[2, 0, 0] = True  # one window only reaches this corner
+    network = Perfect(config)
+    healthy = engine(config, network)(slices, mask, (0,))
+    layout = plan(mask, config)
+    assert (layout.windows[:, 0] == 1).sum() == 0
+    assert (layout.windows[:, 0] == 2).sum() == 1
+    assert network.windows == len(layout.windows) == 9 + 1
+    assert layout.passes == 1
+    assert torch.equal(healthy.mean[1], slices[1])  # as it came
+    assert torch.equal(healthy.mean[2, 16:], slices[2, 16:])
+
+
+def test_no_brain_at_all_is_no_work(tiny):
+    network = Perfect(tiny())
+    slices, mask = stack()
+    healthy = engine(tiny(), network)(slices, torch.zeros_like(mask), (0,))
+    assert network.windows == 0
+    assert torch.equal(healthy.mean, slices)
+
+
+def test_timesteps_are_averaged_and_their_spread_reported(tiny, random_network):
+    slices, mask = stack()
+    network = random_network(tiny())
+    one, other = (engine(tiny(f"diffusion.test_timesteps=[{t}]"), network)(slices, mask, (0,)) for t in (200, 400))
+    both = engine(tiny("diffusion.test_timesteps=[200, 400]"), network)(slices, mask, (0,))
+    pair = torch.stack([one.mean, other.mean])
+    torch.testing.assert_close(both.mean, pair.mean(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(both.deviation, pair.std(0), rtol=1e-3, atol=1e-5)
+
+
+def test_draws_differ_and_are_averaged(tiny, random_network):
+    slices, mask = stack(2)
+    mask[1] = False
+    network, seen = random_network(tiny()), []
+    config = tiny("infer.draws=3")
+    healthy = engine(config, network)(slices, mask, (0,), lambda *counts: seen.append(counts))
+    single = engine(tiny(), network)(slices, mask, (0,))
+    assert float(healthy.deviation[0].max()) > 1e-4
+    assert float(healthy.deviation[1].max()) == 0
+    assert not torch.equal(healthy.mean, single.mean)
+    assert plan(mask, config).passes == 3
+    assert seen[-1] == (27, 27)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_a_perfect_network_leaves_no_spread(tiny):
+    config = tiny("infer.draws=3")
+    slices, mask = stack()
+    healthy = engine(config, Perfect(config))(slices, mask, (0,))
+    assert float(healthy.deviation.max()) < 1e-4
+
+
+def test_overlaps_are_weighted_averages(tiny):
+    """A network that answers with the window's number: every pixel is the weighted mean of its windows."""
+
+    class Numbered:
+        calls = 0
+
+        def __call__(self, perturbed, window, steps):
+            self.calls += 1
+            return SimpleNamespace(prediction=torch.full_like(perturbed, float(self.calls)))
+
+    config = tiny("diffusion.objective=x0", "infer.batch_size=1", "infer.blend=uniform", "partition.stride=16")
+    slices, mask = stack(1)
+    mask[:] = True
+    healthy = engine(config, Numbered())(slices, mask, (0,)).mean[0]
+    assert healthy[::16, ::16].tolist() == [[1, 2], [3, 4]]
+    config = tiny("diffusion.objective=x0", "infer.batch_size=1", "infer.blend=uniform")
+    healthy = engine(config, Numbered())(slices, mask, (0,)).mean[0]
+    assert healthy[4, 4] == 1
+    assert healthy[4, 12] == 1.5  # windows 1 and 2
+    assert healthy[12, 12] == pytest.approx((1 + 2 + 4 + 5) / 4)
+
+
+@pytest.mark.parametrize("shape", [(32, 44), (40, 36)])
+def test_a_grown_slice_need_not_be_a_multiple_of_the_cells(tiny, random_network, shape):
+    config = tiny("partition.cell=16", "infer.draws=2", "partition.stride=16")
+    slices = torch.rand(1, *shape, generator=generator(1))
+    healthy = engine(config, random_network(config))(slices, torch.ones(1, *shape, dtype=torch.bool), (0,))
+    assert healthy.mean.shape == healthy.deviation.shape == slices.shape
+    assert bool((healthy.mean != slices).all())
+
+
+def test_bf16_stays_close(tiny, random_network):
+    config = tiny()
+    slices, mask = stack()
+    network = random_network(config)
+    exact = SlidingReconstructor(network, config, CPU, bf16=False)(slices, mask, (0,)).mean
+    coarse = SlidingReconstructor(network, config, CPU, bf16=True)(slices, mask, (0,)).mean
+    assert coarse.dtype == torch.float32
+    assert float((coarse - exact).abs().mean()) < 0.05
