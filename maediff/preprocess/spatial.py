@@ -214,7 +214,9 @@ def _in_plane_size(least: int, size: int, name: str) -> int:
     if least <= size:
         return size
     grown = -(-least // SIZE_STEP) * SIZE_STEP
-    logger.info("%s needs %d pixels in-plane, more than data.size = %d; its grid grows to %d", name, least, size, grown)
+    logger.debug(
+        "%s needs %d pixels in-plane, more than data.size = %d; its grid grows to %d", name, least, size, grown
+    )
     return grown
 
 

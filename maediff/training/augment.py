@@ -60,7 +60,9 @@ def _move(image: Tensor, mask: Tensor, rng: torch.Generator) -> tuple[Tensor, Te
     return moved[:1] - 1, moved[1:] > 0.5
 
 
-def add_pseudo_lesions(image: Tensor, mask: Tensor, donor: Tensor, clip: float, rng: torch.Generator) -> Tensor:
+def add_pseudo_lesions(
+    image: Tensor, mask: Tensor, donor: Tensor, clip: float, rng: torch.Generator, *, window: Tensor | None = None
+) -> Tensor:
     """Put one to three blobs into the brain.
 
     Args:
@@ -69,6 +71,7 @@ def add_pseudo_lesions(image: Tensor, mask: Tensor, donor: Tensor, clip: float, 
         donor: (1, H, W), another slice, whose texture some blobs take.
         clip: Upper limit of intensities.
         rng: Source of randomness.
+        window: (1, H, W), 1 inside the patch; three blobs in four start there, where the loss can see them.
 
     Returns:
         (1, H, W); `image` itself where there is no brain.
@@ -76,6 +79,9 @@ def add_pseudo_lesions(image: Tensor, mask: Tensor, donor: Tensor, clip: float, 
     pixels = mask[0].nonzero()
     if not len(pixels):
         return image
+    if window is not None and chance(0.75, rng):
+        inside = (mask & (window > 0))[0].nonzero()
+        pixels = inside if len(inside) else pixels
     for _ in range(int(torch.randint(1, 4, (), generator=rng))):
         centre = pixels[int(torch.randint(len(pixels), (), generator=rng))]
         alpha = _blob(centre, (image.shape[1], image.shape[2]), rng)

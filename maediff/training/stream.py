@@ -49,17 +49,18 @@ class SampleStream(Dataset[Sample]):
         clean, brain = self._slice(which)
         if self.augmented:
             clean, brain = augment(clean, brain, config.data.clip, rng)
+        shape = (clean.shape[1], clean.shape[2])
+        corner = random_window(brain[0], config.partition.window, rng)
+        window = window_masks(corner[None], config.partition.window, shape)[0]
         image = clean
         if chance(config.train.pseudo_lesions, rng):
             donor, _ = self._slice(int(torch.randint(len(self.images), (), generator=rng)))
-            image = add_pseudo_lesions(clean, brain, donor, config.data.clip, rng)
-        shape = (clean.shape[1], clean.shape[2])
-        corner = random_window(brain[0], config.partition.window, rng)
+            image = add_pseudo_lesions(clean, brain, donor, config.data.clip, rng, window=window)
         first, last = config.diffusion.train_timesteps
         return {
             "image": image,
             "clean": clean,
-            "mask": window_masks(corner[None], config.partition.window, shape)[0],
+            "mask": window,
             "noise": noise_field(config.diffusion.noise, shape, rng),
             "t": torch.randint(first, last + 1, (), generator=rng),
         }
