@@ -37,7 +37,7 @@ from maediff.workflow import calibrate_model, train
 
 TRAIN = {"subjects": 160, "seed": 2026, "modality": "mixed"}
 VALIDATION = {"subjects": 24, "seed": 777}
-TEST = {"subjects": 40, "seed": 4242}
+TEST = {"subjects": 24, "seed": 4242}
 PACKAGED = Path("maediff/weights/phantom")
 
 
