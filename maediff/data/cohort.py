@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from maediff.data.lesions import KINDS
-from maediff.data.phantom import MIXED, MODALITIES, Phantom, subject
+from maediff.data.phantom import MIXED, MODALITIES, Phantom, atlas, subject
 from maediff.errors import ConfigError
 from maediff.store import write_json
 from maediff.tables import write_table
@@ -74,13 +74,12 @@ def synthesise(
         The table `cases.csv` in `folder`.
 
     Raises:
-        ConfigError: Unknown kind or modality, or too few subjects.
+        ConfigError: Unknown kind or modality, too few subjects, or a spacing that is not whole.
         OutputError: The folder cannot be written.
     """
     folder = Path(folder)
     plans = plan_cohort(subjects, lesions, modality, seed, healthy_only=healthy_only)
-    if spacing_mm < 1 or spacing_mm != int(spacing_mm):
-        raise ConfigError(f"spacing {spacing_mm} mm is not possible; the template comes in whole mm, 1 or more")
+    atlas(spacing_mm)  # refuse an impossible spacing before anything is written
     rows = []
     for plan in plans:
         if on_subject:

@@ -95,7 +95,7 @@ def _ms(site: Site, rng: np.random.Generator) -> Lesion:
 
 
 def _tumour(site: Site, rng: np.random.Generator) -> Lesion:
-    """A core of 16 to 40 mm in an oedema of 25 to 60 mm that follows white matter and pushes tissue aside."""
+    """A core of 12 to 39 mm in an oedema of 26 to 56 mm that follows white matter and pushes tissue aside."""
     depth = ndimage.distance_transform_edt(site.brain) * site.spacing_mm
     centre = _pick(((depth > 14) & (depth < 40)) * _above_skull_base(site), rng)
     outer = float(rng.uniform(13, 28))

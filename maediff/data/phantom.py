@@ -65,7 +65,16 @@ class Atlas:
 
 @lru_cache(maxsize=2)
 def atlas(spacing_mm: float = 2.0) -> Atlas:
-    """Load the ICBM-152 2009a maps that nilearn bundles; nothing is downloaded."""
+    """Load the ICBM-152 2009a maps that nilearn bundles; nothing is downloaded.
+
+    Args:
+        spacing_mm: Isotropic voxel size, whole mm, as nilearn resamples to nothing else.
+
+    Raises:
+        ConfigError: A spacing that is not whole, or below 1 mm.
+    """
+    if not (spacing_mm >= 1 and float(spacing_mm).is_integer()):
+        raise ConfigError(f"spacing {spacing_mm} mm is not possible; the template comes in whole mm, 1 or more")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from nilearn import datasets
@@ -98,13 +107,13 @@ def subject(key: tuple[int, ...], modality: str = "t2", lesion: str | None = Non
         key: Integers such as (seed, subject number); the anatomy and the scan depend on nothing else.
         modality: "t1", "t2", "flair", or "random": tissue intensities in random order.
         lesion: "ms", "tumour", "dark", or None for a healthy brain.
-        spacing_mm: Isotropic voxel size.
+        spacing_mm: Isotropic voxel size, whole mm.
 
     Returns:
         The scan on the template's grid.
 
     Raises:
-        ConfigError: Unknown modality or lesion kind.
+        ConfigError: Unknown modality or lesion kind, or a spacing that is not whole.
     """
     if modality not in MODALITIES:
         raise ConfigError(f"modality {modality!r} is unknown; use {', '.join(MODALITIES)}")
