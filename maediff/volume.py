@@ -134,7 +134,8 @@ def from_image(image: nib.Nifti1Image | str | Path | Volume) -> Volume:
         return image
     if isinstance(image, (str, Path)):
         return read_nifti(image)
-    volume = _from_nibabel(image, None)
+    filename = image.get_filename() if isinstance(image, nib.filebasedimages.FileBasedImage) else None
+    volume = _from_nibabel(image, Path(filename) if filename else None)
     check_intensities(volume.data, volume.name)
     return volume
 
