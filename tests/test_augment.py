@@ -89,3 +89,20 @@ def test_numbers_and_coins():
     assert 2.8 < max(drawn) < 3
     assert not any(chance(0, rng) for _ in range(50))
     assert all(chance(1, rng) for _ in range(50))
+
+
+def test_most_pseudo_lesions_start_where_the_loss_sees_them(brain):
+    image, mask, donor = brain
+    window = torch.zeros_like(image)
+    window[:, 16:24, 20:28] = 1
+
+    def share_inside(given):
+        changes = [
+            (add_pseudo_lesions(image, mask, donor, CLIP, generator(k), window=given) - image).abs() for k in range(60)
+        ]
+        return sum(float((change * window).sum() / change.sum()) for change in changes) / 60
+
+    assert share_inside(window) > 2 * share_inside(None)
+    elsewhere = torch.zeros_like(image)
+    elsewhere[:, :2, :2] = 1  # no brain there: blobs go anywhere
+    assert add_pseudo_lesions(image, mask, donor, CLIP, generator(0), window=elsewhere).shape == image.shape

@@ -1,0 +1,162 @@
+"""Cohorts on disk: names, sidecars, failures, skipping and the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from maediff.cli import app
+
+from maediff.calibration import Calibration
+from maediff.errors import OutputError
+from maediff.inference.predictor import load_model
+from maediff.store import read_json, update_calibration
+from maediff.volume import write_like
+from maediff.workflow import infer, plan_inference
+
+AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
+SHAPE = (17, 20, 12)
+CALIBRATION = Calibration(0.5, 0.01, 3, 300, {}, (0.2,), "a test").to_dict()
+
+
+@pytest.fixture
+def model(make_model, tiny, tmp_path):
+    return make_model(tmp_path / "model", tiny("partition.stride=16"), CALIBRATION)
+
+
+@pytest.fixture
+def scans(make_scan, tmp_path):
+    """A folder of two good scans and one that is not NIfTI."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number, name in enumerate(("a", "c")):
+        nib.save(make_scan(AFFINE, SHAPE, seed=number), folder / f"{name}.nii.gz")
+    (folder / "b.nii.gz").write_bytes(b"this is no scan")
+    return folder
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_one_bad_scan_fails_with_its_reason_and_the_others_are_done(model, scans, tmp_path):
+    seen = []
+    summary = infer(model, scans, tmp_path / "out", device="cpu", preview=True, on_case=seen.append)
+    assert (summary.done, summary.skipped, summary.failed) == (2, 0, 1)
+    assert [outcome.case for outcome in seen] == ["a", "b", "c"]
+    table = rows(tmp_path / "out" / "cases.tsv")
+    assert list(table[0]) == ["case", "status", "score", "anomalous_volume_ml", "seconds", "message"]
+    assert [row["status"] for row in table] == ["done", "failed", "done"]
+    assert "b.nii.gz" in table[1]["message"]
+    assert float(table[0]["score"]) > 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    kinds = ("anomaly.nii.gz", "reconstruction.nii.gz", "anomaly-mask.nii.gz", "anomaly.json", "preview.png")
+    assert names == {f"{stem}_{kind}" for stem in "ac" for kind in kinds} | {"cases.tsv", "run.json"}
+    sidecar = read_json(tmp_path / "out" / "a_anomaly.json")
+    assert (sidecar["threshold"], sidecar["seed"], sidecar["case"]) == (0.5, 0, "a")
+    assert set(sidecar["outputs"]) == {"anomaly", "reconstruction", "mask"}
+    run = read_json(tmp_path / "out" / "run.json")
+    assert "infer" in json.dumps(run)
+    assert sidecar["model_hash"] in json.dumps(run)
+
+
+def test_finished_scans_are_skipped_until_something_changes(model, scans, make_scan, tmp_path):
+    (scans / "b.nii.gz").unlink()
+    out = tmp_path / "out"
+
+    def again(**options):
+        summary = infer(model, scans, out, device="cpu", **options)
+        return summary.done, summary.skipped, summary.failed
+
+    assert again() == (2, 0, 0)
+    first = rows(out / "cases.tsv")
+    assert again() == (0, 2, 0)
+    assert [row["score"] for row in rows(out / "cases.tsv")] == [row["score"] for row in first]
+    assert [case.action for case in plan_inference(model, scans, out)] == ["skip", "skip"]
+    assert again(overwrite=True) == (2, 0, 0)
+    assert again(seed=1) == (2, 0, 0)
+    assert again(seed=1) == (0, 2, 0)
+    (out / "a_reconstruction.nii.gz").unlink()
+    assert again(seed=1) == (1, 1, 0)
+    nib.save(make_scan(AFFINE, SHAPE, seed=9), scans / "c.nii.gz")  # another scan under the same name
+    assert again(seed=1) == (1, 1, 0)
+    update_calibration(model, {**CALIBRATION, "threshold": 0.7})  # another model
+    assert [case.action for case in plan_inference(model, scans, out, seed=1)] == ["infer", "infer"]
+    assert again(seed=1) == (2, 0, 0)
+    assert read_json(out / "a_anomaly.json")["threshold"] == 0.7
+    assert again(seed=1, overrides=["infer.batch_size=2"]) == (2, 0, 0)  # another configuration
+
+
+def test_a_model_without_calibration_writes_no_mask_and_leaves_no_old_one(model, make_model, tiny, scans, tmp_path):
+    out = tmp_path / "out"
+    infer(model, scans / "a.nii.gz", out, device="cpu")
+    assert (out / "a_anomaly-mask.nii.gz").is_file()
+    plain = make_model(tmp_path / "plain", tiny("partition.stride=16"))
+    (outcome,) = infer(plain, scans / "a.nii.gz", out, device="cpu").cases
+    assert outcome.anomalous_volume_ml is None
+    assert not (out / "a_anomaly-mask.nii.gz").exists()
+    assert read_json(out / "a_anomaly.json")["threshold"] is None
+    assert rows(out / "cases.tsv")[0]["anomalous_volume_ml"] == "n/a"
+
+
+def test_a_scan_that_fails_leaves_no_map_of_an_earlier_run(model, scans, tmp_path):
+    out = tmp_path / "out"
+    infer(model, scans / "a.nii.gz", out, device="cpu")
+    (scans / "a.nii.gz").write_bytes(b"broken by now")
+    assert infer(model, scans / "a.nii.gz", out, device="cpu").failed == 1
+    assert {path.name for path in out.iterdir()} == {"cases.tsv", "run.json"}
+
+
+def test_an_output_folder_that_cannot_be_written_stops_the_run(model, scans, tmp_path):
+    (tmp_path / "out").write_text("a file is in the way")
+    with pytest.raises(OutputError, match="cannot write"):
+        infer(model, scans, tmp_path / "out", device="cpu")
+
+
+def test_shards_have_their_own_tables(model, scans, tmp_path):
+    for k in (1, 2):
+        infer(model, scans, tmp_path / "out", device="cpu", shard=(k, 2))
+    first, second = ({row["case"] for row in rows(tmp_path / "out" / f"cases-{k}-of-2.tsv")} for k in (1, 2))
+    assert first | second == {"a", "b", "c"}
+    assert not first & second
+
+
+def test_bids_scans_get_derivative_names(model, make_scan, tmp_path):
+    root, out = tmp_path / "bids", tmp_path / "out"
+    (root / "sub-01" / "ses-2" / "anat").mkdir(parents=True)
+    (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.9.0"}')
+    nib.save(make_scan(AFFINE, SHAPE), root / "sub-01" / "ses-2" / "anat" / "sub-01_ses-2_T2w.nii.gz")
+    assert infer(model, root, out, device="cpu").done == 1
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    stem = "sub-01/ses-2/anat/sub-01_ses-2"
+    assert files == {
+        f"{stem}_desc-anomaly_T2w.nii.gz",
+        f"{stem}_desc-anomaly_T2w.json",
+        f"{stem}_desc-reconstruction_T2w.nii.gz",
+        f"{stem}_label-anomaly_mask.nii.gz",
+        "cases.tsv",
+        "run.json",
+        "dataset_description.json",
+    }
+    assert read_json(out / "dataset_description.json")["DatasetType"] == "derivative"
+    assert infer(model, root, out, device="cpu").skipped == 1
+
+
+def test_the_command_line_writes_what_the_api_returns(model, scans, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["infer", "-m", model, "-i", scans / "a.nii.gz", "-o", out, "--device", "cpu", "--seed", 3]
+    outcome = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert outcome.exit_code == 0, outcome.output
+    result = load_model(model, "cpu").predict(scans / "a.nii.gz", seed=3)
+    maps = {"anomaly": result.anomaly, "reconstruction": result.reconstruction}
+    for name, data in maps.items():
+        path = write_like(tmp_path / f"{name}.nii.gz", data, result.volume)
+        assert path.read_bytes() == (out / f"a_{name}.nii.gz").read_bytes()
+    mask = write_like(tmp_path / "mask.nii.gz", result.anomaly_mask, result.volume, np.uint8)
+    assert mask.read_bytes() == (out / "a_anomaly-mask.nii.gz").read_bytes()
+    assert read_json(out / "a_anomaly.json")["score"] == result.score

@@ -1,0 +1,171 @@
+"""One scan in, one map out: geometry, determinism, calibration and refusals."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from maediff.calibration import Calibration
+from maediff.errors import ConfigError, GeometryError, InputError, ModelError
+from maediff.inference.predictor import load_model
+from maediff.volume import from_image, read_nifti
+
+RAS = np.array([[6.0, 0, 0, -63], [0, 6, 0, -78], [0, 0, 6, -54], [0, 0, 0, 1]])
+SHAPE = (22, 27, 19)
+CALIBRATION = Calibration(0.5, 0.01, 3, 300, {"0.1": 0.3}, (0.2, 0.4, 100.0, 200.0), "3 scans of a test")
+
+
+def turned(degrees):
+    a, b = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    tilt = np.array([[a, -b, 0, 0], [b, a, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    pitch = np.array([[1, 0, 0, 0], [0, a, -b, 0], [0, b, a, 0], [0, 0, 0, 1]])
+    return tilt @ pitch @ RAS
+
+
+def flipped(axes):
+    affine = RAS.copy()
+    for axis in axes:
+        affine[:3, 3] += affine[:3, axis] * (SHAPE[axis] - 1)
+        affine[:3, axis] *= -1
+    return affine
+
+
+@pytest.fixture(scope="module")
+def predictors(make_model, tiny, tmp_path_factory):
+    """Load models of random weights, aligned to voxels and to the world."""
+    folders = tmp_path_factory.mktemp("models")
+    small = ("partition.stride=16",)
+    return {
+        align: load_model(
+            make_model(folders / align, tiny(f"data.align={align}", *small), CALIBRATION.to_dict()), "cpu"
+        )
+        for align in ("voxel", "world")
+    }
+
+
+GRIDS = {
+    "oblique": (turned(17), SHAPE, (1, 2)),
+    "lpi": (flipped((0, 1, 2)), SHAPE, (2, 0)),
+    "permuted": (RAS[:, [2, 0, 1, 3]], tuple(SHAPE[k] for k in (2, 0, 1)), (1, 4)),
+    "anisotropic": (RAS @ np.diag([0.5, 0.5, 1.5, 1]), (44, 54, 12), (0, 3)),
+}
+
+
+@pytest.mark.parametrize("align", ["voxel", "world"])
+@pytest.mark.parametrize("name", GRIDS)
+def test_maps_lie_in_the_space_of_the_scan(predictors, make_scan, name, align):
+    affine, shape, codes = GRIDS[name]
+    scan = make_scan(affine, shape, codes)
+    result = predictors[align].predict(scan)
+    brain = scan.get_fdata() > 0
+    assert (result.brain_mask == brain).all()
+    for kind in ("anomaly", "reconstruction", "brain_mask", "anomaly_mask"):
+        image = result.image(kind)
+        assert image.shape == shape
+        np.testing.assert_allclose(image.affine, scan.affine, atol=1e-4)
+        assert int(image.header["qform_code"]) == int(scan.header["qform_code"])
+        assert int(image.header["sform_code"]) == int(scan.header["sform_code"])
+        assert (image.get_fdata()[~brain] == 0).all()
+    assert result.anomaly.dtype == result.reconstruction.dtype == np.float32
+    assert np.isfinite(result.anomaly).all()
+    assert np.isfinite(result.reconstruction).all()
+    assert result.anomaly.min() >= 0
+    assert result.anomaly[brain].std() > 0
+    assert result.brain_volume_ml == pytest.approx(brain.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000, rel=1e-4)
+
+
+@pytest.mark.parametrize("align", ["voxel", "world"])
+def test_a_flipped_scan_gives_the_flipped_map(predictors, make_scan, align):
+    straight = predictors[align].predict(make_scan(RAS, SHAPE))
+    turned_over = predictors[align].predict(make_scan(flipped((0, 1, 2)), SHAPE))
+    np.testing.assert_allclose(turned_over.anomaly[::-1, ::-1, ::-1], straight.anomaly, atol=2e-3)
+    assert turned_over.score == pytest.approx(straight.score, rel=1e-3)
+
+
+def test_a_result_depends_on_scan_and_seed_alone(predictors, make_scan, tmp_path):
+    scan = make_scan(RAS, SHAPE)
+    predictor = predictors["world"]
+    path = tmp_path / "scan.nii.gz"
+    nib.save(scan, path)
+    first, again, other = (predictor.predict(path, seed=seed) for seed in (1, 1, 2))
+    assert (first.anomaly == again.anomaly).all()
+    assert (first.anomaly != other.anomaly).any()
+    assert (predictor.predict(nib.load(path), seed=1).anomaly == first.anomaly).all()
+    assert (predictor.predict(read_nifti(path), seed=1).anomaly == first.anomaly).all()
+    assert (predictor.predict(str(path), seed=1).reconstruction == first.reconstruction).all()
+
+
+def test_a_mask_may_be_a_path_an_image_an_array_or_a_volume(predictors, make_scan, tmp_path):
+    scan = make_scan(RAS, SHAPE)
+    brain = scan.get_fdata() > 0
+    brain[:8] = False
+    image = nib.Nifti1Image(brain.astype(np.uint8), scan.affine)
+    nib.save(image, tmp_path / "mask.nii.gz")
+    predictor = predictors["voxel"]
+    results = [predictor.predict(scan, mask) for mask in (image, tmp_path / "mask.nii.gz", brain, from_image(image))]
+    assert all((result.brain_mask == brain).all() for result in results)
+    assert all((result.anomaly == results[0].anomaly).all() for result in results)
+    with pytest.raises(GeometryError):
+        predictor.predict(scan, brain[1:])
+    with pytest.raises(InputError):
+        predictor.predict(scan, np.zeros(SHAPE, bool))
+
+
+def test_calibration_gives_mask_volume_and_percentile(predictors, make_scan):
+    result = predictors["world"].predict(make_scan(RAS, SHAPE))
+    assert (result.anomaly_mask == (result.anomaly > 0.5)).all()
+    assert result.volume_ml == pytest.approx(result.anomaly_mask.sum() * 216 / 1000)
+    assert (result.threshold, result.threshold_origin) == (0.5, "3 scans of a test")
+    assert result.score_percentile == np.mean(np.array(CALIBRATION.case_scores) < result.score)
+    with pytest.raises(InputError, match="no uncertainty: there was a single draw"):
+        result.image("uncertainty")
+    with pytest.raises(InputError, match="no map 'map'"):
+        result.image("map")
+
+
+def test_without_calibration_there_is_no_mask(make_model, make_scan, tiny, tmp_path):
+    predictor = load_model(make_model(tmp_path / "m", tiny("partition.stride=16")), "cpu")
+    result = predictor.predict(make_scan(RAS, SHAPE))
+    found = (result.anomaly_mask, result.volume_ml, result.threshold, result.score_percentile, result.threshold_origin)
+    assert found == (None,) * 5
+    with pytest.raises(InputError, match="not calibrated"):
+        result.image("anomaly_mask")
+
+
+def test_draws_give_an_uncertainty_map(make_model, make_scan, tiny, tmp_path):
+    config = tiny("partition.stride=16", "infer.draws=2", "score.erode_mm=9", "score.sign=dark")
+    result = load_model(make_model(tmp_path / "m", config), "cpu").predict(make_scan(RAS, SHAPE))
+    assert result.image("uncertainty").shape == SHAPE
+    assert result.uncertainty[result.brain_mask].max() > 0
+    assert (result.uncertainty[~result.brain_mask] == 0).all()
+    assert 0 < np.count_nonzero(result.anomaly) < 0.8 * result.brain_mask.sum()
+
+
+def test_overrides_that_change_maps_drop_the_threshold(make_model, tiny, tmp_path, caplog):
+    folder = make_model(tmp_path / "m", tiny(), CALIBRATION.to_dict())
+    assert load_model(folder, "cpu", ("infer.batch_size=3", "score.min_size_mm3=50")).calibration == CALIBRATION
+    for change in ("infer.draws=2", "partition.stride=4", "diffusion.test_timesteps=[100]", "score.median_mm=12"):
+        caplog.clear()
+        assert load_model(folder, "cpu", (change,)).calibration is None
+        assert "threshold does not apply" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["data.spacing_mm=2", "partition.cell=4", "diffusion.objective=x0", "model.patch=2"])
+def test_overrides_that_need_another_network_are_refused(make_model, tiny, tmp_path, change):
+    with pytest.raises(ConfigError, match="what the network was trained as"):
+        load_model(make_model(tmp_path / "m", tiny()), "cpu", (change,))
+
+
+def test_weights_of_another_network_are_refused(random_network, tiny, tmp_path):
+    from maediff.store import save_model
+
+    save_model(tmp_path / "m", random_network(tiny("model.mae_width=32")).state_dict(), tiny(), None, "")
+    with pytest.raises(ModelError, match="do not fit its config"):
+        load_model(tmp_path / "m", "cpu")
+
+
+def test_progress_is_told(predictors, make_scan):
+    seen = []
+    predictors["world"].predict(make_scan(RAS, SHAPE), on_batch=lambda done, of: seen.append((done, of)))
+    assert seen[-1][0] == seen[-1][1] > 0

@@ -1,0 +1,186 @@
+"""Whole jobs on a small synthetic cohort: train, calibrate, infer, evaluate."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from maediff.config import load_config
+from maediff.data.cases import find_cases
+from maediff.data.cohort import synthesise
+from maediff.data.slices import fit_size, healthy_slices
+from maediff.errors import InputError
+from maediff.evaluation.evaluate import evaluate
+from maediff.inference.predictor import load_model
+from maediff.store import load_model_folder, read_json
+from maediff.workflow import calibrate_model, infer, split_cases, train
+
+QUICK = (
+    "train.max_steps=2",
+    "train.val_every=2",
+    "partition.stride=24",
+    "train.precision=fp32",
+    "infer.precision=fp32",
+)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config("quick", QUICK)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return synthesise(tmp_path_factory.mktemp("cohort"), subjects=8, lesions=("tumour", "ms"), seed=5, spacing_mm=4.0)
+
+
+@pytest.fixture(scope="module")
+def run(config, table, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(config, table, folder, device="cpu")
+    return folder
+
+
+def test_training_leaves_a_whole_run(run, config):
+    assert {path.name for path in run.iterdir()} >= {"model", "log.csv", "checkpoints", "config.yaml", "run.json"}
+    assert load_config(run / "config.yaml") == config
+    stored = load_model_folder(run / "model")
+    assert stored.config == config
+    assert stored.calibration["n_scans"] == 1
+    assert "1 held-out healthy scans" in stored.calibration["origin"]
+    assert "of 4 subjects to learn from" in stored.card
+    assert stored.hash in str(read_json(run / "run.json"))
+
+
+def test_a_finished_run_resumes_to_the_same_model(run, config, table):
+    before = load_model_folder(run / "model")
+    train(config, table, run, device="cpu", resume=True)
+    assert load_model_folder(run / "model").hash == before.hash
+
+
+def test_infer_and_evaluate(run, table, tmp_path):
+    summary = infer(run, table, tmp_path / "out", split="test", device="cpu")
+    assert (summary.done, summary.failed) == (3, 0)
+    found = evaluate(tmp_path / "out", table, tmp_path / "metrics", bootstrap=20)
+    assert found
+    text = (tmp_path / "metrics").glob("*")
+    assert {path.suffix for path in text} >= {".csv", ".json"}
+    with (tmp_path / "out" / "cases.tsv").open() as file:
+        assert len(list(csv.DictReader(file, delimiter="\t"))) == 3
+
+
+def test_calibration_is_stored_and_needs_healthy_scans(run, table, tmp_path):
+    seen = []
+    before = load_model_folder(run / "model").hash
+    found = calibrate_model(run, table, split="val", device="cpu", on_case=seen.append)
+    assert found.n_scans == len(seen) == 1
+    predictor = load_model(run, "cpu")
+    assert predictor.calibration == found
+    assert predictor.model_hash != before
+    (case,) = find_cases(table, split="val")
+    result = predictor.predict(case.image, case.mask)
+    assert np.mean(result.anomaly[result.brain_mask] > found.threshold) <= found.false_positive_rate + 1e-6
+    with pytest.raises(InputError, match="have a lesion label"):
+        calibrate_model(run, table, split="test", device="cpu")
+
+
+# Slices
+
+
+def test_slices_with_a_lesion_are_left_out_and_counted(config, table):
+    ill = [case for case in find_cases(table, split="test") if case.label]
+    assert len(ill) == 2
+    kept = healthy_slices(ill, config.data)
+    everything = healthy_slices([replace(case, label=None) for case in ill], config.data)
+    assert kept.left_out > 0
+    assert everything.left_out == 0
+    assert len(kept) + kept.left_out == len(everything)
+    assert kept.images.shape[1:] == config.data.size
+    assert kept.images.dtype == np.float16
+    assert (kept.images[~kept.masks] == -1).all()
+    whole = {image.tobytes() for image in everything.images}
+    assert all(image.tobytes() in whole for image in kept.images)
+
+
+def test_slices_are_cached_until_a_scan_changes(config, table, tmp_path):
+    cases = find_cases(table, split="val")
+    read = []
+    for _ in range(2):
+        first = healthy_slices(cases, config.data, tmp_path, read.append)
+    assert read == [cases[0].id]
+    again = healthy_slices(cases, config.data)
+    assert (first.images == again.images).all()
+    assert (first.masks == again.masks).all()
+    assert (first.subjects, first.left_out, first.failed) == (again.subjects, again.left_out, again.failed)
+    healthy_slices(cases, config.data.model_copy(update={"clip": 1.2}), tmp_path, read.append)
+    assert read == [cases[0].id] * 2
+
+
+def test_a_scan_that_cannot_be_read_is_left_out_of_training_and_calibration(config, table, tmp_path, caplog):
+    good = find_cases(table)
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(b"no scan")
+    text = "image,mask,subject,split\n"
+    for case, split in ((good[0], "train"), (good[4], "val")):
+        text += f"{case.image},{case.mask},{case.subject},{split}\n"
+    text += f"{bad},,x,val\n"
+    (tmp_path / "cases.csv").write_text(text)
+    with caplog.at_level(logging.WARNING):
+        train(config, tmp_path / "cases.csv", tmp_path / "run", device="cpu")
+    assert "left out bad" in caplog.text
+    assert load_model_folder(tmp_path / "run" / "model").calibration["n_scans"] == 1
+    assert "1 scans could not be read" in load_model_folder(tmp_path / "run" / "model").card
+
+
+def test_labelled_scans_alone_give_a_model_without_a_threshold(config, table, tmp_path, caplog):
+    ill = [case for case in find_cases(table) if case.label]
+    text = "image,mask,label,subject,split\n"
+    for case, split in zip(ill, ("train", "val"), strict=True):
+        text += f"{case.image},{case.mask},{case.label},{case.subject},{split}\n"
+    (tmp_path / "cases.csv").write_text(text)
+    with caplog.at_level(logging.INFO, "maediff"):
+        folder = train(config, tmp_path / "cases.csv", tmp_path / "run", device="cpu")
+    assert "slices with a lesion label left out" in caplog.text
+    assert "no held-out scan is wholly healthy" in caplog.text
+    assert load_model_folder(folder).calibration is None
+
+
+def test_nothing_to_train_on_is_named(config, tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)), tmp_path / "zero.nii.gz")
+    with pytest.raises(InputError, match="none of 1 scans gave a healthy slice"):
+        healthy_slices(find_cases(tmp_path / "zero.nii.gz"), config.data)
+
+
+def test_slices_are_cropped_and_padded_around_their_centre():
+    stack = np.arange(2 * 5 * 4).reshape(2, 5, 4)
+    fitted = fit_size(stack, (3, 7), -1)
+    assert fitted.shape == (2, 3, 7)
+    assert (fitted[:, :, 1:5] == stack[:, 1:4]).all()
+    assert (fitted[:, :, [0, 5, 6]] == -1).all()
+    for have in range(1, 9):
+        assert fit_size(np.zeros((1, have, 4)), (4, 4), 0).shape == (1, 4, 4)
+
+
+# Splits
+
+
+def test_splits_keep_subjects_apart(config, table):
+    cases = find_cases(table)
+    learn, held_out = split_cases(cases, config, None)
+    assert {case.split for case in learn} == {"train"}
+    assert {case.split for case in held_out} == {"val"}
+    twice = [replace(case, split=None, id=f"{case.id}-{k}") for case in cases for k in (1, 2)]
+    learn, held_out = split_cases(twice, config, None)
+    assert len(held_out) == 2
+    assert len(learn) + len(held_out) == len(twice)
+    assert not {case.subject for case in learn} & {case.subject for case in held_out}
+    assert split_cases(twice, config, None) == (learn, held_out)
+    with pytest.raises(InputError, match="at least 2 are needed"):
+        split_cases(twice[:2], config, None)
+    with pytest.raises(InputError, match="no scan has split 'extra'"):
+        split_cases(cases, config, "extra")
