@@ -188,13 +188,13 @@ class TestSmoothNoise:
 
 class TestLesions:
     @pytest.mark.parametrize("kind", KINDS)
-    def test_the_label_lies_in_the_brain_and_holds_what_is_at_least_half_lesion(self, ball, kind):
+    def test_the_label_lies_in_the_brain_and_holds_what_is_at_least_a_quarter_lesion(self, ball, kind):
         for lesion in draws(kind, ball):
             share = np.max([part.alpha for part in lesion.parts], axis=0)
             assert share.min() >= 0
             assert share.max() <= 1
             assert lesion.core_or_more.any()
-            np.testing.assert_array_equal(lesion.core_or_more, share >= 0.5)
+            np.testing.assert_array_equal(lesion.core_or_more, share >= 0.25)
             assert ball.brain[lesion.core_or_more].all()
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -213,7 +213,7 @@ class TestLesions:
         for modality in ("t1", "t2", "flair"):
             ill, healthy = subject((70, number), modality, kind, COARSE), make(number, modality)
             share = np.max([part.alpha for part in painted[-1].parts], axis=0)
-            np.testing.assert_array_equal(ill.label, (share >= 0.5) & ill.brain)
+            np.testing.assert_array_equal(ill.label, (share >= 0.25) & ill.brain)
             change = np.abs(ill.image - healthy.image) / healthy.image[healthy.brain].std()
             assert np.median(change[ill.label]) > 0.5
             untouched = ~ndimage.binary_dilation(share > 0.01, np.ones((3, 3, 3)), iterations=2)  # point spread
@@ -248,7 +248,9 @@ class TestLesions:
         for modality in ("t1", "t2", "flair"):
             scan, healthy = make(number, modality, kind), make(number, modality)
             csf, grey, white = (np.median(healthy.image[region]) for region in regions)
-            lesion = np.median(scan.image[scan.label])
+            change = np.abs(scan.image - healthy.image)
+            inner = scan.label & (change >= np.median(change[scan.label]))  # soft edges apart
+            lesion = np.median(scan.image[inner])
             if modality == "t2":
                 assert grey < lesion < csf
             elif modality == "flair":

@@ -19,6 +19,11 @@ from maediff.volume import Volume, write_like
 _SUFFIXES = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR"}
 _COLUMNS = ("image", "mask", "label", "subject", "split", "lesion", "modality")
 
+LICENCE = (
+    "Derived from the ICBM-152 2009a template, as bundled with nilearn. Copyright (C) 1993-2009 Louis Collins, "
+    "McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University. Keep this notice with copies."
+)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -85,7 +90,7 @@ def synthesise(
         if on_subject:
             on_subject(plan.name)
         rows.append(_write_subject(folder, plan, subject((seed, plan.number), plan.modality, plan.lesion, spacing_mm)))
-    description = {"Name": "MAEDiff synthetic cohort", "BIDSVersion": "1.9.0", "DatasetType": "raw", "License": "CC0"}
+    description = {"Name": "MAEDiff synthetic cohort", "BIDSVersion": "1.9.0", "DatasetType": "raw", "License": LICENCE}
     write_json(folder / "dataset_description.json", description)
     made = {"seed": seed, "modality": modality, "lesions": list(lesions), "spacing_mm": spacing_mm}
     write_json(folder / "synth.json", made)

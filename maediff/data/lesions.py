@@ -52,8 +52,8 @@ class Lesion:
 
     @property
     def core_or_more(self) -> BoolArray:
-        """Voxels that are at least half lesion."""
-        inside: BoolArray = np.max([part.alpha for part in self.parts], axis=0) >= 0.5
+        """Voxels that are at least a quarter lesion: what can be seen, thin oedema and soft edges included."""
+        inside: BoolArray = np.max([part.alpha for part in self.parts], axis=0) >= 0.25
         return inside
 
 

@@ -63,7 +63,7 @@ def _move(image: Tensor, mask: Tensor, rng: torch.Generator) -> tuple[Tensor, Te
 def add_pseudo_lesions(
     image: Tensor, mask: Tensor, donor: Tensor, clip: float, rng: torch.Generator, *, window: Tensor | None = None
 ) -> Tensor:
-    """Put one to three blobs into the brain.
+    """Put one to three blobs, or four to twelve small spots, into the brain.
 
     Args:
         image: (1, H, W), -1 outside the brain.
@@ -71,7 +71,7 @@ def add_pseudo_lesions(
         donor: (1, H, W), another slice, whose texture some blobs take.
         clip: Upper limit of intensities.
         rng: Source of randomness.
-        window: (1, H, W), 1 inside the patch; three blobs in four start there, where the loss can see them.
+        window: (1, H, W), 1 inside the patch; in three slices of four the blobs start there, where the loss sees them.
 
     Returns:
         (1, H, W); `image` itself where there is no brain.
@@ -82,16 +82,18 @@ def add_pseudo_lesions(
     if window is not None and chance(0.75, rng):
         inside = (mask & (window > 0))[0].nonzero()
         pixels = inside if len(inside) else pixels
-    for _ in range(int(torch.randint(1, 4, (), generator=rng))):
+    spots = chance(0.35, rng)
+    count, sizes = ((4, 13), (0.01, 0.035)) if spots else ((1, 4), (0.015, 0.25))
+    for _ in range(int(torch.randint(*count, (), generator=rng))):
         centre = pixels[int(torch.randint(len(pixels), (), generator=rng))]
-        alpha = _blob(centre, (image.shape[1], image.shape[2]), rng)
+        alpha = _blob(centre, (image.shape[1], image.shape[2]), sizes, rng)
         image = image + alpha * (_filling(image, donor, rng) - image)
     return torch.where(mask, image.clamp(-1, clip), -1.0)
 
 
-def _blob(centre: Tensor, shape: tuple[int, int], rng: torch.Generator) -> Tensor:
-    """Draw a soft, irregular ellipse: (1, H, W), 0 to 1. Its half axes are 1.5 % to 25 % of the slice."""
-    radius = shape[0] * math.exp(uniform(math.log(0.015), math.log(0.25), rng))
+def _blob(centre: Tensor, shape: tuple[int, int], sizes: tuple[float, float], rng: torch.Generator) -> Tensor:
+    """Draw a soft, irregular ellipse: (1, H, W), 0 to 1. Its half axis is within `sizes`, in parts of the slice."""
+    radius = shape[0] * math.exp(uniform(math.log(sizes[0]), math.log(sizes[1]), rng))
     stretch, angle = math.exp(uniform(-0.5, 0.5, rng)), uniform(0, math.pi, rng)
     rows = (torch.arange(shape[0]) - centre[0])[:, None] / radius
     columns = (torch.arange(shape[1]) - centre[1])[None, :] / radius
