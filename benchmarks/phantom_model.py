@@ -38,7 +38,7 @@ from maediff.workflow import calibrate_model, train
 TRAIN = {"subjects": 160, "seed": 2026, "modality": "mixed"}
 VALIDATION = {"subjects": 24, "seed": 777}
 TEST = {"subjects": 24, "seed": 4242}
-LAST_STAGE = 700
+LAST_STAGE = 450
 PACKAGED = Path("maediff/weights/phantom")
 
 

@@ -181,7 +181,7 @@ def test_precision_may_differ_between_runs_of_one_process(tiny, train):
 
 
 def test_the_best_weights_are_those_of_the_lowest_validation_loss(tiny, train, discs):
-    config = tiny("train.max_steps=8", "train.lr=1.0", "train.val_every=1", "train.batch_size=16")
+    config = tiny("train.max_steps=8", "train.lr=0.1", "train.warmup_steps=16", "train.val_every=1", "train.batch_size=16")
     seen = []
     result = train(config, on_progress=seen.append)
     losses = [progress.val_loss for progress in seen]
