@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from maediff.config import config_hash
 from maediff.data.slices import SliceSet
 from maediff.errors import MAEDiffError, ModelError, TrainingInterrupted
+from maediff.training import loop
 from maediff.training.checkpoint import TrainState, load_state, save_state
 from maediff.training.loop import Losses, fit, learning_rate
 from maediff.training.stream import SampleStream
@@ -180,8 +181,9 @@ def test_precision_may_differ_between_runs_of_one_process(tiny, train):
         assert all(value.dtype == torch.float32 for value in result.weights.values())
 
 
-def test_the_best_weights_are_those_of_the_lowest_validation_loss(tiny, train, discs):
-    config = tiny("train.max_steps=8", "train.lr=0.1", "train.warmup_steps=16", "train.val_every=1", "train.batch_size=16")
+def test_the_best_weights_are_those_of_the_lowest_validation_loss(tiny, train, discs, monkeypatch):
+    config = tiny("train.max_steps=8", "train.val_every=1", "train.batch_size=16")
+    monkeypatch.setattr(loop, "learning_rate", lambda step, _config: 1e-3 if step < 5 else 10.0)  # learn, then break
     seen = []
     result = train(config, on_progress=seen.append)
     losses = [progress.val_loss for progress in seen]
