@@ -186,8 +186,8 @@ The recipe of this release in one go, which has not been run to its end, is `pyt
 ## What it is for
 Trying MAEDiff out, demos and tests. Input: skull-stripped, roughly MNI-aligned T1, T2 or FLAIR at about 2 mm or finer.
 On real scans it has seen no scanner, no pathology and no age but those of its simulator: measure before you believe.
-Measured: README.md, section Measured (`make demo`), and benchmarks/results/phantom_mslub.json for real MS patients. It finds
-tumour-like lesions; it fails on small MS lesions, where simple thresholds are better.
+Measured: README.md, section Measured (`make demo`), and benchmarks/results/phantom_mslub.json for real MS patients. It
+finds tumour-like lesions; it fails on small MS lesions, where simple thresholds are better.
 """
     )
 
