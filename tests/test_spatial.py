@@ -185,7 +185,7 @@ def test_slice_spacing_resamples_slices_in_voxel_mode():
 
 def test_a_large_brain_grows_the_grid_and_says_so(caplog):
     volume = make_volume(np.ones((70, 30, 4)), make_affine())
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="maediff.preprocess.spatial"):
         grid = working_grid(volume, volume.data > 0, DataConfig(size=(48, 48), spacing_mm=1))
     assert grid.shape == (80, 48, 4)
     assert "needs 70 pixels" in caplog.text
