@@ -141,6 +141,9 @@ class TrainConfig(Section):
     pseudo_lesions: float = Field(
         0.0, ge=0, le=1, description="Share of training slices with random blobs that the network must remove."
     )
+    lesion_weight: float = Field(
+        0.0, ge=0, description="Weight of the x0 error inside pseudo-lesions, each slice counting the same; 0: none."
+    )
     workers: int = Field(0, ge=0, description="Processes that prepare batches; 0 prepares them in the main one.")
     val_every: int = Field(500, ge=1)
     checkpoint_every: int = Field(500, ge=1)
@@ -186,6 +189,8 @@ class Config(Section):
     def _fits(self) -> Config:
         if self.model.input_skip and self.diffusion.objective != "x0":
             raise ValueError(f"model.input_skip goes with objective x0, not {self.diffusion.objective!r}")
+        if self.train.lesion_weight and self.diffusion.loss == "simple":
+            raise ValueError("train.lesion_weight goes with diffusion.loss x0_l1 or x0_l2, not 'simple'")
         factor = self.model.patch * 2 ** (len(self.model.channels) - 1)
         for side in self.data.size:
             if side % factor or side % self.partition.cell:

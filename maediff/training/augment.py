@@ -82,7 +82,7 @@ def add_pseudo_lesions(
     if window is not None and chance(0.75, rng):
         inside = (mask & (window > 0))[0].nonzero()
         pixels = inside if len(inside) else pixels
-    spots = chance(0.35, rng)
+    spots = chance(0.5, rng)
     count, sizes = ((4, 13), (0.01, 0.035)) if spots else ((1, 4), (0.015, 0.25))
     for _ in range(int(torch.randint(*count, (), generator=rng))):
         centre = pixels[int(torch.randint(len(pixels), (), generator=rng))]

@@ -36,6 +36,8 @@ from maediff.training.stream import Sample, SampleStream, Span
 log = logging.getLogger(__name__)
 _COLUMNS = ("step", "loss", "mae_loss", "val_loss", "lr", "grad_norm", "images_per_second")
 _VALIDATION_SAMPLES = 64
+_VISIBLE_LESION = 0.1
+"""Change of a pixel, working units, from which on it counts as part of a pseudo-lesion."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,11 @@ class Losses(nn.Module):
         self.register_buffer("abar", diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps))
 
     def forward(self, batch: Sample) -> tuple[Tensor, Tensor]:
-        """Compute the diffusion loss and the MAE's auxiliary loss, both restricted to the patch."""
+        """Compute the diffusion loss and the MAE's auxiliary loss, both restricted to the patch.
+
+        `train.lesion_weight` adds the error inside pseudo-lesions, in which a small lesion counts as much as a large
+        one: in the average over the patch a spot of ten pixels goes unnoticed. [ours]
+        """
         kind = self.config.diffusion
         clean, mask, t = batch["clean"], batch["mask"], batch["t"]
         abar_t = diffusion.level(self.abar, t, clean)
@@ -85,7 +91,11 @@ class Losses(nn.Module):
             loss = diffusion.simple_loss(prediction, wanted, mask)
         else:
             estimate = diffusion.x0_from(kind.objective, prediction, perturbed, abar_t, abar_s)
-            loss = diffusion.x0_loss(estimate, clean, mask, kind.loss.removeprefix("x0_"))
+            norm = kind.loss.removeprefix("x0_")
+            loss = diffusion.x0_loss(estimate, clean, mask, norm)
+            if self.config.train.lesion_weight:
+                lesion = mask * ((batch["image"] - clean).abs() > _VISIBLE_LESION)
+                loss = loss + self.config.train.lesion_weight * diffusion.x0_loss(estimate, clean, lesion, norm)
         if mae_image is None:
             return loss, loss.new_zeros(())
         return loss, diffusion.x0_loss(mae_image.float(), clean, mask, "l1")
