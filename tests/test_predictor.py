@@ -145,7 +145,9 @@ def test_draws_give_an_uncertainty_map(make_model, make_scan, tiny, tmp_path):
 def test_overrides_that_change_maps_drop_the_threshold(make_model, tiny, tmp_path, caplog):
     folder = make_model(tmp_path / "m", tiny(), CALIBRATION.to_dict())
     assert load_model(folder, "cpu", ("infer.batch_size=3", "score.min_size_mm3=50")).calibration == CALIBRATION
-    for change in ("infer.draws=2", "partition.stride=4", "diffusion.test_timesteps=[100]", "score.median_mm=12"):
+    other = "voxel" if tiny().data.align == "world" else "world"
+    changes = ("infer.draws=2", "partition.stride=4", "diffusion.test_timesteps=[100]", "score.median_mm=12")
+    for change in (*changes, f"data.align={other}"):
         caplog.clear()
         assert load_model(folder, "cpu", (change,)).calibration is None
         assert "threshold does not apply" in caplog.text

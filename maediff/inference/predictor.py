@@ -209,7 +209,8 @@ def load_model(model: str | Path, device: str = "auto", overrides: tuple[str, ..
     if _trained_as(config) != _trained_as(stored.config):
         raise ConfigError(
             f"overrides {', '.join(overrides)} change what the network was trained as; "
-            f"allowed are infer.*, score.*, partition.stride and diffusion.{{{', '.join(sorted(_FREE_DIFFUSION))}}}"
+            "allowed are infer.*, score.*, partition.stride, data.align and "
+            f"diffusion.{{{', '.join(sorted(_FREE_DIFFUSION))}}}"
         )
     network = Reconstructor(config.model, config.partition.cell)
     try:
@@ -230,7 +231,7 @@ _FREE_DIFFUSION = frozenset({"test_timesteps", "sampler", "sampler_steps", "nois
 def _trained_as(config: Config) -> dict[str, Any]:
     """Collect the settings that a trained network cannot change."""
     return {
-        "data": config.data,
+        "data": config.data.model_dump(exclude={"align"}),
         "window": (config.partition.window, config.partition.cell),
         "diffusion": config.diffusion.model_dump(exclude=set(_FREE_DIFFUSION)),
         "model": config.model,
@@ -240,6 +241,7 @@ def _trained_as(config: Config) -> dict[str, Any]:
 def _maps_as(config: Config) -> dict[str, Any]:
     """Collect the settings that a calibrated threshold depends on."""
     return {
+        "align": config.data.align,
         "partition": config.partition,
         "diffusion": config.diffusion,
         "infer": config.infer.model_dump(include={"draws", "blend"}),
