@@ -14,10 +14,12 @@ The model hash is the SHA-256 of the text of SHA256SUMS.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -43,7 +45,14 @@ WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST = (
 )
 FILES = (WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST)
 CHECKSUMS = "SHA256SUMS"
+_NEXT_CHECKSUMS = ".SHA256SUMS.next"  # of a calibration that is being put in
 PACKAGED = Path(__file__).parent / "weights"
+_MAX_TEXT_BYTES = 64 * 1024**2  # no file of a model folder but the weights is anywhere near
+_ADVICE = {
+    errno.ENOSPC: "free some space or choose another folder; what is finished is kept",
+    errno.EDQUOT: "free some of the quota or choose another folder; what is finished is kept",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that can be written"),
+}
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         (b'finished', False)
     """
     path = Path(path)
-    stem, dot, suffixes = path.name.lstrip(".").partition(".")
-    temporary = path.with_name(f".{stem[:80]}.{secrets.token_hex(4)}{dot}{suffixes}")
+    stem, dot, suffixes = _parts(path)
+    temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}{dot}{suffixes}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -94,11 +103,34 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"cannot write {path}: {reason}; choose a folder that exists or can be made") from error
+        raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """Word why a file cannot be written and what to do, as an error to raise."""
+    advice = _ADVICE.get(error.errno or 0, "choose a folder that exists or can be made")
+    return OutputError(f"cannot write {path}: {error.strerror or error}; {advice}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed writer of ``path`` left beside it; only for the one process that may write ``path``."""
+    stem, dot, suffixes = _parts(path)
+    leftover = re.compile(rf"\.{re.escape(stem)}\.[0-9a-f]{{8}}{re.escape(dot + suffixes)}")
+    with suppress(OSError):  # a missing folder holds nothing
+        for found in [entry for entry in path.parent.iterdir() if leftover.fullmatch(entry.name)]:
+            if found.is_dir():
+                shutil.rmtree(found, ignore_errors=True)
+            else:
+                found.unlink()
+
+
+def _parts(path: Path) -> tuple[str, str, str]:
+    """Part a name into the start of its stem, the dot and the suffixes, of which temporary names are made."""
+    stem, dot, suffixes = path.name.lstrip(".").partition(".")
+    return stem[:80], dot, suffixes
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -119,7 +151,11 @@ def write_json(path: str | Path, value: Any) -> None:
         ValueError: ``value`` holds a NaN or an infinity.
         TypeError: ``value`` holds something that JSON cannot express.
     """
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, _json_text(value))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -156,8 +192,9 @@ def save_model(
 ) -> str:
     """Write a model folder; a model that was there before is replaced, other files stay.
 
-    All files are written beside the folder first, then moved in with the checksums last, so that an
-    interrupted save leaves the earlier model as it was.
+    All files are written beside the folder first, then moved in: a new folder at once, a replaced one file by file
+    with the checksums last. A save that is cut off leaves the earlier model, or (within the moment of moving) a
+    folder that its checksums refuse and that the next save mends; never a mixture that can be used.
 
     Args:
         folder: Where to write.
@@ -172,14 +209,14 @@ def save_model(
     Raises:
         OutputError: The folder cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(folder)
     staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
         with atomic_path(staging / WEIGHTS) as temporary:
-            save_file(tensors, temporary)
+            temporary.write_bytes(save(tensors))  # save_file would hide the file from everyone else (mode 0600)
         write_text(staging / CONFIG, dump_yaml(config))
         write_json(staging / CALIBRATION, None if calibration is None else dict(calibration))
         write_text(staging / CARD, card)
@@ -187,7 +224,7 @@ def save_model(
         write_text(staging / CHECKSUMS, _format_sums({name: file_sha256(staging / name) for name in FILES}))
         return _move_in(staging, folder)
     except OSError as error:
-        raise OutputError(f"cannot write model folder {folder}: {error.strerror or error}") from error
+        raise cannot_write(folder, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -223,14 +260,33 @@ def verify_model_folder(folder: str | Path) -> str:
     Raises:
         ModelError: As :func:`load_model_folder`.
     """
-    folder = Path(folder)
+    return hashlib.sha256(_sums_in_force(Path(folder)).encode()).hexdigest()
+
+
+def _sums_in_force(folder: Path) -> str:
+    """Verify a model folder and return the text of the checksums that fit it.
+
+    They are those of SHA256SUMS or, where :func:`update_calibration` was killed between its two files, the next ones.
+    """
     if not folder.is_dir():
         raise ModelError(
             f"no model folder at {folder}; give a folder that `maediff train` wrote, or {_packaged_hint()}"
         )
     _check_schema(folder)
-    text = _read_text(folder / CHECKSUMS)
+    try:
+        return _fitting_sums(folder, CHECKSUMS)
+    except ModelError:
+        if (folder / _NEXT_CHECKSUMS).is_file():
+            with suppress(ModelError):
+                return _fitting_sums(folder, _NEXT_CHECKSUMS)
+        raise
+
+
+def _fitting_sums(folder: Path, sums: str) -> str:
+    text = _read_text(folder / sums)
     for name, expected in _parse_sums(text, folder).items():
+        if not (folder / name).is_file():  # a device or a pipe would be read for ever
+            raise ModelError(f"{folder / name} is listed in {CHECKSUMS} but is missing or is not a file")
         try:
             found = file_sha256(folder / name)
         except OSError as error:
@@ -242,7 +298,7 @@ def verify_model_folder(folder: str | Path) -> str:
                 f"{folder / name} does not fit its checksum (found {found[:12]}…, {CHECKSUMS} says {expected[:12]}…); "
                 "the model is damaged or was edited: fetch or train it again"
             )
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text
 
 
 def update_calibration(folder: str | Path, calibration: Mapping[str, Any]) -> str:
@@ -260,11 +316,16 @@ def update_calibration(folder: str | Path, calibration: Mapping[str, Any]) -> st
         OutputError: It cannot be written.
     """
     folder = Path(folder)
-    verify_model_folder(folder)
-    sums = _parse_sums(_read_text(folder / CHECKSUMS), folder)
-    write_json(folder / CALIBRATION, dict(calibration))
-    text = _format_sums({**sums, CALIBRATION: file_sha256(folder / CALIBRATION)})
-    write_text(folder / CHECKSUMS, text)
+    sums = _parse_sums(_sums_in_force(folder), folder)
+    content = _json_text(dict(calibration))
+    text = _format_sums({**sums, CALIBRATION: hashlib.sha256(content.encode()).hexdigest()})
+    write_text(folder / _NEXT_CHECKSUMS, text)
+    write_text(folder / CALIBRATION, content)
+    try:
+        os.replace(folder / _NEXT_CHECKSUMS, folder / CHECKSUMS)
+    except OSError as error:
+        raise cannot_write(folder / CHECKSUMS, error) from error
+    _flush_folder(folder)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -340,11 +401,15 @@ def _packaged_hint() -> str:
 
 
 def _move_in(staging: Path, folder: Path) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
     text = (staging / CHECKSUMS).read_text(encoding="utf-8")
-    for name in (*FILES, CHECKSUMS):
-        os.replace(staging / name, folder / name)
-    _flush_folder(folder)
+    if not folder.exists():
+        os.replace(staging, folder)
+    else:
+        for name in (*FILES, CHECKSUMS):
+            os.replace(staging / name, folder / name)
+        (folder / _NEXT_CHECKSUMS).unlink(missing_ok=True)
+        _flush_folder(folder)
+    _flush_folder(folder.parent)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,14 @@ from maediff.errors import InputError
 from maediff.hardware import resolve_device
 from maediff.inference.cohort import CaseOutcome, InferSummary, Outputs, PlannedCase, RunKey, infer_cases, plan_cases
 from maediff.inference.predictor import AnomalyResult, BoolArray, FloatArray, load_model
+from maediff.locking import folder_lock
 from maediff.provenance import run_record, write_run
 from maediff.report.preview import write_preview
 from maediff.store import (
+    CHECKSUMS,
+    FILES,
     load_model_folder,
+    remove_leftovers,
     resolve_model,
     save_model,
     update_calibration,
@@ -69,9 +75,47 @@ def train(
 
     Raises:
         InputError: No usable scan.
+        OutputError: The run folder cannot be written, or another training writes there.
         TrainingInterrupted: On SIGINT or SIGTERM, after saving.
     """
     run_dir = Path(run_dir)
+    with contextlib.nullcontext() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else _sole_training(run_dir):
+        return _train(
+            config,
+            source,
+            run_dir,
+            resume=resume,
+            device=device,
+            split=split,
+            channel=channel,
+            on_progress=on_progress,
+        )
+
+
+@contextlib.contextmanager
+def _sole_training(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder and clear away what a killed training left half-written."""
+    with folder_lock(run_dir):
+        for name in ("config.yaml", "run.json", "log.csv", "model", "checkpoints/last.pt"):
+            remove_leftovers(run_dir / name)
+        for name in (*FILES, CHECKSUMS, f".{CHECKSUMS}.next"):
+            remove_leftovers(run_dir / "model" / name)
+        for half_written in (run_dir / "cache").glob(".slices-*.npz"):
+            half_written.unlink(missing_ok=True)
+        yield
+
+
+def _train(
+    config: Config,
+    source: str | Path,
+    run_dir: Path,
+    *,
+    resume: bool,
+    device: str,
+    split: str | None,
+    channel: str | None,
+    on_progress: OnProgress | None,
+) -> Path:
     chosen = resolve_device(device)
     learn, held_out = split_cases(find_cases(source, channel=channel), config, split)
     write_text(run_dir / "config.yaml", dump_yaml(config))
@@ -207,16 +251,19 @@ def infer(
     cases = _cases(source, mask, shard, split, channel)
     predictor = load_model(model, device, overrides)
     table = "cases.tsv" if shard == (1, 1) else f"cases-{shard[0]}-of-{shard[1]}.tsv"
-    summary = infer_cases(
-        predictor,
-        cases,
-        out,
-        table=table,
-        seed=seed,
-        overwrite=overwrite,
-        on_case=on_case,
-        on_result=_preview if preview else None,
-    )
+    with folder_lock(out, shard):
+        for name in (table, "run.json", "dataset_description.json") if shard == (1, 1) else (table,):
+            remove_leftovers(out / name)
+        summary = infer_cases(
+            predictor,
+            cases,
+            out,
+            table=table,
+            seed=seed,
+            overwrite=overwrite,
+            on_case=on_case,
+            on_result=_preview if preview else None,
+        )
     arguments: dict[str, Any] = {
         "model": model,
         "source": source,

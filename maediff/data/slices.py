@@ -60,8 +60,8 @@ def healthy_slices(
         InputError: No slice is left.
     """
     stored = None if cache is None else cache / f"slices-{_key(cases, config)}.npz"
-    if stored is not None and stored.is_file():
-        return _load(stored)
+    if stored is not None and (kept := _load(stored)) is not None:
+        return kept
     parts: list[tuple[Case, Slices]] = []
     failed = []
     for case in cases:
@@ -146,8 +146,15 @@ def _save(path: Path, slices: SliceSet) -> None:
         np.savez(temporary, images=slices.images, masks=slices.masks, facts=np.array(facts))
 
 
-def _load(path: Path) -> SliceSet:
-    with np.load(path, allow_pickle=False) as stored:
-        facts = json.loads(str(stored["facts"]))
-        failed = tuple((name, reason) for name, reason in facts["failed"])
-        return SliceSet(stored["images"], stored["masks"], tuple(facts["subjects"]), facts["left_out"], failed)
+def _load(path: Path) -> SliceSet | None:
+    """Read a copy; None where there is none, or where it is damaged: the scans are read again then."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            facts = json.loads(str(stored["facts"]))
+            failed = tuple((name, reason) for name, reason in facts["failed"])
+            return SliceSet(stored["images"], stored["masks"], tuple(facts["subjects"]), facts["left_out"], failed)
+    except Exception as error:  # NumPy, zip and JSON each raise their own
+        log.warning("the cache %s is damaged (%s); reading the scans again", path.name, error)
+        return None

@@ -13,14 +13,15 @@ import numpy as np
 
 from maediff import tables
 from maediff.data.cases import Case
-from maediff.errors import MAEDiffError, OutputError
+from maediff.errors import InputError, OutputError
 from maediff.inference.predictor import AnomalyResult, Predictor
 from maediff.provenance import without_names
-from maediff.store import file_sha256, read_json, write_json
+from maediff.store import file_sha256, read_json, remove_leftovers, write_json
 from maediff.volume import write_like
 
 log = logging.getLogger(__name__)
 Status = Literal["done", "skipped", "failed"]
+_MAX_NAME_BYTES = 255  # of every usual file system
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,19 @@ class Outputs:
         )
 
     def remove(self) -> None:
-        """Remove the outputs of an earlier run, the sidecar first; a map that this run does not make must not stay."""
+        """Remove the outputs of an earlier run, the sidecar first; a map that this run does not make must not stay.
+
+        What a killed run left half-written under hidden names goes too.
+
+        Raises:
+            InputError: The scan's name is too long to make output names of.
+        """
         for path in (self.sidecar, self.anomaly, self.reconstruction, self.mask, self.uncertainty, self.preview):
+            length = len(path.name.encode())
+            if length > _MAX_NAME_BYTES:
+                raise InputError(f"its output name has {length} bytes, at most {_MAX_NAME_BYTES}; rename the scan")
             path.unlink(missing_ok=True)
+            remove_leftovers(path)
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,7 @@ def infer_cases(
                 outcome = _infer_one(predictor, case, outputs, key, on_result)
         except OutputError:
             raise
-        except (MAEDiffError, MemoryError, OSError, RuntimeError) as error:
+        except Exception as error:  # whatever is wrong with a scan must not stop the others
             log.debug("case %s failed", case.id, exc_info=True)
             outcome = CaseOutcome(case.id, "failed", message=_one_line(error))
         outcomes.append(outcome)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maediff.errors import ModelError
+from maediff.errors import ModelError, OutputError
 from maediff.store import atomic_path
 
 Weights = dict[str, Tensor]
@@ -45,8 +45,14 @@ def save_state(path: Path, state: TrainState) -> None:
         OutputError: The file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        torch.save(vars(state), temporary)
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(vars(state), temporary)
+    except RuntimeError as error:  # torch's writer does not say which error of the system it met
+        reason = str(error).splitlines()[0]
+        raise OutputError(
+            f"cannot write {path} ({reason}); is the disk full? The earlier checkpoint is kept"
+        ) from error
 
 
 def load_state(path: Path, config_hash: str) -> TrainState:

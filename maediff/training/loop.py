@@ -30,6 +30,7 @@ from maediff.data.slices import SliceSet
 from maediff.errors import ConfigError, MAEDiffError, ModelError, TrainingInterrupted
 from maediff.hardware import use_bf16
 from maediff.models.reconstructor import Reconstructor
+from maediff.store import atomic_path, cannot_write
 from maediff.training.checkpoint import TrainState, Weights, load_state, save_state
 from maediff.training.stream import Sample, SampleStream, Span
 
@@ -349,29 +350,32 @@ class _LossLog:
             return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = self._rows_until(self.step) if self.step else []
-        self.file = self.path.open("w", newline="", encoding="utf-8")
+        with atomic_path(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([_COLUMNS, *rows])
+        self.file = self.path.open("a", newline="", encoding="utf-8")
         self.writer = csv.writer(self.file)
-        self.writer.writerow(_COLUMNS)
-        self.writer.writerows(rows)
-        self.file.flush()
         return self
 
     def write(self, step: int, loss: float, mae_loss: float, val_loss: float | None, *rest: float) -> None:
         if self.writes:
             shown = "" if val_loss is None else repr(val_loss)
-            self.writer.writerow([step, repr(loss), repr(mae_loss), shown, *(f"{value:.6g}" for value in rest)])
-            self.file.flush()
+            try:
+                self.writer.writerow([step, repr(loss), repr(mae_loss), shown, *(f"{value:.6g}" for value in rest)])
+                self.file.flush()
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
 
     def __exit__(self, *_: object) -> None:
         if self.writes:
-            self.file.close()
+            with contextlib.suppress(OSError):  # rows that found no room; the write has told it already
+                self.file.close()
 
     def _rows_until(self, step: int) -> list[list[str]]:
         if not self.path.is_file():
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))[1:]
-        return [row for row in rows if len(row) == len(_COLUMNS) and int(row[0]) <= step]
+        return [row for row in rows if len(row) == len(_COLUMNS) and row[0].isdecimal() and int(row[0]) <= step]
 
 
 @contextlib.contextmanager

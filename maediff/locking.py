@@ -1,0 +1,53 @@
+"""One writer an output folder: an advisory lock that the system releases when its process ends, however it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from maediff.errors import OutputError
+from maediff.store import cannot_write
+
+WAIT_SECONDS = 2.0  # a run that merely looks at a lock holds it for less than a millisecond
+
+
+@contextmanager
+def folder_lock(folder: Path, part: tuple[int, int] = (1, 1)) -> Iterator[None]:
+    """Hold a folder for one run; the K-th parts of one N may work side by side.
+
+    Args:
+        folder: Output folder; made if it is missing. A hidden lock file lies in it while the run goes on.
+        part: (K, N) of a sharded run.
+
+    Raises:
+        OutputError: Another run writes there: an equal part, or a run that is divided into another number of parts.
+            Or the folder cannot be written.
+    """
+    own = folder / f".maediff-{part[0]}-of-{part[1]}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(own, timeout=WAIT_SECONDS)
+        with lock:
+            try:
+                for other in folder.glob(".maediff-*-of-*.lock"):
+                    if not other.name.endswith(f"-of-{part[1]}.lock"):
+                        _refuse_if_held(other)
+                yield
+            finally:
+                own.unlink(missing_ok=True)  # while it is held: who waits for it notices that it is gone
+    except Timeout as error:
+        raise OutputError(
+            f"another maediff run is writing into {folder} ({Path(error.lock_file).name} is held); wait until it has "
+            "ended, choose another folder, or divide the work with --shard K/N, the same N for all"
+        ) from None
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def _refuse_if_held(path: Path) -> None:
+    """Raise Timeout where another run holds a lock; remove the lock file of a run that was killed."""
+    with FileLock(path, timeout=0):
+        path.unlink(missing_ok=True)
