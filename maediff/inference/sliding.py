@@ -117,12 +117,17 @@ class SlidingReconstructor:
         deviation = (square / (total - 1)).sqrt()[:, :height, :width] if total > 1 else None
         return Healthy(mean[:, :height, :width], deviation)
 
-    def _padded(self, slices: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pad slices that grew beyond the trained size to what cells and U-Net levels divide."""
+    def padded_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the (H, W) that the network sees: what cells and U-Net levels divide, for slices that grew."""
         step = math.lcm(
             self.config.partition.cell, self.config.model.patch * 2 ** (len(self.config.model.channels) - 1)
         )
-        extra = (0, -slices.shape[2] % step, 0, -slices.shape[1] % step)
+        return shape[0] + -shape[0] % step, shape[1] + -shape[1] % step
+
+    def _padded(self, slices: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pad slices that grew beyond the trained size."""
+        height, width = self.padded_shape((slices.shape[1], slices.shape[2]))
+        extra = (0, width - slices.shape[2], 0, height - slices.shape[1])
         return F.pad(slices, extra, value=-1.0), F.pad(mask, extra)
 
     def _reconstruct(
