@@ -28,6 +28,7 @@ from ._options import (
 
 if TYPE_CHECKING:
     from maediff.inference.cohort import InferSummary, PlannedCase
+    from maediff.inference.cost import Cost
 
 
 def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, int]:
@@ -43,6 +44,7 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
         "maediff infer -m phantom -i scan.nii.gz -o out",
         "maediff infer -m runs/base/model -i bids/ -o out --shard 1/4 --preview",
         "maediff infer -m runs/base/model -i cases.csv -o out --dry-run",
+        "maediff infer -m runs/base/model -i bids/ -o out --scheduler tcp://host:8786",
     )
 )
 @model_option
@@ -52,8 +54,10 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option(
     "--shard", callback=_shard, metavar="K/N", default="1/1", help="Work on the K-th of N parts, one a machine."
 )
+@click.option("--scheduler", metavar="ADDRESS", help="Score on a Dask cluster, such as tcp://host:8786.")
+@click.option("--workers", type=click.IntRange(min=1), help="Score in this many processes on this machine (Dask).")
 @click.option("--overwrite", is_flag=True, help="Compute again what is finished.")
-@click.option("--dry-run", is_flag=True, help="List what would be done, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="List what would be done and what it would cost, and do nothing.")
 @click.option("--preview", is_flag=True, help="Also write a PNG a scan.")
 @set_option
 @split_option
@@ -70,6 +74,8 @@ def command(
     out: Path,
     mask: Path | None,
     shard: tuple[int, int],
+    scheduler: str | None,
+    workers: int | None,
     overwrite: bool,
     dry_run: bool,
     preview: bool,
@@ -86,10 +92,12 @@ def command(
     sidecar, all on the voxel grid of the input. A scan that is finished with the same input, model and configuration is
     skipped. One bad scan never stops the others: it stands in cases.tsv with its reason, and the exit code is 3.
     """
-    from maediff import infer, plan_inference
+    from maediff import estimate_inference, infer, plan_inference
 
     from ._console import scan_progress
 
+    if scheduler and workers:
+        raise click.UsageError("--scheduler and --workers exclude each other: a scheduler has its own workers")
     plan = plan_inference(
         model,
         source,
@@ -103,7 +111,7 @@ def command(
         overrides=overrides,
     )
     if dry_run:
-        _show_plan(plan, as_json)
+        _show_plan(plan, estimate_inference(model, plan, device=device, overrides=overrides), as_json)
         return
     with scan_progress(len(plan)) as on_case:
         summary = infer(
@@ -119,18 +127,27 @@ def command(
             split=split,
             channel=channel,
             overrides=overrides,
+            scheduler=scheduler,
+            workers=workers,
             on_case=on_case,
         )
     _finish(summary, out, as_json)
 
 
-def _show_plan(plan: Iterable[PlannedCase], as_json: bool) -> None:
+def _show_plan(plan: Iterable[PlannedCase], cost: Cost, as_json: bool) -> None:
+    from ._console import say
+
     rows = [{"case": item.case, "action": item.action, "image": str(item.image)} for item in plan]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps({"cases": rows, "cost": asdict(cost)}, indent=2))
         return
     for row in rows:
         click.echo(f"{row['action']}\t{row['case']}\t{row['image']}")
+    memory = "" if cost.memory_mib is None else f", {cost.memory_mib:.0f} MiB of memory"
+    say(
+        f"{cost.scans} scans to compute: {cost.windows} windows in batches of {cost.batch}, {cost.gflop:.0f} GFLOP"
+        f"{memory}, about {cost.seconds:.0f} s on this machine as it is now"
+    )
 
 
 def _finish(summary: InferSummary, out: Path, as_json: bool) -> None:

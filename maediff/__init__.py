@@ -18,6 +18,7 @@ _HOMES = {
     "Predictor": "maediff.inference.predictor",
     "Volume": "maediff.volume",
     "calibrate_model": "maediff.workflow",
+    "estimate_inference": "maediff.workflow",
     "evaluate": "maediff.evaluation.evaluate",
     "infer": "maediff.workflow",
     "load_config": "maediff.config",
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from maediff.inference.predictor import AnomalyResult, Predictor, load_model
     from maediff.report.html import write_report
     from maediff.volume import Volume, read_nifti
-    from maediff.workflow import calibrate_model, infer, plan_inference, train
+    from maediff.workflow import calibrate_model, estimate_inference, infer, plan_inference, train
 
 __all__ = [
     "AnomalyResult",
@@ -47,6 +48,7 @@ __all__ = [
     "Volume",
     "__version__",
     "calibrate_model",
+    "estimate_inference",
     "evaluate",
     "infer",
     "load_config",

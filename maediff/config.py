@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -154,7 +154,9 @@ class TrainConfig(Section):
 class InferConfig(Section):
     """Sliding-window inference."""
 
-    batch_size: int = Field(32, ge=1, description="Windows a forward pass.")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Windows a forward pass; auto: as many as fit into memory. The maps do not depend on it."
+    )
     draws: int = Field(1, ge=1, description="Noise draws averaged for each timestep.")
     blend: Literal["uniform", "gaussian"] = "gaussian"
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")

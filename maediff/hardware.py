@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import torch
@@ -51,3 +52,19 @@ def has_fast_bf16(device: torch.device) -> bool:
 def use_bf16(device: torch.device, precision: str) -> bool:
     """Resolve "auto", "bf16" or "fp32" on a device."""
     return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return the memory that is free on a device now; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None

@@ -19,7 +19,18 @@ from maediff.data.cases import shard as shard_of
 from maediff.data.slices import SliceSet, healthy_slices
 from maediff.errors import InputError
 from maediff.hardware import resolve_device
-from maediff.inference.cohort import CaseOutcome, InferSummary, Outputs, PlannedCase, RunKey, infer_cases, plan_cases
+from maediff.inference.cluster import ScanTask, connect, infer_on_cluster
+from maediff.inference.cohort import (
+    CaseOutcome,
+    CaseTable,
+    InferSummary,
+    Outputs,
+    PlannedCase,
+    RunKey,
+    infer_cases,
+    plan_cases,
+)
+from maediff.inference.cost import Cost, estimate_cost
 from maediff.inference.predictor import AnomalyResult, BoolArray, FloatArray, load_model
 from maediff.locking import folder_lock
 from maediff.provenance import run_record, write_run
@@ -220,6 +231,8 @@ def infer(
     split: str | None = None,
     channel: str | None = None,
     overrides: Iterable[str] = (),
+    scheduler: str | None = None,
+    workers: int | None = None,
     on_case: Callable[[CaseOutcome], None] | None = None,
 ) -> InferSummary:
     """Turn scans into anomaly maps in their own space.
@@ -237,6 +250,8 @@ def infer(
         split: Only rows of this split.
         channel: Which `image_<channel>` column of a table.
         overrides: Changes of the model's configuration, see :func:`~maediff.inference.predictor.load_model`.
+        scheduler: Address of a Dask scheduler, whose workers score the scans; `out` and scans on shared storage.
+        workers: Score the scans in this many processes on this machine, where no scheduler is given.
         on_case: Told the outcome of each scan.
 
     Returns:
@@ -249,21 +264,23 @@ def infer(
     """
     out, overrides = Path(out), tuple(overrides)
     cases = _cases(source, mask, shard, split, channel)
-    predictor = load_model(model, device, overrides)
-    table = "cases.tsv" if shard == (1, 1) else f"cases-{shard[0]}-of-{shard[1]}.tsv"
+    alone = scheduler is None and workers is None
+    predictor = load_model(model, device if alone else "cpu", overrides)  # the workers have the devices
+    table = out / ("cases.tsv" if shard == (1, 1) else f"cases-{shard[0]}-of-{shard[1]}.tsv")
+    on_result = _preview if preview else None
     with folder_lock(out, shard):
-        for name in (table, "run.json", "dataset_description.json") if shard == (1, 1) else (table,):
+        for name in (table.name, "run.json", "dataset_description.json") if shard == (1, 1) else (table.name,):
             remove_leftovers(out / name)
-        summary = infer_cases(
-            predictor,
-            cases,
-            out,
-            table=table,
-            seed=seed,
-            overwrite=overwrite,
-            on_case=on_case,
-            on_result=_preview if preview else None,
-        )
+        if alone:
+            summary = infer_cases(
+                predictor, cases, table, seed=seed, overwrite=overwrite, on_case=on_case, on_result=on_result
+            )
+        else:
+            with connect(scheduler, workers) as client, CaseTable(table) as rows:
+                began_ns = rows.start()
+                folder = str(resolve_model(model).resolve())
+                task = ScanTask(folder, device, overrides, out.resolve(), seed, overwrite, began_ns, on_result)
+                summary = infer_on_cluster(client, cases, task, rows, on_case=on_case)
     arguments: dict[str, Any] = {
         "model": model,
         "source": source,
@@ -271,11 +288,14 @@ def infer(
         "mask": mask,
         "shard": shard,
         "overwrite": overwrite,
+        "scheduler": scheduler,
+        "workers": workers,
     }
     arguments |= {"split": split, "channel": channel, "overrides": overrides}
     hashes = {"model": predictor.model_hash, "config": predictor.config_hash}
+    where = str(predictor.device) if alone else f"{device} on Dask workers"
     counts = {"done": summary.done, "skipped": summary.skipped, "failed": summary.failed}
-    record = run_record("infer", arguments, seed=seed, device=str(predictor.device), hashes=hashes, counts=counts)
+    record = run_record("infer", arguments, seed=seed, device=where, hashes=hashes, counts=counts)
     write_run(out, record)
     if any(case.bids for case in cases):
         write_derivative_description(out)
@@ -301,6 +321,17 @@ def plan_inference(
     config = override(load_config(folder / "config.yaml"), overrides)
     key = RunKey(verify_model_folder(folder), config_hash(config), seed)
     return plan_cases(cases, Path(out), key, overwrite=overwrite)
+
+
+def estimate_inference(
+    model: str | Path,
+    planned: Sequence[PlannedCase],
+    *,
+    device: str = "auto",
+    overrides: Iterable[str] = (),
+) -> Cost:
+    """Estimate what :func:`infer` would cost for what :func:`plan_inference` lists; arguments are the same."""
+    return estimate_cost(load_model(model, device, tuple(overrides)), planned)
 
 
 def describe_slices(training: SliceSet, validation: SliceSet) -> str:

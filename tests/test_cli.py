@@ -20,6 +20,7 @@ from maediff import store
 from maediff.config import load_config
 from maediff.errors import ConfigError, InputError, ModelError, TrainingInterrupted
 from maediff.inference.cohort import CaseOutcome, InferSummary, PlannedCase
+from maediff.inference.cost import Cost
 
 HEAVY = {"torch", "numpy", "scipy", "monai", "nibabel", "nilearn", "pandas", "matplotlib", "pydantic", "rich", "yaml"}
 
@@ -296,6 +297,8 @@ class TestInfer:
             plan = [PlannedCase(outcome.case, Path(f"{outcome.case}.nii.gz"), "infer") for outcome in outcomes]
             monkeypatch.setattr(maediff, "plan_inference", lambda *_a, **_o: plan, raising=False)
             monkeypatch.setattr(maediff, "infer", fake_infer, raising=False)
+            cost = Cost(2, 120, 180.4, 32, 950.2, 6.4)
+            monkeypatch.setattr(maediff, "estimate_inference", lambda *_a, **_o: cost, raising=False)
             return run("infer", "-m", "x", "-i", "y", "-o", "z", *flags), calls
 
         return start
@@ -336,6 +339,9 @@ class TestInfer:
         result, calls = infer("done", "done", flags=["--dry-run"])
         assert calls == {}
         assert result.stdout.splitlines() == ["infer\ts0\ts0.nii.gz", "infer\ts1\ts1.nii.gz"]
+        assert (
+            "2 scans to compute: 120 windows in batches of 32, 180 GFLOP, 950 MiB of memory, about 6 s" in result.stderr
+        )
 
     def test_options_arrive(self, infer):
         flags = ["--shard", "2/4", "--mask", "m.nii", "--set", "infer.draws=2", "--seed", "5", "-d", "cpu", "--preview"]

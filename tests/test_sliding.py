@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from maediff import diffusion
+from maediff.inference import memory
 from maediff.inference.sliding import SlidingReconstructor, plan
 from maediff.noise import generator
 
@@ -195,3 +196,62 @@ def test_bf16_stays_close(tiny, random_network):
     coarse = SlidingReconstructor(network, config, CPU, bf16=True)(slices, mask, (0,)).mean
     assert coarse.dtype == torch.float32
     assert float((coarse - exact).abs().mean()) < 0.05
+
+
+class Greedy:
+    """Runs out of memory above a number of windows, as PyTorch's CPU allocator tells it."""
+
+    def __init__(self, network, limit):
+        self.network, self.limit, self.sizes = network, limit, []
+
+    def __call__(self, perturbed, window, steps):
+        self.sizes.append(len(perturbed))
+        if len(perturbed) > self.limit:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried ...")
+        return self.network(perturbed, window, steps)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(tiny, random_network, caplog):
+    config = tiny("infer.batch_size=16")
+    slices, mask = stack()
+    network = random_network(config)
+    greedy = Greedy(network, 5)
+    run = engine(config, greedy)
+    with caplog.at_level("WARNING", logger="maediff"):
+        healthy = run(slices, mask, (0,)).mean
+    torch.testing.assert_close(healthy, engine(config, network)(slices, mask, (0,)).mean, rtol=0, atol=1e-5)
+    assert greedy.sizes == [16, 8, 4, 4, 4, 4, 4, 4, 3]
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory with 16 windows a pass; going on with 8",
+        "out of memory with 8 windows a pass; going on with 4",
+    ]
+    run(slices, mask, (0,))
+    assert greedy.sizes[9] == 4  # remembered
+
+
+def test_one_window_that_does_not_fit_and_other_errors_are_raised(tiny, random_network):
+    slices, mask = stack(1)
+    config = tiny("infer.batch_size=2")
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        engine(config, Greedy(random_network(config), 0))(slices, mask, (0,))
+
+    def broken(*_):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        engine(config, broken)(slices, mask, (0,))
+
+
+def test_the_batch_is_sized_to_memory(tiny, random_network, monkeypatch):
+    config = tiny("infer.batch_size=auto")
+    size = memory.window_bytes(config, (32, 32), bf16=False)
+    assert memory.window_bytes(config, (32, 32), bf16=True) < size
+    assert memory.window_bytes(config, (64, 32), bf16=False) == pytest.approx(2 * size, rel=1e-3)
+    for free, windows in ((0, 1), (5 * size, 3), (10**12, 32), (None, 32)):
+        monkeypatch.setattr(memory, "available_bytes", lambda _, free=free: free)
+        assert memory.choose_batch(size, CPU) == windows
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 5 * size)
+    slices, mask = stack()
+    greedy = Greedy(random_network(config), 3)
+    engine(config, greedy)(slices, mask, (0,))
+    assert set(greedy.sizes) == {3}

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from maediff import tables
 from maediff.data.cases import Case
 from maediff.errors import InputError, OutputError
-from maediff.inference.predictor import AnomalyResult, Predictor
+from maediff.inference.overlap import overlapped
+from maediff.inference.predictor import AnomalyResult, Predictor, PreparedScan
 from maediff.provenance import without_names
 from maediff.store import file_sha256, read_json, remove_leftovers, write_json
 from maediff.volume import write_like
 
 log = logging.getLogger(__name__)
 Status = Literal["done", "skipped", "failed"]
+T = TypeVar("T")
 _MAX_NAME_BYTES = 255  # of every usual file system
 
 
@@ -53,6 +57,7 @@ class PlannedCase:
     case: str
     image: Path
     action: Literal["infer", "skip"]
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -133,30 +138,29 @@ def input_hash(case: Case) -> str:
 
 def plan_cases(cases: Sequence[Case], out: Path, key: RunKey, *, overwrite: bool) -> list[PlannedCase]:
     """List what a run would do, without computing anything."""
-    return [
-        PlannedCase(case.id, case.image, "skip" if not overwrite and key.fits(case, Outputs.of(case, out)) else "infer")
-        for case in cases
-    ]
+
+    def action(case: Case) -> Literal["infer", "skip"]:
+        return "skip" if not overwrite and key.fits(case, Outputs.of(case, out)) else "infer"
+
+    return [PlannedCase(case.id, case.image, action(case), case.mask) for case in cases]
 
 
 def infer_cases(
     predictor: Predictor,
     cases: Sequence[Case],
-    out: Path,
+    table: Path,
     *,
-    table: str = "cases.tsv",
     seed: int = 0,
     overwrite: bool = False,
     on_case: Callable[[CaseOutcome], None] | None = None,
     on_result: Callable[[AnomalyResult, Outputs], None] | None = None,
 ) -> InferSummary:
-    """Score scans one after another and write their outputs.
+    """Score scans one after another and write their outputs; the next is read while one is computed.
 
     Args:
         predictor: The model.
         cases: Scans.
-        out: Output folder.
-        table: Name of the table of outcomes in `out`, rewritten after every scan.
+        table: File of the outcomes, kept current; the outputs go into its folder.
         seed: Seed of the noise.
         overwrite: Compute again what is finished.
         on_case: Told the outcome of each scan.
@@ -168,37 +172,137 @@ def infer_cases(
     Raises:
         OutputError: The output folder cannot be written; nothing else would succeed either.
     """
-    key = RunKey(predictor.model_hash, predictor.config_hash, seed)
-    outcomes: list[CaseOutcome] = []
-    for case in cases:
-        outputs = Outputs.of(case, out)
-        try:
-            if not overwrite and key.fits(case, outputs):
-                outcome = _from_sidecar(case, outputs)
-            else:
-                outputs.remove()  # until the new outputs are complete, none is finished
-                outcome = _infer_one(predictor, case, outputs, key, on_result)
-        except OutputError:
-            raise
-        except Exception as error:  # whatever is wrong with a scan must not stop the others
-            log.debug("case %s failed", case.id, exc_info=True)
-            outcome = CaseOutcome(case.id, "failed", message=_one_line(error))
-        outcomes.append(outcome)
-        write_table(out / table, outcomes)
-        if on_case:
-            on_case(outcome)
+    job = CaseJob(
+        predictor, table.parent, RunKey(predictor.model_hash, predictor.config_hash, seed), overwrite, on_result
+    )
+    with CaseTable(table) as rows:
+        for outcome in overlapped(cases, job.read, job.score, job.write):
+            rows.add(outcome)
+            if on_case:
+                on_case(outcome)
+    return summarize(rows.outcomes)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A scan between two stages of :class:`CaseJob`, with what the last stage made of it."""
+
+    case: Case
+    outputs: Outputs
+    made: Any
+
+
+@dataclass(frozen=True)
+class CaseJob:
+    """One scan from file to files, in three stages, of which only the middle one needs the network.
+
+    A stage that fails, or finds that there is nothing to do, makes a :class:`CaseOutcome`, which later stages hand on.
+
+    Attributes:
+        predictor: The model.
+        out: Output folder.
+        key: What finished outputs must share with this run.
+        overwrite: Compute again what is finished.
+        on_result: Given each new result, before its sidecar is written.
+    """
+
+    predictor: Predictor
+    out: Path
+    key: RunKey
+    overwrite: bool
+    on_result: Callable[[AnomalyResult, Outputs], None] | None = None
+
+    def read(self, case: Case) -> Staged:
+        """Skip a finished scan, else remove older outputs and prepare it."""
+
+        def prepared() -> PreparedScan | CaseOutcome:
+            if not self.overwrite and self.key.fits(case, outputs):
+                return _from_sidecar(case, outputs)
+            outputs.remove()  # until the new outputs are complete, none is finished
+            return self.predictor.prepare(case.image, case.mask)
+
+        outputs = Outputs.of(case, self.out)
+        return Staged(case, outputs, _guarded(case, prepared))
+
+    def score(self, scan: Staged) -> Staged:
+        """Compute the maps."""
+        if isinstance(scan.made, CaseOutcome):
+            return scan
+        return replace(scan, made=_guarded(scan.case, lambda: self.predictor.score(scan.made, self.key.seed)))
+
+    def write(self, scan: Staged) -> CaseOutcome:
+        """Write the maps, then the sidecar that makes them count as finished."""
+        if isinstance(scan.made, CaseOutcome):
+            return scan.made
+        write = partial(_write_result, scan.case, scan.made, scan.outputs, self.key, self.on_result)
+        return _guarded(scan.case, write)
+
+    def __call__(self, case: Case) -> CaseOutcome:
+        """Take a scan through all stages."""
+        return self.write(self.score(self.read(case)))
+
+
+class CaseTable:
+    """`cases.tsv`, kept current: rewritten atomically as outcomes arrive and at the end, come what may.
+
+    Rewriting takes longer the more scans there are, so it waits until the last one took less than a twentieth of the
+    time since: a run over n scans spends 5 % of its time on it at most, not n squared.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.outcomes: list[CaseOutcome] = []
+        self._next = 0.0
+
+    def start(self) -> int:
+        """Write the empty table; returns its time of change, ns, on the clock of the folder's file system."""
+        self._write()
+        return self.path.stat().st_mtime_ns
+
+    def add(self, outcome: CaseOutcome) -> None:
+        """Add an outcome."""
+        self.outcomes.append(outcome)
+        if time.monotonic() >= self._next:
+            self._write()
+
+    def _write(self) -> None:
+        start = time.monotonic()
+        write_table(self.path, self.outcomes)
+        end = time.monotonic()
+        self._next = end + 20 * (end - start)
+
+    def __enter__(self) -> CaseTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.outcomes:
+            self._write()
+
+
+def summarize(outcomes: Sequence[CaseOutcome]) -> InferSummary:
+    """Count outcomes."""
     counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "skipped", "failed")}
     return InferSummary(counts["done"], counts["skipped"], counts["failed"], tuple(outcomes))
 
 
-def _infer_one(
-    predictor: Predictor,
+def _guarded(case: Case, stage: Callable[[], T]) -> T | CaseOutcome:
+    """Turn the failure of one scan into its outcome; an output folder that cannot be written stops the run."""
+    try:
+        return stage()
+    except OutputError:
+        raise
+    except Exception as error:  # whatever is wrong with a scan must not stop the others
+        log.debug("case %s failed", case.id, exc_info=True)
+        return CaseOutcome(case.id, "failed", message=_one_line(error))
+
+
+def _write_result(
     case: Case,
+    result: AnomalyResult,
     outputs: Outputs,
     key: RunKey,
     on_result: Callable[[AnomalyResult, Outputs], None] | None,
 ) -> CaseOutcome:
-    result = predictor.predict(case.image, case.mask, seed=key.seed)
     written = {"anomaly": outputs.anomaly, "reconstruction": outputs.reconstruction}
     write_like(outputs.anomaly, result.anomaly, result.volume)
     write_like(outputs.reconstruction, result.reconstruction, result.volume)

@@ -98,6 +98,21 @@ class AnomalyResult:
 
 
 @dataclass(frozen=True)
+class PreparedScan:
+    """A scan that is read and on its working grid, ready for :meth:`Predictor.score`.
+
+    Attributes:
+        volume: The scan.
+        prepared: Its working slices, with the way back.
+        seconds: Time taken.
+    """
+
+    volume: Volume
+    prepared: Prepared
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Predictor:
     """A trained model that is ready to score scans.
 
@@ -148,10 +163,26 @@ class Predictor:
             InputError: The scan or the mask cannot be used.
             GeometryError: They have no usable place in space, or not the same grid.
         """
+        return self.score(self.prepare(image, mask), seed, on_batch)
+
+    def prepare(self, image: Image, mask: Image | npt.NDArray[Any] | None = None) -> PreparedScan:
+        """Read a scan and bring it to the working grid: the part of :meth:`predict` that needs no network.
+
+        Cohorts do it in a thread while the network works on the scan before. Arguments and errors are those of
+        :meth:`predict`.
+        """
         start = time.perf_counter()
         volume = from_image(image)
         brain = None if mask is None else _mask(mask, volume)
         prepared = prepare(volume, brain, self.config.data)
+        return PreparedScan(volume, prepared, time.perf_counter() - start)
+
+    def score(
+        self, scan: PreparedScan, seed: int = 0, on_batch: Callable[[int, int], None] | None = None
+    ) -> AnomalyResult:
+        """Score a prepared scan: the rest of :meth:`predict`."""
+        start = time.perf_counter()
+        volume, prepared = scan.volume, scan.prepared
         name = stem_of(volume.source) if volume.source else ""
         slices, inside = torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask)
         mean, deviation = self.reconstruct(slices, inside, (seed, name), on_batch)
@@ -172,7 +203,7 @@ class Predictor:
             threshold=calibrated.threshold if calibrated else None,
             threshold_origin=calibrated.origin if calibrated else None,
             notes=prepared.notes,
-            seconds=time.perf_counter() - start,
+            seconds=scan.seconds + time.perf_counter() - start,
         )
 
     def _map(self, prepared: Prepared, healthy: FloatArray) -> FloatArray:

@@ -7,6 +7,7 @@ deviation over several timesteps and noise draws are ours.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from torch.nn import functional as F
 
 from maediff import diffusion
 from maediff.config import Config
+from maediff.inference.memory import choose_batch, is_out_of_memory, window_bytes
 from maediff.models.reconstructor import Reconstructor
 from maediff.noise import generator, noise_field
 from maediff.partition import blend_weight, window_grid, window_masks, windows_with_brain
 
+log = logging.getLogger(__name__)
 Key = tuple[object, ...]
 
 
@@ -59,8 +62,10 @@ def plan(mask: Tensor, config: Config) -> Plan:
     """
     kind, side = config.diffusion, config.partition.window
     corners = window_grid((mask.shape[1], mask.shape[2]), side, config.partition.stride)
+    windows = windows_with_brain(mask, corners, side)
+    windows = windows[windows[:, 1].argsort(stable=True)]  # one corner after another: a batch hides the same cells
     steps = sum(len(_times(t, config)) - 1 for t in kind.test_timesteps)
-    return Plan(corners, windows_with_brain(mask, corners, side), steps * config.infer.draws)
+    return Plan(corners, windows, steps * config.infer.draws)
 
 
 class SlidingReconstructor:
@@ -78,6 +83,7 @@ class SlidingReconstructor:
         self.config = config
         self.device = device
         self.bf16 = bf16
+        self.batch: int | None = None  # windows a pass: chosen at the first use, halved where memory runs out
         self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
 
     @torch.inference_mode()
@@ -111,12 +117,17 @@ class SlidingReconstructor:
         deviation = (square / (total - 1)).sqrt()[:, :height, :width] if total > 1 else None
         return Healthy(mean[:, :height, :width], deviation)
 
-    def _padded(self, slices: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pad slices that grew beyond the trained size to what cells and U-Net levels divide."""
+    def padded_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the (H, W) that the network sees: what cells and U-Net levels divide, for slices that grew."""
         step = math.lcm(
             self.config.partition.cell, self.config.model.patch * 2 ** (len(self.config.model.channels) - 1)
         )
-        extra = (0, -slices.shape[2] % step, 0, -slices.shape[1] % step)
+        return shape[0] + -shape[0] % step, shape[1] + -shape[1] % step
+
+    def _padded(self, slices: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pad slices that grew beyond the trained size."""
+        height, width = self.padded_shape((slices.shape[1], slices.shape[2]))
+        extra = (0, width - slices.shape[2], 0, height - slices.shape[1])
         return F.pad(slices, extra, value=-1.0), F.pad(mask, extra)
 
     def _reconstruct(
@@ -124,23 +135,46 @@ class SlidingReconstructor:
     ) -> Tensor:
         """Reconstruct all windows at one timestep with one noise field a slice, and blend them."""
         shape = (slices.shape[1], slices.shape[2])
-        noise = self._noise(slices, layout, key)
-        weights = _placed(blend_weight(self.config.partition.window, self.config.infer.blend), layout.corners, shape)
-        images = slices[:, None].to(self.device)
-        noise, weights = noise.to(self.device), weights.to(self.device)
+        side, device = self.config.partition.window, self.device
+        images, noise = slices[:, None].to(device), self._noise(slices, layout, key).to(device)
+        masks = window_masks(layout.corners, side, shape).to(device)
+        weights = _placed(blend_weight(side, self.config.infer.blend), layout.corners, shape).to(device)
         total, mass = torch.zeros_like(images), torch.zeros_like(images)
-        size = self.config.infer.batch_size
-        for start in range(0, len(layout.windows), size):
-            where, which = layout.windows[start : start + size].to(self.device).unbind(1)
-            window = window_masks(layout.corners.to(self.device)[which], self.config.partition.window, shape)
-            estimate = self._sample(images[where], noise[where], window, t, (key, where.tolist()))
+        start = 0
+        while start < len(layout.windows):
+            rows = layout.windows[start : start + self._batch(shape)]
+            where, which = rows.to(device).unbind(1)
+            try:
+                estimate = self._sample(images[where], noise[where], masks[which], t, (key, rows[:, 0]))
+            except (MemoryError, RuntimeError) as error:
+                self._halve(len(rows), error)
+                continue
             total.index_add_(0, where, weights[which] * estimate)
             mass.index_add_(0, where, weights[which])
-            on_batch(min(start + size, len(layout.windows)), len(layout.windows))
+            start += len(rows)
+            on_batch(start, len(layout.windows))
         healthy = torch.where(mass > 0, total / mass.clamp(min=1e-12), images)
         return healthy.squeeze(1).cpu()
 
-    def _sample(self, x0: Tensor, noise: Tensor, window: Tensor, t: int, source: tuple[Key, list[int]]) -> Tensor:
+    def _batch(self, shape: tuple[int, int]) -> int:
+        """Return how many windows a pass takes, chosen once from the memory at hand where the configuration is auto."""
+        if self.batch is None:
+            wanted = self.config.infer.batch_size
+            size = window_bytes(self.config, shape, bf16=self.bf16)
+            self.batch = choose_batch(size, self.device) if wanted == "auto" else wanted
+            log.debug("%d windows a pass, about %.0f MiB", self.batch, self.batch * size / 2**20)
+        return self.batch
+
+    def _halve(self, size: int, error: BaseException) -> None:
+        """Go on with half the batch where memory ran out; raise any other error, and this one for a single window."""
+        if size == 1 or not is_out_of_memory(error):
+            raise error
+        self.batch = size // 2
+        log.warning("out of memory with %d windows a pass; going on with %d", size, self.batch)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _sample(self, x0: Tensor, noise: Tensor, window: Tensor, t: int, source: tuple[Key, Tensor]) -> Tensor:
         """Noise the window to level t and walk back down; everything outside it stays as scanned."""
         perturbed = diffusion.partially_noise(x0, noise, window, self.abar[t].to(x0))
 
@@ -149,8 +183,9 @@ class SlidingReconstructor:
 
         def draw_noise(step: int) -> Tensor:
             key, where = source
-            fields = {index: self._field(x0, (*key, "ancestral", step, index)) for index in set(where)}
-            return torch.stack([fields[index] for index in where]).to(x0)
+            slices, back = where.unique(return_inverse=True)
+            fields = [self._field(x0, (*key, "ancestral", step, index)) for index in slices.tolist()]
+            return torch.stack(fields)[back].to(x0)
 
         ancestral = self.config.diffusion.sampler == "ancestral"
         return diffusion.sample(

@@ -1,0 +1,167 @@
+"""A cohort on a Dask cluster: one task a scan, the model loaded once a worker, lost scans run again, nothing twice.
+
+Dask does the hard parts: it hands out tasks, notices dead workers, starts new ones (local clusters, dask-jobqueue) and
+gives their tasks to others. A scan whose worker died after its outputs were complete is not computed again: the task
+finds them finished. Needs the extra `cluster`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maediff.data.cases import Case
+from maediff.errors import ConfigError
+from maediff.inference.cohort import (
+    CaseJob,
+    CaseOutcome,
+    CaseTable,
+    InferSummary,
+    Outputs,
+    RunKey,
+    summarize,
+)
+from maediff.inference.predictor import AnomalyResult, Predictor, load_model
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+log = logging.getLogger(__name__)
+_TASKS_A_THREAD = 3
+"""Tasks handed out for each thread of the workers: none idles, and never are a million scans queued at once."""
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """What a worker needs to score a scan; small, since it travels with each.
+
+    Attributes:
+        model: Model folder, which every worker can read.
+        device: Where workers compute.
+        overrides: Changes of the model's configuration.
+        out: Output folder, which every worker can write.
+        seed: Seed of the noise.
+        overwrite: Compute again what was finished before this run.
+        began_ns: When the run's table was first written, by the clock of the output folder's file system.
+        on_result: Given each new result, before its sidecar is written.
+    """
+
+    model: str
+    device: str
+    overrides: tuple[str, ...]
+    out: Path
+    seed: int
+    overwrite: bool
+    began_ns: int
+    on_result: Callable[[AnomalyResult, Outputs], None] | None
+
+    def __call__(self, case: Case) -> CaseOutcome:
+        """Score a scan, unless a worker that died since the run began had finished it."""
+        predictor = _load_once(self.model, self.device, self.overrides)
+        key = RunKey(predictor.model_hash, predictor.config_hash, self.seed)
+        outputs = Outputs.of(case, self.out)
+        finished_now = outputs.sidecar.is_file() and outputs.sidecar.stat().st_mtime_ns >= self.began_ns
+        job = CaseJob(predictor, self.out, key, self.overwrite and not finished_now, self.on_result)
+        outcome = job(case)
+        if finished_now and outcome.status == "skipped":
+            return replace(outcome, status="done", message="finished by a worker that was lost afterwards")
+        return outcome
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(model: str, device: str, overrides: tuple[str, ...]) -> Predictor:
+    return load_model(model, device, overrides)
+
+
+@contextmanager
+def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
+    """Connect to a Dask scheduler, or start a cluster of worker processes on this machine.
+
+    Args:
+        scheduler: Address such as ``tcp://host:8786``; None starts a local cluster.
+        workers: Processes of the local cluster, one task at a time each; they share the cores.
+
+    Raises:
+        ConfigError: Dask is not installed, or nothing answers at the address.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ConfigError("--scheduler and --workers need Dask: pip install 'maediff[cluster]'") from error
+    if scheduler is None:
+        with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster:  # noqa: SIM117
+            with Client(cluster) as client:
+                yield client
+        return
+    try:
+        client = Client(scheduler, timeout=30)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"no Dask scheduler answers at {scheduler!r} ({error}); start one with `dask scheduler`, "
+            "or use --workers N on this machine"
+        ) from error
+    with client:
+        yield client
+
+
+def infer_on_cluster(
+    client: Client,
+    cases: Sequence[Case],
+    task: Callable[[Case], CaseOutcome],
+    table: CaseTable,
+    *,
+    on_case: Callable[[CaseOutcome], None] | None = None,
+) -> InferSummary:
+    """Score scans on the workers of a cluster.
+
+    Args:
+        client: From :func:`connect`.
+        cases: Scans.
+        task: A :class:`ScanTask`.
+        table: The open table of outcomes, in the order in which scans finish until the end, then in that of `cases`.
+        on_case: Told the outcome of each scan.
+
+    Raises:
+        OutputError: The output folder cannot be written.
+    """
+    for index, outcome in _finished(client, cases, task):
+        table.add(outcome)
+        if on_case:
+            on_case(outcome)
+        log.debug("scan %d of %d: %s", index + 1, len(cases), outcome.status)
+    place = {case.id: index for index, case in enumerate(cases)}
+    table.outcomes.sort(key=lambda outcome: place[outcome.case])
+    return summarize(table.outcomes)
+
+
+def _finished(
+    client: Client, cases: Sequence[Case], task: Callable[[Case], CaseOutcome]
+) -> Iterator[tuple[int, CaseOutcome]]:
+    """Yield the outcome of each scan as it finishes, with few tasks at hand at any time."""
+    from distributed import KilledWorker, as_completed
+
+    waiting: Iterator[tuple[int, Case]] = iter(enumerate(cases))
+    running: dict[Any, tuple[int, Case]] = {}
+
+    def submit(some: Iterable[tuple[int, Case]]) -> list[Any]:
+        futures = [(client.submit(task, case, pure=False, retries=0), index, case) for index, case in some]
+        running.update({future.key: (index, case) for future, index, case in futures})
+        return [future for future, _, _ in futures]
+
+    threads = sum(client.nthreads().values()) or 1
+    queue = as_completed(submit(islice(waiting, _TASKS_A_THREAD * threads)))
+    for future in queue:
+        index, case = running.pop(future.key)
+        try:
+            outcome = future.result()
+        except KilledWorker:
+            outcome = CaseOutcome(case.id, "failed", message="several workers died on this scan; is memory short?")
+        future.release()
+        queue.update(submit(islice(waiting, 1)))
+        yield index, outcome

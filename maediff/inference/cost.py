@@ -1,0 +1,123 @@
+"""What a run will cost: windows, floating-point operations, memory and time, from one scan and one batch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from maediff.errors import MAEDiffError
+from maediff.inference.cohort import PlannedCase
+from maediff.inference.memory import choose_batch, window_bytes
+from maediff.inference.predictor import Predictor, PreparedScan
+from maediff.inference.sliding import plan
+from maediff.models.reconstructor import Reconstructor
+from maediff.provenance import peak_rss_mib
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Expected cost of a run, from its first scan.
+
+    Attributes:
+        scans: Scans to compute; finished ones cost nothing.
+        windows: Forward passes of a window, all scans together.
+        gflop: Floating-point operations of the network, 1e9.
+        batch: Windows a forward pass takes at once.
+        memory_mib: Resident memory of this process after one scan was prepared and one batch computed; on a GPU, the
+            memory of the GPU.
+        seconds: Expected time on this machine as it is now; writing overlaps with computing.
+    """
+
+    scans: int
+    windows: int
+    gflop: float
+    batch: int
+    memory_mib: float | None
+    seconds: float
+
+
+def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost:
+    """Prepare the first usable scan that would be computed, time one batch, and multiply.
+
+    Args:
+        predictor: The model on its device.
+        planned: What :func:`~maediff.inference.cohort.plan_cases` lists.
+
+    Raises:
+        MAEDiffError: No scan can be used; this is what is wrong with the last.
+    """
+    todo = [item for item in planned if item.action == "infer"]
+    config, device = predictor.config, predictor.device
+    if not todo:
+        return Cost(0, 0, 0.0, 0, peak_rss_mib(), 0.0)
+    scan = _first_usable(predictor, todo)
+    prepared, preparing = scan.prepared, scan.seconds
+    layout = plan(torch.from_numpy(prepared.mask), config)
+    shape = predictor.reconstruct.padded_shape((prepared.mask.shape[1], prepared.mask.shape[2]))
+    wanted = config.infer.batch_size
+    size = window_bytes(config, shape, bf16=predictor.reconstruct.bf16)
+    batch = choose_batch(size, device) if wanted == "auto" else wanted
+    windows = len(layout.windows) * layout.passes
+    flops = window_flops(predictor.network, shape, config.partition.window)
+    seconds = time_batch(predictor, shape, min(batch, max(1, windows)))
+    gpu = device.type == "cuda"
+    memory = torch.cuda.max_memory_allocated(device) / 2**20 if gpu else peak_rss_mib()
+    count = len(todo)
+    return Cost(
+        count, count * windows, count * windows * flops / 1e9, batch, memory, count * (windows * seconds + preparing)
+    )
+
+
+@torch.inference_mode()
+def window_flops(network: Reconstructor, shape: tuple[int, int], window: int) -> int:
+    """Count the floating-point operations of one window's forward pass (a multiply-add counts two), in float32."""
+    with FlopCounterMode(display=False) as counter:
+        network(*window_inputs(network, shape, window, 1))
+    return int(counter.get_total_flops())
+
+
+@torch.inference_mode()
+def time_batch(predictor: Predictor, shape: tuple[int, int], batch: int) -> float:
+    """Measure the seconds a window of a warm batch takes in the network, as the engine runs it."""
+    inputs = window_inputs(predictor.network, shape, predictor.config.partition.window, batch)
+    for _ in range(2):  # the first pass warms up
+        synchronize(predictor.device)
+        start = time.perf_counter()
+        with torch.autocast(predictor.device.type, torch.bfloat16, enabled=predictor.reconstruct.bf16):
+            predictor.network(*inputs)
+        synchronize(predictor.device)
+        seconds = time.perf_counter() - start
+    return seconds / batch
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _first_usable(predictor: Predictor, todo: Sequence[PlannedCase]) -> PreparedScan:
+    """Prepare the first scan that can be; a run goes on after one that cannot."""
+    for item in todo[:-1]:
+        try:
+            return predictor.prepare(item.image, item.mask)
+        except MAEDiffError as error:
+            log.warning("%s cannot be used: %s", item.case, error)
+    return predictor.prepare(todo[-1].image, todo[-1].mask)
+
+
+def window_inputs(
+    network: Reconstructor, shape: tuple[int, int], window: int, batch: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Make a batch of noised windows in the corner of a slice: image, mask and timesteps."""
+    device = next(network.parameters()).device
+    mask = torch.zeros(batch, 1, *shape, device=device)
+    mask[..., :window, :window] = 1
+    return torch.randn(batch, 1, *shape, device=device), mask, torch.ones(batch, dtype=torch.long, device=device)

@@ -1,0 +1,61 @@
+"""How many windows fit into a forward pass: an estimate of their memory, the memory at hand, and its exhaustion."""
+
+from __future__ import annotations
+
+import torch
+
+from maediff.config import Config
+from maediff.hardware import available_bytes
+
+_CPU_BUDGET = 512 * 2**20
+"""Larger batches are no faster on CPUs: caches, not launches, set the pace there."""
+_CPU_WINDOWS, _GPU_WINDOWS = 32, 1024
+_SHARE = 0.6
+"""Share of the free memory that a batch may take; kernels need workspace, and other programs memory."""
+_PLANES = 16
+"""Single-channel float32 images that the engine holds a window: input, noise, mask, weights, estimates."""
+
+
+def window_bytes(config: Config, shape: tuple[int, int], *, bf16: bool) -> int:
+    """Estimate the memory that a window takes in a forward pass without gradients.
+
+    Counted are the U-Net's skip connections, which all live until the way up, four copies of the widest input of the
+    finest level (the concatenation, its norm, the convolution's input and output) and the engine's own images. `python
+    -m benchmarks.memory` compares it with what is measured.
+
+    Args:
+        config: Widths, depths and the folding of pixels.
+        shape: (H, W) of a slice, pixels.
+        bf16: Half the bytes.
+    """
+    model = config.model
+    pixels = shape[0] * shape[1]
+    finest = pixels / model.patch**2
+    skips = sum((model.num_res_blocks + 1) * width * finest / 4**depth for depth, width in enumerate(model.channels))
+    widest = 4 * (model.channels[0] + model.channels[1]) * finest
+    return int((skips + widest) * (2 if bf16 else 4) + _PLANES * 4 * pixels)
+
+
+def choose_batch(window: int, device: torch.device) -> int:
+    """Choose how many windows a forward pass takes from their estimated memory and what is free now.
+
+    Args:
+        window: Bytes a window, see :func:`window_bytes`.
+        device: Where to compute.
+
+    Returns:
+        1 at least. The maps do not depend on it.
+    """
+    free = available_bytes(device)
+    if device.type == "cuda":
+        return max(1, min(_GPU_WINDOWS, int(_SHARE * (free or 0)) // window))
+    budget = _CPU_BUDGET if free is None else min(_CPU_BUDGET, int(_SHARE * free))
+    return max(1, min(_CPU_WINDOWS, budget // window))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory is exhausted; PyTorch's CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)

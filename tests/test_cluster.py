@@ -1,0 +1,89 @@
+"""A cohort on a Dask cluster of real processes gives what one process gives, also where a worker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from maediff.calibration import Calibration
+from maediff.errors import ConfigError
+from maediff.inference.cluster import connect
+from maediff.store import read_json
+from maediff.tables import read_table
+from maediff.workflow import infer
+
+AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
+CALIBRATION = Calibration(0.5, 0.01, 3, 300, {}, (0.2,), "a test").to_dict()
+SCANS = 12
+
+
+@pytest.fixture
+def model(make_model, tiny, tmp_path):
+    return make_model(tmp_path / "model", tiny("partition.stride=16"), CALIBRATION)
+
+
+@pytest.fixture
+def scans(make_scan, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(SCANS):
+        nib.save(make_scan(AFFINE, (17, 20, 12), seed=number), folder / f"s{number:02}.nii.gz")
+    (folder / "broken.nii.gz").write_bytes(b"this is no scan")
+    return folder
+
+
+def kill_one_worker():
+    from distributed import default_client
+
+    pids = default_client().run(os.getpid)
+    os.kill(next(iter(pids.values())), signal.SIGKILL)
+    return set(pids.values())
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_nothing_and_doubles_nothing(model, scans, tmp_path):
+    pytest.importorskip("distributed")
+    serial = infer(model, scans, tmp_path / "serial", device="cpu")
+    seen = []
+
+    def on_case(outcome):
+        seen.append(outcome.case)
+        if len(seen) == 3:
+            kill_one_worker()
+
+    shared = infer(model, scans, tmp_path / "dask", device="cpu", workers=2, preview=True, on_case=on_case)
+    assert (shared.done, shared.skipped, shared.failed) == (SCANS, 0, 1)
+    assert sorted(seen) == sorted(outcome.case for outcome in serial.cases)  # each once
+    assert [outcome.case for outcome in shared.cases] == [outcome.case for outcome in serial.cases]
+    tables = [read_table(tmp_path / name / "cases.tsv").rows for name in ("serial", "dask")]
+    for ours, theirs in zip(*tables, strict=True):
+        assert {**ours, "seconds": 0, "message": 0} == {**theirs, "seconds": 0, "message": 0}
+    for path in (tmp_path / "serial").glob("*.nii.gz"):
+        assert path.read_bytes() == (tmp_path / "dask" / path.name).read_bytes(), path.name
+    assert len(list((tmp_path / "dask").glob("*_preview.png"))) == SCANS
+    assert read_json(tmp_path / "dask" / "run.json")["device"] == "cpu on Dask workers"
+    again = infer(model, scans, tmp_path / "dask", device="cpu", workers=1)
+    assert (again.done, again.skipped, again.failed) == (0, SCANS, 1)
+
+
+def test_without_dask_the_message_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ConfigError, match=r"pip install 'maediff\[cluster\]'"), connect(None, 2):
+        pass
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x"])
+def test_a_scheduler_that_does_not_answer_is_named(address, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+
+    def refuse(*_arguments, **_options):
+        raise OSError("timed out")
+
+    monkeypatch.setattr(distributed, "Client", refuse)
+    with pytest.raises(ConfigError, match="no Dask scheduler answers"), connect(address, None):
+        pass
