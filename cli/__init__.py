@@ -20,9 +20,11 @@ import maediff
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Run the whole pipeline on a synthetic cohort, offline."),
     "synth": ("synth", "Write a synthetic brain MRI cohort with exact lesion masks."),
+    "prepare": ("prepare", "Turn raw head scans into model-ready ones."),
     "train": ("train", "Train a model on healthy scans."),
     "calibrate": ("calibrate", "Set a model's threshold from healthy scans."),
     "infer": ("infer", "Turn scans into anomaly maps in their own space."),
+    "restore": ("restore", "Bring maps of prepared scans back to the raw scans."),
     "evaluate": ("evaluate", "Score anomaly maps against lesion masks."),
     "report": ("report", "Write one self-contained HTML page about an output folder."),
     "info": ("info", "Describe a model, or list what is packaged."),

@@ -17,6 +17,7 @@ from ._options import QUIET
 
 if TYPE_CHECKING:
     from maediff.inference.cohort import CaseOutcome
+    from maediff.preparation.cohort import PreparedCase
     from maediff.training.loop import Progress as TrainProgress
 
 console = Console(stderr=True, highlight=False)
@@ -101,6 +102,16 @@ def scan_progress(total: int) -> Iterator[Callable[[CaseOutcome], None]]:
             bar.advance(task)
 
         yield advance
+
+
+def prepare_progress(outcome: PreparedCase) -> None:
+    """Tell of a prepared scan in a line; failures are always told."""
+    if outcome.status == "failed":
+        console.print(Text(f"{outcome.case}: failed: {outcome.message}"), soft_wrap=True)
+        return
+    size = "" if outcome.brain_ml is None else f", brain {outcome.brain_ml:.0f} ml"
+    notes = f": {outcome.message}" if outcome.message else ""
+    say(f"{outcome.case}: {outcome.status}, mask {outcome.mask_from}{size}{notes}")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ _HOMES = {
     "Config": "maediff.config",
     "MAEDiffError": "maediff.errors",
     "Predictor": "maediff.inference.predictor",
+    "PrepareSettings": "maediff.preparation.scan",
     "Volume": "maediff.volume",
     "calibrate_model": "maediff.workflow",
     "estimate_inference": "maediff.workflow",
@@ -24,7 +25,9 @@ _HOMES = {
     "load_config": "maediff.config",
     "load_model": "maediff.inference.predictor",
     "plan_inference": "maediff.workflow",
+    "prepare_cohort": "maediff.preparation.cohort",
     "read_nifti": "maediff.volume",
+    "restore_cohort": "maediff.preparation.restore",
     "synthesise": "maediff.data.cohort",
     "train": "maediff.workflow",
     "write_report": "maediff.report.html",
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from maediff.errors import MAEDiffError
     from maediff.evaluation.evaluate import evaluate
     from maediff.inference.predictor import AnomalyResult, Predictor, load_model
+    from maediff.preparation.cohort import prepare_cohort
+    from maediff.preparation.restore import restore_cohort
+    from maediff.preparation.scan import PrepareSettings
     from maediff.report.html import write_report
     from maediff.volume import Volume, read_nifti
     from maediff.workflow import calibrate_model, estimate_inference, infer, plan_inference, train
@@ -45,6 +51,7 @@ __all__ = [
     "Config",
     "MAEDiffError",
     "Predictor",
+    "PrepareSettings",
     "Volume",
     "__version__",
     "calibrate_model",
@@ -54,7 +61,9 @@ __all__ = [
     "load_config",
     "load_model",
     "plan_inference",
+    "prepare_cohort",
     "read_nifti",
+    "restore_cohort",
     "synthesise",
     "train",
     "write_report",

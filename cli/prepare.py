@@ -1,0 +1,69 @@
+"""``maediff prepare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import EXIT_ERROR, EXIT_SOME_FAILED
+from ._options import channel_option, examples, input_option, output_option, talk
+
+METHODS = ("auto", "given", "stripped", "hd-bet", "synthstrip", "template")
+
+
+@click.command(
+    epilog=examples(
+        "maediff prepare -i raw/ -o prepared",
+        "maediff prepare -i cases.csv -o prepared --register affine --spacing 2",
+        "maediff infer -m phantom -i prepared/cases.csv -o out",
+    )
+)
+@input_option("Raw scans: a NIfTI file, a folder of them, a CSV/TSV table or a BIDS data set.")
+@output_option("Folder for the prepared scans, cases.csv, prepare.tsv and run.json.")
+@click.option("--bias", type=click.Choice(["n4", "none"]), default="n4", help="Bias field correction.")
+@click.option(
+    "--register",
+    type=click.Choice(["none", "rigid", "affine"]),
+    default="rigid",
+    help="Registration to the bundled ICBM template.",
+)
+@click.option("--spacing", type=float, help="Voxel size, mm; else 2 on the template's grid, or the scan's own.")
+@click.option("--mask-from", type=click.Choice(METHODS), default="auto", help="Where the brain mask comes from.")
+@click.option("--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan.")
+@click.option("--scale/--no-scale", default=True, help="In-mask percentiles 1 and 99 to 0 and 1000.")
+@channel_option
+@click.option("--overwrite", is_flag=True, help="Prepare again what is finished.")
+@talk
+def command(
+    *,
+    source: Path,
+    out: Path,
+    bias: str,
+    register: str,
+    spacing: float | None,
+    mask_from: str,
+    mask: Path | None,
+    scale: bool,
+    channel: str | None,
+    overwrite: bool,
+) -> None:
+    """Turn raw head scans into model-ready ones.
+
+    Bias correction, registration to the bundled template, resampling, brain mask and intensity scale; a sidecar records
+    each step, and `maediff restore` brings maps back to the raw voxels. The mask is the given one; the non-zero voxels
+    of a stripped scan; that of hd-bet or mri_synthstrip, if on PATH; else the template's, which is approximate.
+    """
+    from maediff import PrepareSettings, prepare_cohort
+
+    from ._console import prepare_progress, say
+
+    percentiles = (1.0, 99.0) if scale else None
+    settings = PrepareSettings(bias, register, spacing, mask_from, percentiles)  # type: ignore[arg-type]
+    summary = prepare_cohort(
+        source, out, settings, mask=mask, channel=channel, overwrite=overwrite, on_case=prepare_progress
+    )
+    done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
+    say(f"{done} done, {skipped} skipped, {failed} failed; next: maediff infer -m MODEL -i {out / 'cases.csv'} -o OUT")
+    if failed:
+        click.get_current_context().exit(EXIT_SOME_FAILED if done + skipped else EXIT_ERROR)

@@ -1,0 +1,24 @@
+"""``maediff restore``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ._options import examples, input_option, output_option, talk
+
+
+@click.command(epilog=examples("maediff restore -i out -p prepared -o out_raw"))
+@input_option("Output folder of `maediff infer` on prepared scans.")
+@click.option("-p", "--prepared", type=click.Path(path_type=Path), required=True, help="Folder of `maediff prepare`.")
+@output_option("Folder for the maps on the raw scans' voxels.")
+@talk
+def command(*, source: Path, prepared: Path, out: Path) -> None:
+    """Bring maps of prepared scans back to the voxels of the raw scans."""
+    from maediff import restore_cohort
+
+    from ._console import say
+
+    written = restore_cohort(source, prepared, out)
+    say(f"{len(written)} maps on the raw scans' voxels: {out}")

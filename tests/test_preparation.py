@@ -1,0 +1,201 @@
+"""From raw scans to prepared ones and back; SimpleITK is needed for registration and bias alone."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from maediff.data.cases import find_cases
+from maediff.errors import ConfigError, GeometryError, InputError
+from maediff.preparation import PrepareSettings, itk, masks, prepare_cohort, restore_cohort, restore_map
+from maediff.store import read_json
+from maediff.volume import read_mask, read_nifti
+
+TURNED = np.array([[0, -3.0, 0, 70], [-3, 0, 0, 80], [0, 0, 4, -60], [0, 0, 0, 1]])
+SHAPE = (54, 48, 32)
+PLAIN = PrepareSettings(bias="none", register="none")
+
+
+@pytest.fixture
+def raw(tmp_path, make_scan):
+    """A folder with one stripped scan in an unusual orientation."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    nib.save(make_scan(TURNED, SHAPE), folder / "a_t1.nii.gz")
+    return folder
+
+
+class TestCohort:
+    def test_output_is_what_infer_takes(self, raw, tmp_path):
+        summary = prepare_cohort(raw, tmp_path / "out", PLAIN)
+        (case,) = find_cases(tmp_path / "out")
+        scan = read_nifti(case.image)
+        mask = read_mask(case.mask, scan, "brain mask")
+        assert summary.count("done") == 1
+        assert nib.aff2axcodes(scan.affine) == ("R", "A", "S")
+        assert not scan.data[~mask].any()
+        np.testing.assert_allclose(np.percentile(scan.data[mask], [1, 99]), [0, 1000], atol=0.1)
+
+    def test_a_turned_grid_loses_nothing(self, raw, tmp_path):
+        prepare_cohort(raw, tmp_path / "out", PrepareSettings("none", "none", percentiles=None))
+        before, after = read_nifti(raw / "a_t1.nii.gz"), read_nifti(tmp_path / "out" / "a_t1.nii.gz")
+        back = restore_map(after.data, read_json(tmp_path / "out" / "a_t1_prepare.json"), before)
+        np.testing.assert_allclose(back, before.data, rtol=1e-6)
+
+    def test_finished_ones_are_skipped_until_something_changes(self, raw, tmp_path):
+        def status(settings=PLAIN, **more):
+            return prepare_cohort(raw, tmp_path / "out", settings, **more).cases[0].status
+
+        assert [status(), status(), status(overwrite=True)] == ["done", "skipped", "done"]
+        assert status(PrepareSettings("none", "none", spacing_mm=4)) == "done"
+        (tmp_path / "out" / "a_t1.nii.gz").unlink()
+        assert status(PrepareSettings("none", "none", spacing_mm=4)) == "done"
+
+    def test_a_bad_scan_stops_no_other(self, raw, tmp_path):
+        (raw / "b_t1.nii.gz").write_bytes(b"no scan")
+        summary = prepare_cohort(raw, tmp_path / "out", PLAIN)
+        assert [case.status for case in summary.cases] == ["done", "failed"]
+        assert [case.id for case in find_cases(tmp_path / "out")] == ["a_t1"]
+        assert "b_t1" in (tmp_path / "out" / "prepare.tsv").read_text()
+
+    def test_results_among_the_raw_scans_are_refused(self, raw):
+        with pytest.raises(InputError, match="choose another folder"):
+            prepare_cohort(raw, raw, PLAIN)
+
+    def test_label_goes_along(self, raw, tmp_path):
+        image = nib.load(raw / "a_t1.nii.gz")
+        label = np.zeros(SHAPE, np.uint8)
+        label[20:30, 20:30, 10:20] = 1
+        nib.save(nib.Nifti1Image(label, image.affine), raw / "a_lesion.nii.gz")
+        prepare_cohort(raw, tmp_path / "out", PLAIN)
+        (case,) = find_cases(tmp_path / "out")
+        assert np.asarray(nib.load(case.label).dataobj).sum() == label.sum()
+
+
+class TestWayBack:
+    def test_a_map_on_another_spacing_returns_to_its_place(self, raw, tmp_path):
+        out, maps = tmp_path / "out", tmp_path / "maps"
+        prepare_cohort(raw, out, PrepareSettings("none", "none", spacing_mm=2.0))
+        prepared = nib.load(out / "a_t1.nii.gz")
+        maps.mkdir()
+        index = np.argwhere(np.ones(prepared.shape, bool)) @ prepared.affine[:3, :3].T + prepared.affine[:3, 3]
+        ramp = (index[:, 0] + 2 * index[:, 1] - index[:, 2]).reshape(prepared.shape)
+        nib.save(nib.Nifti1Image(ramp.astype(np.float32), prepared.affine), maps / "a_t1_anomaly.nii.gz")
+        (path,) = restore_cohort(maps, out, tmp_path / "back")
+        back = nib.load(path)
+        inner = np.argwhere(np.ones(SHAPE, bool))[::7]
+        inner = inner[((inner > 2) & (inner < np.array(SHAPE) - 3)).all(axis=1)]
+        x, y, z = (inner @ TURNED[:3, :3].T + TURNED[:3, 3]).T
+        np.testing.assert_array_equal(back.affine, TURNED)
+        np.testing.assert_allclose(back.get_fdata()[tuple(inner.T)], x + 2 * y - z, atol=1e-3)
+
+    def test_another_raw_scan_is_refused(self, raw, tmp_path, make_scan):
+        prepare_cohort(raw, tmp_path / "out", PLAIN)
+        moved = TURNED.copy()
+        moved[0, 3] += 5
+        nib.save(make_scan(moved, SHAPE), raw / "a_t1.nii.gz")
+        sidecar = json.loads((tmp_path / "out" / "a_t1_prepare.json").read_text())
+        values = np.zeros(sidecar["prepared_grid"]["shape"])
+        with pytest.raises(GeometryError, match="give the original file"):
+            restore_map(values, sidecar, read_nifti(raw / "a_t1.nii.gz"))
+
+    def test_no_maps_is_said(self, raw, tmp_path):
+        prepare_cohort(raw, tmp_path / "out", PLAIN)
+        with pytest.raises(InputError, match="run maediff infer"):
+            restore_cohort(tmp_path, tmp_path / "out", tmp_path / "back")
+
+
+class TestMask:
+    def test_stripped_brains_are_told_from_noisy_heads(self, raw):
+        scan = read_nifti(raw / "a_t1.nii.gz")
+        assert masks.looks_stripped(scan)
+        noise = np.random.default_rng(0).integers(0, 8, SHAPE)
+        head = type(scan)(np.where(scan.data > 0, scan.data, noise).astype(np.float32), scan.affine, scan.header)
+        assert not masks.looks_stripped(head)
+
+    def test_order_of_choice(self, monkeypatch):
+        monkeypatch.setattr(masks.shutil, "which", lambda _name: None)
+        assert masks.choose_method("auto", given=True, stripped=True) == "given"
+        assert masks.choose_method("auto", given=False, stripped=True) == "stripped"
+        assert masks.choose_method("auto", given=False, stripped=False) == "template"
+        monkeypatch.setattr(masks.shutil, "which", lambda name: f"/bin/{name}")
+        assert masks.choose_method("auto", given=False, stripped=False) == "hd-bet"
+
+    @pytest.mark.parametrize(("asked", "said"), [("given", "no brain mask is given"), ("synthstrip", "not on PATH")])
+    def test_what_is_not_there_is_said(self, asked, said, monkeypatch):
+        monkeypatch.setattr(masks.shutil, "which", lambda _name: None)
+        with pytest.raises(ConfigError, match=said):
+            masks.choose_method(asked, given=False, stripped=False)
+
+    def test_a_tool_of_the_user_is_run(self, raw, tmp_path, monkeypatch):
+        program = tmp_path / "mri_synthstrip"
+        program.write_text('#!/bin/sh\ncp "$2" "$4"\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        scan = read_nifti(raw / "a_t1.nii.gz")
+        np.testing.assert_array_equal(masks.run_tool("synthstrip", scan), scan.data >= 0.5)
+        program.write_text("#!/bin/sh\necho no weights >&2\nexit 4\n")
+        with pytest.raises(InputError, match=r"exit code 4.*no weights"):
+            masks.run_tool("synthstrip", scan)
+
+    @pytest.mark.parametrize(
+        ("change", "warning"),
+        [
+            (lambda m: m, None),
+            (lambda m: m[:, :, :6] * 0, "empty"),
+            (lambda m: np.where(np.indices(m.shape).sum(0) % 3 == 0, False, m), "holes|parts|apart"),
+        ],
+    )
+    def test_quality(self, change, warning):
+        ball = ((np.indices((40, 40, 40)) - 19.5) ** 2).sum(0) < 17**2
+        _, said = masks.check_mask(change(ball).astype(bool), 50.0, None)
+        assert (
+            (said == ())
+            if warning is None
+            else any(np.char.find(text, w) >= 0 for w in warning.split("|") for text in said)
+        )
+
+    def test_a_mask_beside_the_template_is_warned_of(self):
+        ball = ((np.indices((40, 40, 40)) - 19.5) ** 2).sum(0) < 15**2
+        facts, said = masks.check_mask(ball, 100.0, np.roll(ball, 12, axis=0))
+        assert facts["overlap"] < 0.85
+        assert "agree poorly" in said[0]
+
+
+@pytest.mark.parametrize("wrong", [{"bias": "n3"}, {"spacing_mm": 0.0}, {"percentiles": (5, 5)}, {"mask_from": "bet"}])
+def test_settings_are_checked(wrong):
+    with pytest.raises(ConfigError):
+        PrepareSettings(**wrong)
+
+
+def test_the_rigid_part_of_a_rigid_map_is_itself():
+    turn = np.eye(4)
+    turn[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
+    turn[:3, 3] = [3, -4, 5]
+    np.testing.assert_allclose(itk.rigid_part(turn, np.array([7.0, 8, 9])), turn, atol=1e-12)
+
+
+class TestRegistration:
+    @pytest.fixture(autouse=True)
+    def _needs_simpleitk(self):
+        pytest.importorskip("SimpleITK")
+
+    def test_a_known_place_is_found_again(self):
+        atlas = itk.template()
+        truth = np.eye(4)
+        truth[:2, :2] = np.array([[0.995, -0.0998], [0.0998, 0.995]]) * 0.95
+        truth[:3, 3] = [9, -6, 7]
+        found = itk.register(atlas.data, truth @ atlas.affine, atlas.brain, "the scan")
+        points = np.argwhere(atlas.brain)[::500] @ atlas.affine[:3, :3].T + atlas.affine[:3, 3]
+        error = np.linalg.norm(points @ (found - truth)[:3, :3].T + (found - truth)[:3, 3], axis=1)
+        assert error.max() < 2.0
+
+    def test_bias_and_corrected_scan_give_the_scan_back(self, make_scan):
+        scan = make_scan(np.diag([4.0, 4, 4, 1]) - np.array([[0, 0, 0, 80]] * 3 + [[0] * 4]), (40, 40, 40))
+        data = scan.get_fdata(dtype=np.float32)
+        corrected, field = itk.correct_bias(data, scan.affine, data > 0)
+        np.testing.assert_allclose(corrected * field, data, rtol=1e-4)
