@@ -228,7 +228,9 @@ def infer(
     arguments |= {"split": split, "channel": channel, "overrides": overrides}
     hashes = {"model": predictor.model_hash, "config": predictor.config_hash}
     counts = {"done": summary.done, "skipped": summary.skipped, "failed": summary.failed}
-    record = run_record("infer", arguments, seed=seed, device=str(predictor.device), hashes=hashes, counts=counts)
+    calibrated = predictor.calibration.to_dict() if predictor.calibration else None
+    facts = {"counts": counts, "calibration": calibrated}
+    record = run_record("infer", arguments, seed=seed, device=str(predictor.device), hashes=hashes, **facts)
     write_run(out, record)
     if any(case.bids for case in cases):
         write_derivative_description(out)
