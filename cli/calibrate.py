@@ -54,3 +54,6 @@ def command(
         f"threshold {calibration.threshold:.4g} from {calibration.n_scans} healthy scans: "
         f"{calibration.false_positive_rate:.2%} of their brain voxels lie above it"
     )
+    for line in calibration.promises():
+        say(f"  {line}")
+    say("Promised for scans like these; check on healthy scans of your own that calibration has not seen.")

@@ -71,6 +71,21 @@ class Calibration:
         """Tell which share of the healthy calibration scans scored lower than ``score``."""
         return float(np.mean(np.asarray(self.case_scores) < score)) if self.case_scores else float("nan")
 
+    def promises(self) -> list[str]:
+        """Say what each recorded threshold allows on healthy scans, one line a false-positive rate.
+
+        Example:
+            >>> Calibration(0.2, 0.01, 5, 1000, {"0.01": 0.2}, ()).promises()
+            ['threshold 0.2: 10,000 voxels per million, 10 ml per litre of healthy brain (in force)']
+        """
+        lines = []
+        for rate, threshold in sorted(self.quantiles.items(), key=lambda item: -float(item[0])):
+            share = float(rate)
+            force = " (in force)" if share == self.false_positive_rate else ""
+            allowed = f"{1e6 * share:,.0f} voxels per million, {1e3 * share:g} ml per litre of healthy brain"
+            lines.append(f"threshold {threshold:.4g}: {allowed}{force}")
+        return lines
+
 
 def calibrate(
     maps: Iterable[tuple[FloatArray, BoolArray, float]], rate: float, *, origin: str = HEALTHY_ORIGIN

@@ -295,7 +295,9 @@ def infer(
     hashes = {"model": predictor.model_hash, "config": predictor.config_hash}
     where = str(predictor.device) if alone else f"{device} on Dask workers"
     counts = {"done": summary.done, "skipped": summary.skipped, "failed": summary.failed}
-    record = run_record("infer", arguments, seed=seed, device=where, hashes=hashes, counts=counts)
+    calibrated = predictor.calibration.to_dict() if predictor.calibration else None
+    facts = {"counts": counts, "calibration": calibrated}
+    record = run_record("infer", arguments, seed=seed, device=where, hashes=hashes, **facts)
     write_run(out, record)
     if any(case.bids for case in cases):
         write_derivative_description(out)

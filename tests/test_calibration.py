@@ -96,3 +96,10 @@ def test_bad_input_is_refused():
         calibrate([(values * np.float32("nan"), mask, score)], 0.1)
     with pytest.raises(InputError, match="differ in shape"):
         calibrate([(values, mask[:-1], score)], 0.1)
+
+
+def test_promises_name_every_recorded_rate_and_the_one_in_force():
+    lines = calibrate(scans([np.random.default_rng(4).random(5000).astype(np.float32)]), 0.01).promises()
+    assert len(lines) == len(RATES)
+    assert [line for line in lines if "in force" in line] == [line for line in lines if "10,000 voxels" in line]
+    assert "1 ml per litre" in lines[2]

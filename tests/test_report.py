@@ -10,21 +10,29 @@ import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib import image
+from nilearn.datasets import load_mni152_brain_mask
+from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 from maediff.errors import InputError
 from maediff.evaluation import evaluate
+from maediff.evaluation.bootstrap import histogram
+from maediff.evaluation.curves import scan_curves, voxel_curves
 from maediff.report import write_report
+from maediff.report.charts import Group, strip_chart
 from maediff.report.figures import (
-    axial_planes,
+    PLANES,
     data_uri,
     frame_around,
     grey,
     heat,
+    most_anomalous_place,
     most_anomalous_slice,
     overlay,
+    plane_slices,
     plane_spacing_mm,
     scale_top,
 )
+from maediff.report.findings import locate
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -64,7 +72,7 @@ def test_pictures_are_radiological_whatever_the_voxel_order(codes):
     turned = ras.as_reoriented(
         nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
     )
-    planes = axial_planes(np.asarray(turned.dataobj), turned.affine)
+    planes = plane_slices(np.asarray(turned.dataobj), turned.affine)
     assert planes.shape == (5, 8, 6)
     assert planes[2, 4, 0] == 1  # right side on the left of the picture
     assert planes[2, 0, 3] == 2  # front on top
@@ -83,6 +91,106 @@ def test_most_anomalous_slice_and_crop():
     assert frame.cut(planes).shape == (20 + 8, 30 + 16)
     assert frame.aspect == pytest.approx(46 / 56)
     assert frame_around(~brain & brain, 0, (1.0, 1.0)).cut(planes).shape == (60, 50)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "ASR", "SLP"])
+def test_three_planes_hang_radiologically_and_meet_in_one_place(codes):
+    world = np.zeros((16, 20, 12), np.float32)
+    world[11:14, 3:6, 7:10] = 1  # right, back, high
+    ras = nib.Nifti1Image(world, np.diag([3.0, 2.0, 4.0, 1.0]))
+    turned = ras.as_reoriented(
+        nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
+    )
+    data, affine = np.asarray(turned.dataobj), turned.affine
+    place = most_anomalous_place(data, affine)
+    assert place == {"axial": 8, "coronal": 4, "sagittal": 12}
+    centres = {
+        plane: np.argwhere(plane_slices(data, affine, plane)[place[plane]]).mean(axis=0).tolist() for plane in PLANES
+    }
+    assert centres == {"axial": [15, 3], "coronal": [3, 3], "sagittal": [3, 15]}
+    assert plane_spacing_mm(affine, "coronal") == pytest.approx((4.0, 3.0))
+    assert plane_spacing_mm(affine, "sagittal") == pytest.approx((4.0, 2.0))
+
+
+def test_an_empty_map_is_shown_at_its_middle():
+    assert most_anomalous_place(np.zeros((4, 6, 8)), np.eye(4)) == {"axial": 4, "coronal": 2, "sagittal": 1}
+
+
+def test_findings_measure_components_and_tell_sides_in_template_space_only():
+    template = load_mni152_brain_mask(resolution=2)
+    brain, affine = np.asarray(template.dataobj) > 0, template.affine
+    mask = np.zeros(brain.shape, bool)
+    for centre, radius in (((-30, 0, 20), 3), ((40, -20, 30), 1)):
+        i, j, k = np.rint(np.linalg.inv(affine) @ [*centre, 1]).astype(int)[:3]
+        mask[i - radius : i + radius + 1, j - radius : j + radius + 1, k - radius : k + radius + 1] = True
+    found = locate(mask, brain, affine)
+    assert found.template_dice == pytest.approx(1.0)
+    assert found.count == 2
+    assert found.volume_ml == pytest.approx((7**3 + 3**3) * 0.008)
+    assert (found.left_ml, found.right_ml) == (pytest.approx(7**3 * 0.008), pytest.approx(3**3 * 0.008))
+    assert [part.side for part in found.largest] == ["left", "right"]
+    assert np.allclose(found.largest[0].centre_mm, (-30, 0, 20), atol=1)
+    moved = affine.copy()
+    moved[:3, 3] += 60
+    elsewhere = locate(mask, brain, moved)
+    assert not elsewhere.in_template_space
+    assert {part.side for part in elsewhere.largest} == {None}
+    assert elsewhere.volume_ml == pytest.approx(found.volume_ml)
+
+
+def test_findings_list_the_largest_only_and_nothing_of_an_empty_mask():
+    mask = np.zeros((40, 4, 4), bool)
+    mask[::4, 0, 0] = True
+    found = locate(mask, mask, np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert found.count == 10
+    assert len(found.largest) == 5
+    assert locate(~mask & mask, mask, np.eye(4)).largest == ()
+
+
+def test_curves_are_those_of_scikit_learn():
+    rng = np.random.default_rng(2)
+    scores = rng.integers(0, 9, 60) / 8  # with ties
+    truth = rng.random(60) < 0.3
+    curves = scan_curves(scores, truth)
+    rate, recall, _ = roc_curve(truth, scores, drop_intermediate=False)
+    assert np.allclose(curves.false_positive_rate, rate)
+    assert np.allclose(curves.recall, recall)
+    precision, _, _ = precision_recall_curve(truth, scores)
+    assert np.allclose(curves.precision[1:], precision[:-1][::-1])
+    assert curves.prevalence == truth.mean()
+    assert scan_curves([1.0, 2.0], [True, True]) is None
+
+
+def test_voxel_curves_pool_scans_and_keep_their_area_when_thinned():
+    rng = np.random.default_rng(3)
+    values = rng.gamma(2.0, 0.1, (2, 40, 40)).astype(np.float32)
+    label = rng.random(values.shape) < 0.1
+    values += 0.2 * label
+    brain = np.ones(values.shape[1:], bool)
+    curves = voxel_curves([histogram(v, brain, t) for v, t in zip(values, label, strict=True)])
+    assert len(curves.recall) < 300
+    area = np.trapezoid(curves.recall, curves.false_positive_rate)
+    assert area == pytest.approx(roc_auc_score(label.ravel(), values.ravel()), abs=2e-3)
+    assert voxel_curves([]) is None
+
+
+def test_report_draws_curves_distributions_and_the_place_among_healthy_scans(cohort):
+    record = {"hashes": {"model": "ab" * 32}, "calibration": {"case_scores": [0.2, 0.4], "threshold": 0.6}}
+    (cohort.out / "run.json").write_text(json.dumps(record))
+    text = write_report(cohort.out, cohort.root / "r.html", reference=cohort.reference).read_text()
+    check(text)
+    assert text.count('class="curve"') == 4  # ROC and precision-recall, of voxels and of scans
+    assert text.count("this scan (1)") == 4
+    assert "healthy, calibration (2)" in text
+    assert "case_scores" not in text
+    (cohort.out / "run.json").write_text(json.dumps(record | {"hashes": {"model": "other"}}))
+    assert "this scan (1)" not in write_report(cohort.out, cohort.root / "r.html").read_text()
+
+
+def test_charts_escape_names():
+    text = strip_chart([Group("<b>", [("&", 0.5)], "scan")], "unit <x>")
+    assert "<b>" not in text
+    assert "&lt;b&gt;" in text
 
 
 def test_large_pictures_are_thinned():
@@ -137,7 +245,7 @@ def test_report_without_reference_asks_for_one(cohort):
     check(text)
     assert "maediff evaluate" in text
     assert "Truth" not in re.sub(r"<footer>.*", "", text, flags=re.DOTALL).split("<main>")[1].split("<script>")[0]
-    assert text.count("<img ") == 4 * 4
+    assert text.count("<img ") == 4 * 4 * 3  # scans, pictures and planes
 
 
 def test_metrics_can_be_given_as_folder_or_values(cohort):

@@ -1,4 +1,4 @@
-"""Pictures for the report: axial slices in radiological orientation, as PNG data URIs."""
+"""Pictures for the report: slices in three planes, in radiological orientation, as PNG data URIs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,26 @@ TRUTH_COLOUR = (0, 200, 220)  # told apart from the mask's with every common col
 MARGIN_MM = 8.0
 MAX_PIXELS = 320
 
+PLANES = ("axial", "coronal", "sagittal")
+"""Planes of the pictures, in the order in which they are shown."""
+
+_LAYOUT = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}  # world axis of slice, row and column
 _OVERLAY_OPACITY = 0.6
 _TOP_SHARE = 0.01
+_PLACE_MM = 3.0  # standard deviation of the smoothing that keeps one noisy voxel from being the place
 Bytes = npt.NDArray[np.uint8]
 _orientations: Any = nib.orientations  # without type hints upstream
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a picture lies: one axial slice, cropped to the brain.
+    """Where a picture lies: one slice of a plane, cropped to the brain.
 
     Attributes:
-        slice_index: Slice, counted from the feet along the axis closest to axial.
-        n_slices: Slices of the scan.
-        rows: Crop, from front to back.
-        columns: Crop, from the patient's right to left.
+        slice_index: Slice of the plane, in the order of :func:`plane_slices`.
+        n_slices: Slices of the scan in that plane.
+        rows: Crop, from the top of the picture.
+        columns: Crop, from the left of the picture.
         aspect: Width over height of the crop, in mm.
     """
 
@@ -46,34 +51,38 @@ class Frame:
     aspect: float
 
     def cut(self, planes: FloatArray) -> npt.NDArray[Any]:
-        """Take the picture's pixels (H, W) out of axial planes, every n-th where there are too many."""
+        """Take the picture's pixels (H, W) out of a plane's slices, every n-th where there are too many."""
         picture = planes[self.slice_index, self.rows, self.columns]
         step = math.ceil(max(picture.shape) / MAX_PIXELS)
         return picture[::step, ::step]
 
 
-def axial_planes(data: npt.NDArray[Any], affine: FloatArray) -> npt.NDArray[Any]:
-    """Turn a volume into axial pictures as radiologists hang them.
+def plane_slices(data: npt.NDArray[Any], affine: FloatArray, plane: str = "axial") -> npt.NDArray[Any]:
+    """Turn a volume into the pictures of one plane, as radiologists hang them.
 
     The voxel axes closest to right-left, front-back and feet-head are found from the affine; nothing is resampled.
 
     Args:
         data: Volume (X, Y, Z), any orientation.
         affine: Voxel to RAS mm (4, 4).
+        plane: One of :data:`PLANES`.
 
     Returns:
-        Planes (S, H, W) from the feet up; row 0 is the front, column 0 the patient's right.
+        Pictures (S, H, W). Axial: from the feet up; row 0 is the front, column 0 the patient's right. Coronal: from
+        the back to the front; row 0 is the top, column 0 the patient's right. Sagittal: from the patient's left to
+        the right; row 0 is the top, column 0 the front.
     """
     canonical = _orientations.apply_orientation(data, _orientations.io_orientation(affine))
-    planes: npt.NDArray[Any] = canonical[::-1, ::-1, :].transpose(2, 1, 0)
-    return planes
+    pictures: npt.NDArray[Any] = canonical.transpose(_LAYOUT[plane])[:, ::-1, ::-1]
+    return pictures
 
 
-def plane_spacing_mm(affine: FloatArray) -> tuple[float, float]:
-    """Pixel height and width of the axial pictures, mm."""
+def plane_spacing_mm(affine: FloatArray, plane: str = "axial") -> tuple[float, float]:
+    """Pixel height and width of a plane's pictures, mm."""
     axes = _orientations.io_orientation(affine)[:, 0]
     spacing = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
-    width, height = (float(spacing[int(np.flatnonzero(axes == world)[0])]) for world in (0, 1))
+    _, rows, columns = _LAYOUT[plane]
+    height, width = (float(spacing[int(np.flatnonzero(axes == world)[0])]) for world in (rows, columns))
     return height, width
 
 
@@ -83,11 +92,37 @@ def most_anomalous_slice(planes: FloatArray) -> int:
     Args:
         planes: Anomaly map (S, H, W), zero outside the brain.
     """
-    inside = planes[planes > 0]
-    if inside.size == 0:
+    if not (planes > 0).any():
         return len(planes) // 2
-    limit = np.quantile(inside, 1 - _TOP_SHARE)
-    return int(np.argmax(np.where(planes >= limit, planes, 0).sum(axis=(1, 2))))
+    return int(np.argmax(_highest(planes).sum(axis=(1, 2))))
+
+
+def most_anomalous_place(values: FloatArray, affine: FloatArray) -> dict[str, int]:
+    """Find where the highest 1 % of map values lie most densely, and the slice of each plane through that place.
+
+    Args:
+        values: Anomaly map (X, Y, Z), zero outside the brain.
+        affine: Voxel to RAS mm (4, 4).
+
+    Returns:
+        Slice index of each plane, in the order of :func:`plane_slices`; the middle of an empty map.
+    """
+    from scipy import ndimage
+
+    axial = plane_slices(values, affine)
+    place = tuple(length // 2 for length in axial.shape)
+    if (axial > 0).any():
+        spacing = (plane_spacing_mm(affine, "coronal")[0], *plane_spacing_mm(affine))
+        dense = ndimage.gaussian_filter(_highest(axial), [_PLACE_MM / step for step in spacing])
+        place = tuple(int(index) for index in np.unravel_index(int(np.argmax(dense)), dense.shape))
+    depth, row, column = place
+    return {"axial": depth, "coronal": axial.shape[1] - 1 - row, "sagittal": axial.shape[2] - 1 - column}
+
+
+def _highest(values: FloatArray) -> FloatArray:
+    limit = np.quantile(values[values > 0], 1 - _TOP_SHARE)
+    highest: FloatArray = np.where(values >= limit, values, 0)
+    return highest
 
 
 def frame_around(brain: BoolArray, slice_index: int, pixel_mm: tuple[float, float]) -> Frame:

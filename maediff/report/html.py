@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,14 +15,16 @@ from jinja2 import Environment, StrictUndefined
 
 from maediff import __version__
 from maediff.errors import InputError
-from maediff.evaluation.evaluate import METRICS_FILE, PER_CASE_FILE, measure
+from maediff.evaluation.evaluate import METRICS_FILE, PER_CASE_FILE, Evaluation, measure
 from maediff.evaluation.outputs import FINISHED, OutputCase, read_outputs
 from maediff.evaluation.reference import Reference
+from maediff.report.cohort import curve_charts, distribution, placed_among_healthy
 from maediff.report.figures import gradient
 from maediff.report.pictures import build_gallery
 from maediff.store import read_json, write_text
 from maediff.tables import read_table
 
+logger = logging.getLogger(__name__)
 MAX_PICTURES = 24
 METRICS = {
     "auroc": "AUROC",
@@ -110,7 +113,9 @@ def write_report(
     out_dir, report_path = Path(out_dir), Path(report_path)
     cases = read_outputs(out_dir)
     truths = Reference(Path(reference)) if reference is not None else None
-    figures, per_case = _figures(out_dir, reference, metrics)
+    evaluation = _measured(out_dir, reference, metrics)
+    figures, per_case = _figures(evaluation, metrics)
+    record = read_json(out_dir / "run.json")
     finished = [case for case in cases if case.finished]
     shown = sorted(finished, key=_rank)[:max_pictures]
     gallery = build_gallery(shown, truths)
@@ -129,7 +134,10 @@ def write_report(
         "scored_columns": METRICS if per_case else {},
         "not_scored": figures.get("cases", {}).get("not_scored", []) if figures else [],
         "methods": _methods(table if table is not None else _own_table(figures)),
-        "run": _run(out_dir),
+        "distribution": distribution(finished, record, truths),
+        "placed": {case.case: placed_among_healthy(case, record) for case in shown},
+        "curves": curve_charts(evaluation.cases) if evaluation else [],
+        "run": _run(record),
         "next_steps": _next_steps(cases, figures),
     }
     write_text(report_path, _template().render(context))
@@ -162,8 +170,21 @@ def _rank(case: OutputCase) -> tuple[bool, float, str]:
     return (not case.finished, -case.score if math.isfinite(case.score) else math.inf, case.case)
 
 
+def _measured(out_dir: Path, reference: Path | None, metrics: Mapping[str, Any] | Path | None) -> Evaluation | None:
+    """Compare with the truth where there is one; given metrics need no intervals again, and may be all there is."""
+    if reference is None:
+        return None
+    if metrics is None:
+        return measure(out_dir, Path(reference))
+    try:
+        return measure(out_dir, Path(reference), bootstrap=0)
+    except InputError as error:
+        logger.warning("no curves: %s", error)
+        return None
+
+
 def _figures(
-    out_dir: Path, reference: Path | None, metrics: Mapping[str, Any] | Path | None
+    evaluation: Evaluation | None, metrics: Mapping[str, Any] | Path | None
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Metrics of the cohort and of each case, given or measured."""
     if isinstance(metrics, Mapping):
@@ -177,9 +198,8 @@ def _figures(
         rows = path.with_name(PER_CASE_FILE)
         per_case = read_table(rows, ("case",)).rows if rows.is_file() else []
         return content, {row["case"]: dict(row) for row in per_case}
-    if reference is None:
+    if evaluation is None:
         return {}, {}
-    evaluation = measure(out_dir, Path(reference))
     return evaluation.metrics, {c.case: {**asdict(c.voxel), "lesion": c.lesion or ""} for c in evaluation.cases}
 
 
@@ -276,13 +296,12 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _run(out_dir: Path) -> dict[str, dict[str, str]]:
-    """``run.json`` as sections of name and value; empty where there is none."""
-    record = read_json(out_dir / "run.json")
+def _run(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """``run.json`` as sections of name and value; empty where there is none. Single scores are drawn, not listed."""
     sections: dict[str, dict[str, str]] = {"run": {}}
     for name, value in record.items():
         if isinstance(value, Mapping):
-            sections[str(name)] = {str(key): _text(item) for key, item in value.items()}
+            sections[str(name)] = {str(key): _text(item) for key, item in value.items() if key != "case_scores"}
         else:
             sections["run"][str(name)] = _text(value)
     return {name: rows for name, rows in sections.items() if rows}

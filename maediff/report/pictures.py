@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,19 @@ from maediff.evaluation.outputs import OutputCase
 from maediff.evaluation.reference import Reference
 from maediff.report.figures import (
     MASK_COLOUR,
+    PLANES,
     TRUTH_COLOUR,
-    Frame,
-    axial_planes,
     data_uri,
     frame_around,
     grey,
     heat,
-    most_anomalous_slice,
+    most_anomalous_place,
     overlay,
+    plane_slices,
     plane_spacing_mm,
     scale_top,
 )
+from maediff.report.findings import Findings, locate
 from maediff.volume import Volume, read_mask, read_nifti
 
 logger = logging.getLogger(__name__)
@@ -35,20 +36,26 @@ _TOP_PERCENTILE = 99.9  # of a map's brain voxels: where the shared colour scale
 _WINDOW = (0.5, 99.8)  # grey window, percentiles of the scan within the brain
 
 
+_SIDES = {"axial": ("R", "A"), "coronal": ("R", "S"), "sagittal": ("A", "S")}  # left and upper edge of the picture
+_COUNTED_FROM = {"axial": "below", "coronal": "the back", "sagittal": "the patient's left"}
+
+
 @dataclass(frozen=True)
 class View:
     """One row of pictures: a slice of one scan, and why this slice.
 
     Attributes:
-        reason: In words.
-        place: Which slice, in words.
+        plane: "axial", "coronal" or "sagittal".
+        place: Which slice, and why, in words.
         aspect: Width over height.
+        sides: Letters of the left and the upper edge.
         panels: Title and data URI of each picture.
     """
 
-    reason: str
+    plane: str
     place: str
     aspect: float
+    sides: tuple[str, str]
     panels: list[tuple[str, str]]
 
 
@@ -59,66 +66,97 @@ class Gallery:
     Attributes:
         views: Views of each case, by its id.
         top: Upper end of the shared colour scale.
+        findings: Where the anomalous volume of each case lies; none for cases without a mask.
         notes: What could not be shown, by case id.
     """
 
     views: dict[str, list[View]]
     top: float
+    findings: dict[str, Findings]
     notes: dict[str, str]
 
 
-@dataclass
-class _Planes:
-    """What a scan's pictures are cut from; arrays (h, w), already cropped, one a view."""
+@dataclass(frozen=True)
+class _Slice:
+    """A slice that is to be drawn; ``parts`` are arrays (h, w), already cropped."""
 
+    plane: str
+    place: str
     aspect: float
+    parts: dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What a scan's pictures are drawn from."""
+
     top: float
     window: tuple[float, float]
-    views: list[tuple[str, str, dict[str, npt.NDArray[Any]]]] = field(default_factory=list)
+    slices: list[_Slice]
+    findings: Findings | None
 
 
 def build_gallery(cases: Sequence[OutputCase], reference: Reference | None) -> Gallery:
     """Render the pictures of finished cases.
 
-    Shown are the slice that holds most of the highest map values and, where the reference marks a lesion that this
-    slice misses, the slice with most of the lesion.
+    Shown are the three planes through the place where the highest map values lie most densely and, where the reference
+    marks a lesion that none of them meets, the axial slice with most of the lesion.
 
     Args:
         cases: Finished cases.
         reference: Truths, if known.
     """
-    planes: dict[str, _Planes] = {}
+    scans: dict[str, _Scan] = {}
     notes: dict[str, str] = {}
     for case in cases:
         try:
-            planes[case.case], note = _extract(case, reference)
+            scans[case.case], note = _extract(case, reference)
         except MAEDiffError as error:
             logger.warning("no pictures of %s: %s", case.case, error)
             note = f"No pictures: {error}"
         if note:
             notes[case.case] = note
     thresholds = [case.threshold for case in cases if case.threshold is not None]
-    top = scale_top([item.top for item in planes.values()], max(thresholds, default=None))
-    return Gallery({name: _render(item, top) for name, item in planes.items()}, top, notes)
+    top = scale_top([scan.top for scan in scans.values()], max(thresholds, default=None))
+    views = {name: [_render(item, scan.window, top) for item in scan.slices] for name, scan in scans.items()}
+    findings = {name: scan.findings for name, scan in scans.items() if scan.findings}
+    return Gallery(views, top, findings, notes)
 
 
-def _extract(case: OutputCase, reference: Reference | None) -> tuple[_Planes, str]:
+def _extract(case: OutputCase, reference: Reference | None) -> tuple[_Scan, str]:
     volume = read_nifti(case.files["anomaly"])
     layers, note = _layers(case, volume, reference)
-    planes = {name: axial_planes(data, volume.affine) for name, data in layers.items()}
-    brain = planes["map"] > 0
-    first = most_anomalous_slice(planes["map"])
-    frame = frame_around(brain, first, plane_spacing_mm(volume.affine))
-    shown = planes.get("scan", planes.get("reconstruction", planes["map"]))
-    inside = shown[brain] if brain.any() else shown
-    low, high = np.percentile(inside, _WINDOW)
-    top = float(np.percentile(planes["map"][brain], _TOP_PERCENTILE)) if brain.any() else 0.0
-    result = _Planes(frame.aspect, top, (min(0.0, float(low)) if low < 0 else float(low) * 0.5, float(high)))
-    for reason, index in _slices(planes, first):
-        here = Frame(index, frame.n_slices, frame.rows, frame.columns, frame.aspect)
-        place = f"slice {index + 1} of {frame.n_slices} from below"
-        result.views.append((reason, place, {name: here.cut(data) for name, data in planes.items()}))
-    return result, note
+    values, affine = layers["map"], volume.affine
+    brain = values > 0
+    shown = layers.get("scan", layers.get("reconstruction", values))
+    low, high = np.percentile(shown[brain] if brain.any() else shown, _WINDOW)
+    window = (min(0.0, float(low)) if low < 0 else float(low) * 0.5, float(high))
+    top = float(np.percentile(values[brain], _TOP_PERCENTILE)) if brain.any() else 0.0
+    place = most_anomalous_place(values, affine)
+    slices = [_cut(layers, affine, plane, place[plane]) for plane in PLANES]
+    truth = layers.get("truth")
+    if truth is not None and truth.any() and not any(item.parts["truth"].any() for item in slices):
+        largest = int(plane_slices(truth, affine).sum(axis=(1, 2)).argmax())
+        slices.append(_cut(layers, affine, "axial", largest, "with most of the lesion, which the map missed, "))
+    findings = None
+    if "mask" in layers:
+        inside = layers["reconstruction"] != 0 if "reconstruction" in layers else brain
+        findings = locate(layers["mask"], inside, affine)
+    return _Scan(top, window, slices, findings), note
+
+
+def _cut(
+    layers: dict[str, npt.NDArray[Any]],
+    affine: npt.NDArray[Any],
+    plane: str,
+    index: int,
+    why: str = "",
+) -> _Slice:
+    brain = layers["map"] > 0
+    frame = frame_around(plane_slices(brain, affine, plane), index, plane_spacing_mm(affine, plane))
+    parts = {name: frame.cut(plane_slices(data, affine, plane)) for name, data in layers.items()}
+    place = f"slice {why}{index + 1} of {frame.n_slices} from {_COUNTED_FROM[plane]}"
+    return _Slice(plane, place, frame.aspect, parts)
 
 
 def _layers(case: OutputCase, volume: Volume, reference: Reference | None) -> tuple[dict[str, npt.NDArray[Any]], str]:
@@ -147,16 +185,8 @@ def _layers(case: OutputCase, volume: Volume, reference: Reference | None) -> tu
     return layers, " ".join(notes)
 
 
-def _slices(planes: dict[str, npt.NDArray[Any]], first: int) -> list[tuple[str, int]]:
-    chosen = [("most anomalous slice", first)]
-    truth = planes.get("truth")
-    if truth is not None and truth.any() and not truth[first].any():
-        chosen.append(("slice with most of the lesion", int(truth.sum(axis=(1, 2)).argmax())))
-    return chosen
-
-
-def _render(item: _Planes, top: float) -> list[View]:
-    return [View(reason, place, item.aspect, _panels(parts, item.window, top)) for reason, place, parts in item.views]
+def _render(item: _Slice, window: tuple[float, float], top: float) -> View:
+    return View(item.plane, item.place, item.aspect, _SIDES[item.plane], _panels(item.parts, window, top))
 
 
 def _panels(parts: dict[str, npt.NDArray[Any]], window: tuple[float, float], top: float) -> list[tuple[str, str]]:

@@ -11,12 +11,12 @@ import numpy.typing as npt
 from maediff.inference.predictor import AnomalyResult
 from maediff.report.figures import (
     MASK_COLOUR,
-    axial_planes,
     frame_around,
     grey,
     heat,
     most_anomalous_slice,
     overlay,
+    plane_slices,
     plane_spacing_mm,
     scale_top,
 )
@@ -49,7 +49,7 @@ def preview_panels(result: AnomalyResult) -> list[npt.NDArray[np.uint8]]:
     affine = result.volume.affine
 
     def planes(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return axial_planes(data, affine)
+        return plane_slices(data, affine)
 
     anomaly, brain = planes(result.anomaly), planes(result.brain_mask)
     frame = frame_around(brain, most_anomalous_slice(anomaly), plane_spacing_mm(affine))

@@ -1,0 +1,122 @@
+"""Small line and dot charts as inline SVG, coloured by the page's own style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy.typing as npt
+
+_SIZE, _LEFT, _BOTTOM, _TOP = 230, 44, 36, 8  # pixels of the plot's square and its margins
+_LABELS, _ROW = 140, 40  # pixels of a strip chart
+
+
+@dataclass(frozen=True)
+class Group:
+    """Dots of a strip chart that share a row.
+
+    Attributes:
+        name: Of the row.
+        points: Label and value of each dot.
+        style: CSS class: "healthy" or "scan".
+    """
+
+    name: str
+    points: Sequence[tuple[str, float]]
+    style: str
+
+
+def unit_chart(
+    x: npt.NDArray[Any], y: npt.NDArray[Any], labels: tuple[str, str], *, chance: tuple[float, float]
+) -> str:
+    """Draw a curve in the unit square.
+
+    Args:
+        x: Values from 0 to 1.
+        y: Values from 0 to 1.
+        labels: Of the axes.
+        chance: Heights at x = 0 and x = 1 of the line that guessing gives.
+
+    Returns:
+        SVG; labels are escaped.
+    """
+    right, base = _LEFT + _SIZE, _TOP + _SIZE
+
+    def at(across: float, up: float) -> str:
+        return f"{_LEFT + _SIZE * across:.1f},{base - _SIZE * up:.1f}"
+
+    grid = "".join(
+        f'<path class="grid" d="M{at(v, 0)} L{at(v, 1)} M{at(0, v)} L{at(1, v)}"/>'
+        f'<text x="{_LEFT + _SIZE * v:.0f}" y="{base + 14}" text-anchor="middle">{v:g}</text>'
+        f'<text x="{_LEFT - 6}" y="{base - _SIZE * v + 4:.0f}" text-anchor="end">{v:g}</text>'
+        for v in (0.0, 0.5, 1.0)
+    )
+    line = " ".join(at(float(a), float(b)) for a, b in zip(x, y, strict=True))
+    return (
+        f'<svg class="chart" viewBox="0 0 {right + 10} {base + _BOTTOM}" width="{right + 10}" role="img" '
+        f'aria-label="{escape(labels[1])} against {escape(labels[0])}">{grid}'
+        f'<path class="chance" d="M{at(0, chance[0])} L{at(1, chance[1])}"/><polyline class="curve" points="{line}"/>'
+        f'<text x="{_LEFT + _SIZE / 2:.0f}" y="{base + 32}" text-anchor="middle">{escape(labels[0])}</text>'
+        f'<text transform="translate(12 {_TOP + _SIZE / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(labels[1])}'
+        "</text></svg>"
+    )
+
+
+def strip_chart(groups: Sequence[Group], unit: str, width: int = 640) -> str:
+    """Draw one row of dots a group on a shared axis from zero up.
+
+    Args:
+        groups: Rows, from the top.
+        unit: Label of the axis.
+        width: Of the chart, pixels.
+
+    Returns:
+        SVG; labels are escaped.
+    """
+    top = nice_top(max(value for group in groups for _, value in group.points))
+    height = _ROW * len(groups)
+    across = width - _LABELS - 20
+
+    def at(value: float) -> float:
+        return _LABELS + across * min(max(value, 0.0), top) / top
+
+    parts = [
+        f'<path class="grid" d="M{at(top * k / 4):.1f},0 V{height}"/><text x="{at(top * k / 4):.1f}" y="{height + 15}" '
+        f'text-anchor="middle">{top * k / 4:.3g}</text>'
+        for k in range(5)
+    ]
+    for row, group in enumerate(groups):
+        middle = _ROW * row + _ROW / 2
+        parts.append(f'<text class="row" x="0" y="{middle + 4:.0f}">{escape(group.name)} ({len(group.points)})</text>')
+        parts += [
+            f'<circle class="{group.style}" cx="{at(value):.1f}" cy="{middle + _jitter(index):.1f}" r="5">'
+            f"<title>{escape(label)}: {value:.3f}</title></circle>"
+            for index, (label, value) in enumerate(group.points)
+        ]
+    return (
+        f'<svg class="chart strip" width="{width}" viewBox="0 0 {width} {height + 36}" role="img" '
+        f'aria-label="{escape(unit)}">'
+        f'{"".join(parts)}<text x="{_LABELS + across / 2:.0f}" y="{height + 32}" text-anchor="middle">{escape(unit)}'
+        "</text></svg>"
+    )
+
+
+def nice_top(value: float) -> float:
+    """Round the end of an axis up to 1, 2, 4, 6 or 8 times a power of ten.
+
+    Example:
+        >>> nice_top(0.83), nice_top(0.41), nice_top(0.0)
+        (1.0, 0.6, 1.0)
+    """
+    if not value > 0:
+        return 1.0
+    unit = 10.0 ** math.floor(math.log10(value))
+    return float(f"{next(step for step in (1, 2, 4, 6, 8, 10) if step * unit >= value * (1 - 1e-9)) * unit:.3g}")
+
+
+def _jitter(index: int) -> float:
+    """Keep neighbours in a row apart, the same way each time."""
+    return float((index * 5) % 13 - 6)

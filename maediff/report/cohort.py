@@ -1,0 +1,105 @@
+"""Charts of a cohort: scan-level scores beside those of healthy scans, ROC and precision-recall curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from maediff.errors import InputError
+from maediff.evaluation.curves import Curves, scan_curves, voxel_curves
+from maediff.evaluation.evaluate import SCORED, CaseResult
+from maediff.evaluation.outputs import OutputCase
+from maediff.evaluation.reference import Reference
+from maediff.report.charts import Group, strip_chart, unit_chart
+
+_UNIT = "scan-level score: mean of the highest 1 % of the map"
+
+
+@dataclass(frozen=True)
+class CurvePair:
+    """ROC and precision-recall curve of the same items, as SVG, and what they are of."""
+
+    title: str
+    roc: str
+    precision_recall: str
+
+
+def distribution(cases: Sequence[OutputCase], record: Mapping[str, Any], truths: Reference | None) -> str | None:
+    """Draw the scores of all scans, by kind where the truth is known, below those of the healthy calibration scans.
+
+    Args:
+        cases: Finished cases.
+        record: ``run.json`` of the run.
+        truths: Reference, if there is one.
+
+    Returns:
+        SVG, or None where no scan has a score.
+    """
+    kinds: dict[str, list[tuple[str, float]]] = {}
+    for case in cases:
+        if np.isfinite(case.score):
+            kinds.setdefault(_kind(case, truths), []).append((case.case, case.score))
+    if not kinds:
+        return None
+    healthy = [("healthy calibration scan", score) for score in healthy_scores(record)]
+    rows = [Group("healthy, calibration", healthy, "healthy")] if healthy else []
+    rows += [Group(kind, points, "scan") for kind, points in sorted(kinds.items())]
+    return strip_chart(rows, _UNIT)
+
+
+def placed_among_healthy(case: OutputCase, record: Mapping[str, Any]) -> str | None:
+    """Draw one scan's score below those of the healthy calibration scans.
+
+    Returns:
+        SVG, or None where the run's calibration is unknown or not that of this scan's map.
+    """
+    scores = healthy_scores(record)
+    same = (record.get("hashes") or {}).get("model") == case.sidecar.get("model_hash")
+    if not (scores and same and np.isfinite(case.score)):
+        return None
+    healthy = Group("healthy scans", [("healthy calibration scan", score) for score in scores], "healthy")
+    return strip_chart([healthy, Group("this scan", [(case.case, case.score)], "scan")], "scan-level score", 500)
+
+
+def healthy_scores(record: Mapping[str, Any]) -> list[float]:
+    """Scores of the healthy calibration scans, from ``run.json``; empty where it has none."""
+    calibration = record.get("calibration")
+    return [float(score) for score in calibration.get("case_scores", [])] if isinstance(calibration, Mapping) else []
+
+
+def curve_charts(results: Sequence[CaseResult]) -> list[CurvePair]:
+    """Draw ROC and precision-recall curves, of voxels and of scans, as far as both kinds are there.
+
+    Args:
+        results: Scans compared with the truth.
+    """
+    scored = [result for result in results if result.status == SCORED and result.histogram is not None]
+    voxels = voxel_curves([result.histogram for result in scored if result.histogram is not None])
+    scans = scan_curves([result.score for result in scored], [bool(result.has_lesion) for result in scored])
+    pairs = (
+        (f"Voxels of {len(scored)} scans together: lesion against the rest of the brain", voxels),
+        (f"{len(scored)} scans: with a lesion against healthy", scans),
+    )
+    return [_pair(title, curves) for title, curves in pairs if curves]
+
+
+def _pair(title: str, curves: Curves) -> CurvePair:
+    roc_labels = ("false-positive rate", "true-positive rate")
+    return CurvePair(
+        title,
+        unit_chart(curves.false_positive_rate, curves.recall, roc_labels, chance=(0.0, 1.0)),
+        unit_chart(curves.recall, curves.precision, ("recall", "precision"), chance=(curves.prevalence,) * 2),
+    )
+
+
+def _kind(case: OutputCase, truths: Reference | None) -> str:
+    if truths is None:
+        return "this cohort"
+    try:
+        truth = truths.find(case)
+    except InputError:
+        return "truth unknown"
+    return truth.lesion or ("lesion" if truth.label else "healthy")
