@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from maediff.errors import ConfigError
 
 Unit = Field(ge=0.0, le=1.0)
+Method = Literal[
+    "maediff", "intensity", "zscore", "ae", "vae", "dae", "ddpm", "pddpm", "cddpm", "latent_diffusion", "autoddpm"
+]
+METHODS: tuple[str, ...] = get_args(Method)
+UNTRAINED = frozenset({"intensity", "zscore"})
+"""Methods without a network."""
 
 
 class Section(BaseModel):
@@ -81,6 +87,12 @@ class DiffusionConfig(Section):
     noise: Literal["gaussian", "simplex", "coarse"] = "gaussian"
     sampler: Literal["single_step", "ddim", "ancestral"] = "single_step"
     sampler_steps: int = Field(10, ge=1, description="Steps of the ddim sampler; ancestral takes them all.")
+    variance: Literal["posterior", "beta", "learned"] = Field(
+        "posterior", description="Variance of ancestral steps: beta~, beta, or learned between them (method ddpm)."
+    )
+    bound_weight: float = Field(
+        0.0, ge=0.0, description="Weight of the variational bound beside the loss (method ddpm); 0: none."
+    )
 
     @model_validator(mode="after")
     def _within_chain(self) -> DiffusionConfig:
@@ -121,6 +133,21 @@ class ModelConfig(Section):
         if self.mae_width % (2 * self.mae_heads):
             raise ValueError(f"mae_width {self.mae_width} must be a multiple of 2 x mae_heads = {2 * self.mae_heads}")
         return self
+
+
+class PeerConfig(Section):
+    """What the methods that MAEDiff is compared with need besides the sections above."""
+
+    latent: int = Field(128, ge=1, description="Size of the code of vae, of the embedding of cddpm.")
+    latent_channels: int = Field(4, ge=1, description="Channels of the latent image of latent_diffusion.")
+    latent_levels: int = Field(2, ge=1, description="Halvings from the slice to the latent image.")
+    kl_weight: float = Field(1e-4, ge=0.0, description="Weight of vae's KL divergence against the mean error.")
+    noise_std: float = Field(0.4, gt=0.0, description="Standard deviation of the coarse noise of dae, working units.")
+    suspect_quantile: float = Field(
+        0.95, gt=0.0, lt=1.0, description="autoddpm: residuals above this quantile of healthy ones are repainted."
+    )
+    repaint_timestep: int = Field(50, ge=1, description="autoddpm: timestep from which stitched slices are harmonised.")
+    repaint_rounds: int = Field(5, ge=1, description="autoddpm: how often each harmonising step is repeated.")
 
 
 class TrainConfig(Section):
@@ -179,6 +206,7 @@ class ScoreConfig(Section):
 class Config(Section):
     """The whole configuration of a model."""
 
+    method: Method = Field("maediff", description="maediff, or a method to compare it with (docs/baselines.md).")
     data: DataConfig = DataConfig()
     partition: PartitionConfig = PartitionConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -186,6 +214,32 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
     score: ScoreConfig = ScoreConfig()
+    peer: PeerConfig = PeerConfig()
+
+    @property
+    def noise(self) -> Literal["gaussian", "simplex", "coarse"]:
+        """Noise that training and inference draw: that of `diffusion.noise`, but a DAE's is coarse by definition."""
+        return "coarse" if self.method == "dae" else self.diffusion.noise
+
+    @model_validator(mode="after")
+    def _method_allows(self) -> Config:
+        kind = self.diffusion
+        if self.method in {"vae", "latent_diffusion"} and kind.noise != "gaussian":
+            raise ValueError(f"method {self.method} needs diffusion.noise gaussian, not {kind.noise!r}")
+        if self.method != "ddpm" and (kind.variance == "learned" or kind.bound_weight):
+            raise ValueError(
+                f"diffusion.variance=learned and diffusion.bound_weight go with method ddpm, not {self.method!r}"
+            )
+        if kind.variance == "learned" and not kind.bound_weight:
+            raise ValueError("diffusion.variance=learned is trained by the bound alone: set diffusion.bound_weight")
+        if 4 * self.peer.latent_channels > 4**self.peer.latent_levels:
+            raise ValueError(
+                f"{self.peer.latent_channels} latent channels after {self.peer.latent_levels} halvings exceed a "
+                "quarter of the slice; use fewer channels or more levels (peer.latent_channels, peer.latent_levels)"
+            )
+        if self.method == "autoddpm" and self.peer.repaint_timestep > kind.timesteps:
+            raise ValueError(f"peer.repaint_timestep {self.peer.repaint_timestep} is above timesteps {kind.timesteps}")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
@@ -259,9 +313,22 @@ def dump_yaml(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """Hash what shapes a result: SHA-256 over the canonical JSON of the configuration."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    """Hash what shapes a result: SHA-256 over the canonical JSON of the configuration.
+
+    Settings that came later are left out where they stand at their defaults, so that earlier hashes stay valid.
+    """
+    tree, defaults = config.model_dump(mode="json"), Config().model_dump(mode="json")
+    for *sections, name in _LATER:
+        branch, usual = tree, defaults
+        for section in sections:
+            branch, usual = branch[section], usual[section]
+        if branch[name] == usual[name]:
+            del branch[name]
+    text = json.dumps(tree, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+_LATER = (("method",), ("train", "lesion_weight"), ("peer",), ("diffusion", "variance"), ("diffusion", "bound_weight"))
 
 
 def _overridden(tree: dict[str, Any], overrides: Iterable[str]) -> Config:
@@ -295,7 +362,7 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
 def _assign(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
-    if not (equals and dot and name):
+    if not (equals and dot and name) and not (equals and section == "method"):
         raise ConfigError(f"override {override!r} is not of the form section.key=value, for example train.lr=1e-4")
     try:
         value = yaml.safe_load(text)
@@ -303,6 +370,9 @@ def _assign(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"value of override {override!r} is not valid YAML: {error}") from error
     if isinstance(value, str) and _is_number(value):
         value = float(value)  # YAML 1.1 reads 1e-4 as text
+    if not dot:
+        tree[section] = value
+        return
     branch = tree.setdefault(section, {})
     if not isinstance(branch, dict):
         raise ConfigError(f"section {section!r} holds {branch!r}; it must be a mapping")

@@ -84,6 +84,11 @@ def eps_from_x0(x_t: Tensor, x0: Tensor, abar_t: Tensor) -> Tensor:
     return (x_t - abar_t.sqrt() * x0) / (1 - abar_t).sqrt()
 
 
+def score_from_x0(x_t: Tensor, x0: Tensor, abar_t: Tensor) -> Tensor:
+    """Gradient of log q(x_t | x_0), the score: ``-eps / sqrt(1 - abar_t)`` (Song and Ermon 2019)."""
+    return -eps_from_x0(x_t, x0, abar_t) / (1 - abar_t).sqrt()
+
+
 def target(objective: str, x_t: Tensor, x0: Tensor, abar_t: Tensor, abar_s: Tensor) -> Tensor:
     """Express `x0` as what a network with the given objective predicts.
 
@@ -206,3 +211,46 @@ def sample(
         else:
             x_t = ancestral_step(x_t, x0, abar_t, abar_s, draw_noise(s))
     raise ValueError(f"timesteps {list(times)} must have two entries at least and end in 0")
+
+
+def langevin(
+    denoise: Denoiser,
+    x_t: Tensor,
+    abar: Tensor,
+    times: Sequence[int],
+    draw_noise: Callable[[int, int], Tensor],
+    *,
+    steps: int = 10,
+    step_size: float = 0.1,
+) -> Tensor:
+    """Walk down the noise levels by annealed Langevin dynamics, the score view (Song and Ermon 2019, Algorithm 1).
+
+    In their scaling ``y = x_t / sqrt(abar_t) = x_0 + sigma_t eps`` with ``sigma_t^2 = (1 - abar_t) / abar_t`` and score
+    ``s(y) = (x^_0 - y) / sigma_t^2``, each level takes `steps` times ``y <- y + alpha / 2 s(y) + sqrt(alpha) z`` with
+    ``alpha = step_size sigma_t^2``. Their noise stays in the last sample; here the last estimate of x_0 is returned, as
+    Jolicoeur-Martineau et al. 2020 advise.
+
+    Args:
+        denoise: Estimates x_0 from (x_t, t).
+        x_t: Image at level ``times[0]``.
+        abar: Schedule table.
+        times: Decreasing timesteps, 1 at least; a 0 at the end is left out.
+        draw_noise: Fresh noise for (t, step).
+        steps: Langevin steps a level.
+        step_size: alpha as a share of the noise's variance.
+
+    Returns:
+        Estimate of x_0, of the shape of `x_t`.
+    """
+    y = x_t / level(abar, torch.tensor(times[:1]), x_t).sqrt()
+    estimate = y
+    for t in (t for t in times if t > 0):
+        abar_t = level(abar, torch.tensor([t]), x_t)
+        size = step_size * (1 - abar_t) / abar_t
+        for step in range(steps):
+            estimate = denoise(abar_t.sqrt() * y, t)
+            # the score of y is that of x_t times sqrt(abar_t)
+            score = abar_t.sqrt() * score_from_x0(abar_t.sqrt() * y, estimate, abar_t)
+            y = y + size / 2 * score + size.sqrt() * draw_noise(t, step)
+        estimate = denoise(abar_t.sqrt() * y, t)
+    return estimate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from maediff import __version__
 from maediff.calibration import Calibration, calibrate
-from maediff.config import Config, config_hash, dump_yaml, load_config, override
+from maediff.config import UNTRAINED, Config, config_hash, dump_yaml, load_config, override
 from maediff.data.cases import Case, find_cases
 from maediff.data.cases import shard as shard_of
 from maediff.data.slices import SliceSet, healthy_slices
@@ -32,6 +33,7 @@ from maediff.inference.cohort import (
 )
 from maediff.inference.cost import Cost, estimate_cost
 from maediff.inference.predictor import AnomalyResult, BoolArray, FloatArray, load_model
+from maediff.inference.untrained import untrained_weights
 from maediff.locking import folder_lock
 from maediff.provenance import run_record, write_run
 from maediff.report.preview import write_preview
@@ -134,17 +136,20 @@ def _train(
     training = healthy_slices(learn, config.data, cache)
     validation = healthy_slices(held_out, config.data, cache)
     log.info("%s", describe_slices(training, validation))
-    initial = load_model_folder(resolve_model(config.train.init)).weights if config.train.init else None
-    result = fit(
-        config,
-        training,
-        validation,
-        run_dir,
-        device=chosen,
-        resume=resume,
-        initial=initial,
-        on_progress=on_progress,
-    )
+    if config.method in UNTRAINED:
+        result = FitResult(untrained_weights(config, learn), math.nan, 0, math.nan)
+    else:
+        initial = load_model_folder(resolve_model(config.train.init)).weights if config.train.init else None
+        result = fit(
+            config,
+            training,
+            validation,
+            run_dir,
+            device=chosen,
+            resume=resume,
+            initial=initial,
+            on_progress=on_progress,
+        )
     card = model_card(config, training, validation, result)
     model = run_dir / "model"
     save_model(model, result.weights, config, None, card)
@@ -352,6 +357,8 @@ def describe_slices(training: SliceSet, validation: SliceSet) -> str:
 def model_card(config: Config, training: SliceSet, validation: SliceSet, result: FitResult) -> str:
     """Write the model card that travels with the weights (Hugging Face layout)."""
     spacing, size, batch = config.data.spacing_mm, config.data.size, config.train.batch_size * config.train.accumulate
+    ours = f"masked-autoencoder-enhanced diffusion (arXiv 2401.10561), condition `{config.model.condition}`"
+    method = ours if config.method == "maediff" else f"`{config.method}`, a method to compare MAEDiff with"
     return f"""---
 library_name: maediff
 license: other
@@ -361,11 +368,11 @@ tags: [anomaly-detection, brain-mri, diffusion, masked-autoencoder]
 
 **Research use only.** Not a medical device; its maps show departures from the training scans, not disease.
 
-- Method: masked-autoencoder-enhanced diffusion (arXiv 2401.10561), condition `{config.model.condition}`.
+- Method: {method}.
 - Training data: {describe_slices(training, validation)}.
 - Working grid: {size[0]} x {size[1]} pixels of {spacing:g} mm, axial slices, align `{config.data.align}`.
 - Training: {result.steps} steps of {batch} slices, seed {config.train.seed}.
-- Validation loss (x0, in the patch, working units): {result.best_loss:.4f}.
+- Validation loss (for MAEDiff: x0, in the patch, working units): {result.best_loss:.4f}.
 - Use on scans of the same contrast and preparation; calibrate on healthy scans of your own scanner.
 """
 

@@ -32,7 +32,7 @@ from maediff.evaluation.baselines import (
     relative_intensity,
     zscore_map,
 )
-from maediff.evaluation.bootstrap import histogram, pooled
+from maediff.evaluation.bootstrap import histogram, paired_p_value, pooled
 from maediff.evaluation.case import case_auroc_estimate
 from maediff.evaluation.outputs import read_outputs
 from maediff.evaluation.reference import Reference
@@ -150,6 +150,24 @@ def test_bootstrap_interval_of_the_mean_agrees_with_theory():
     assert found.ci_high == pytest.approx(values.mean() + half, abs=0.02)
     assert found == bootstrap_ci(values, 4000, 0)
     assert found != bootstrap_ci(values, 4000, 1)
+
+
+def test_paired_p_value_agrees_with_the_normal_test():
+    """For many patients it is that of a z-test of the mean difference, whatever the patients' own level."""
+    rng = np.random.default_rng(3)
+    level, gap = rng.normal(0, 5, 200), rng.normal(0.1, 1, 200)
+    z = gap.mean() / (gap.std() / math.sqrt(gap.size))
+    found = paired_p_value(level + gap, level)
+    assert found == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), abs=0.03)
+    assert found == paired_p_value(level, level + gap)
+
+
+def test_paired_p_value_at_its_ends():
+    assert paired_p_value([1, 2, 3], [0, 1, 2], n=99) == 2 / 100
+    assert paired_p_value([1, 2, float("nan")], [1, 2, 0]) == 1.0
+    assert math.isnan(paired_p_value([1.0, float("nan")], [0.0, 0.0]))
+    with pytest.raises(ValueError, match="3 and 2 patients cannot be paired"):
+        paired_p_value([1, 2, 3], [1, 2])
 
 
 def test_bootstrap_draws_a_patients_scans_together():

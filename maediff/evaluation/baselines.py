@@ -44,6 +44,10 @@ class HealthyStatistics:
     count: FloatMap
     affine: npt.NDArray[np.float64]
 
+    def mean_on(self, volume: Volume) -> FloatMap:
+        """Resample the mean to the grid of a scan."""
+        return _on_grid(self.mean, self.affine, volume.data.shape, volume.affine)
+
 
 def relative_intensity(data: FloatArray, mask: BoolArray) -> FloatMap:
     """Scale a scan so that its dark end (1st percentile in the brain) is 0 and its brain median 1; zero outside.

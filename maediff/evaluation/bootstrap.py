@@ -80,6 +80,42 @@ def bootstrap_ci(
     return Estimate(float(array.mean()), low, high, int(array.size))
 
 
+def paired_p_value(ours: npt.ArrayLike, other: npt.ArrayLike, n: int = 10_000, seed: int = 0) -> float:
+    """Test whether two methods differ on the same patients: a two-sided paired bootstrap.
+
+    Patients are drawn with replacement, both methods on the same ones; p is twice the share of resamples whose mean
+    difference lies on the other side of 0, never below ``2 / (n + 1)`` and never above 1.
+
+    Args:
+        ours: One value a patient.
+        other: The other method's, in the same order; patients where either is NaN are left out.
+        n: Resamples.
+        seed: Of the resampling.
+
+    Returns:
+        The p-value; NaN for fewer than two patients.
+
+    Raises:
+        ValueError: The methods have not the same number of patients.
+
+    Example:
+        >>> paired_p_value([0.5, 0.6, 0.7], [0.5, 0.6, 0.7])
+        1.0
+    """
+    first, second = np.asarray(ours, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{first.size} and {second.size} patients cannot be paired; score both methods on the same ones"
+        )
+    gap = first - second
+    gap = gap[np.isfinite(gap)]
+    if gap.size < 2:
+        return NAN
+    means = resample_counts(gap.size, n, seed) @ gap / gap.size
+    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    return min(1.0, 2 * (tail + 1) / (n + 1))
+
+
 @dataclass(frozen=True)
 class VoxelHistogram:
     """One scan's brain voxels, binned finely by score; small enough to keep for a whole cohort.

@@ -14,13 +14,15 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from maediff.calibration import Calibration
 from maediff.config import Config, config_hash, override
 from maediff.errors import ConfigError, InputError, ModelError
 from maediff.hardware import resolve_device, use_bf16
-from maediff.inference.sliding import SlidingReconstructor
-from maediff.models.reconstructor import Reconstructor
+from maediff.inference.untrained import untrained_maps
+from maediff.inference.whole import Engine, engine
+from maediff.models.baselines import Untrained, build_network
 from maediff.preprocess import Prepared, prepare
 from maediff.scoring import anomaly_map, anomaly_mask, case_score, eroded
 from maediff.store import load_model_folder, resolve_model
@@ -118,14 +120,14 @@ class Predictor:
 
     Attributes:
         config: Configuration, overrides included.
-        network: The reconstructor, in eval mode on `device`.
+        network: The network of `config.method`, in eval mode on `device`.
         calibration: Threshold from healthy scans, or None.
         model_hash: Hash of the model folder.
         device: Where it computes.
     """
 
     config: Config
-    network: Reconstructor
+    network: nn.Module
     calibration: Calibration | None
     model_hash: str
     device: torch.device
@@ -136,10 +138,10 @@ class Predictor:
         return config_hash(self.config)
 
     @cached_property
-    def reconstruct(self) -> SlidingReconstructor:
-        """The sliding-window engine."""
+    def reconstruct(self) -> Engine:
+        """The engine that makes slices healthy: sliding windows, or whole slices for methods that take them whole."""
         bf16 = use_bf16(self.device, self.config.infer.precision)
-        return SlidingReconstructor(self.network, self.config, self.device, bf16=bf16)
+        return engine(self.network, self.config, self.device, bf16=bf16)
 
     def predict(
         self,
@@ -184,11 +186,7 @@ class Predictor:
         start = time.perf_counter()
         volume, prepared = scan.volume, scan.prepared
         name = stem_of(volume.source) if volume.source else ""
-        slices, inside = torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask)
-        mean, deviation = self.reconstruct(slices, inside, (seed, name), on_batch)
-        anomaly = self._map(prepared, mean.numpy())
-        reconstruction = prepared.scale.inverse(prepared.to_native(mean.numpy()))
-        reconstruction[~prepared.native_mask] = 0
+        anomaly, reconstruction, deviation = self._maps(volume, prepared, (seed, name), on_batch)
         calibrated = self.calibration
         score = case_score(anomaly, prepared.native_mask)
         return AnomalyResult(
@@ -197,7 +195,7 @@ class Predictor:
             reconstruction=reconstruction,
             brain_mask=prepared.native_mask,
             anomaly_mask=self._mask(anomaly, volume),
-            uncertainty=None if deviation is None else prepared.to_native(deviation.numpy()),
+            uncertainty=deviation,
             score=score,
             score_percentile=calibrated.percentile_of(score) if calibrated else None,
             threshold=calibrated.threshold if calibrated else None,
@@ -205,6 +203,23 @@ class Predictor:
             notes=prepared.notes,
             seconds=scan.seconds + time.perf_counter() - start,
         )
+
+    def _maps(
+        self,
+        volume: Volume,
+        prepared: Prepared,
+        key: tuple[object, ...],
+        on_batch: Callable[[int, int], None] | None,
+    ) -> tuple[FloatArray, FloatArray, FloatArray | None]:
+        """Make anomaly map, reconstruction and uncertainty in native space."""
+        if isinstance(self.network, Untrained):
+            return *untrained_maps(self.network, volume, prepared.native_mask, self.config), None
+        slices, inside = torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask)
+        mean, deviation = self.reconstruct(slices, inside, key, on_batch)
+        reconstruction = prepared.scale.inverse(prepared.to_native(mean.numpy()))
+        reconstruction[~prepared.native_mask] = 0
+        uncertainty = None if deviation is None else prepared.to_native(deviation.numpy())
+        return self._map(prepared, mean.numpy()), reconstruction, uncertainty
 
     def _map(self, prepared: Prepared, healthy: FloatArray) -> FloatArray:
         """Score working slices and bring the map to native space; erosion is repeated there to keep its edge sharp."""
@@ -243,7 +258,7 @@ def load_model(model: str | Path, device: str = "auto", overrides: tuple[str, ..
             "allowed are infer.*, score.*, partition.stride, data.align and "
             f"diffusion.{{{', '.join(sorted(_FREE_DIFFUSION))}}}"
         )
-    network = Reconstructor(config.model, config.partition.cell)
+    network = build_network(config, stored.weights)
     try:
         network.load_state_dict({name: value.float() for name, value in stored.weights.items()})
     except RuntimeError as error:
@@ -257,6 +272,7 @@ def load_model(model: str | Path, device: str = "auto", overrides: tuple[str, ..
 
 
 _FREE_DIFFUSION = frozenset({"test_timesteps", "sampler", "sampler_steps", "noise"})
+_FREE_PEER = frozenset({"repaint_timestep", "repaint_rounds"})
 
 
 def _trained_as(config: Config) -> dict[str, Any]:
@@ -266,6 +282,8 @@ def _trained_as(config: Config) -> dict[str, Any]:
         "window": (config.partition.window, config.partition.cell),
         "diffusion": config.diffusion.model_dump(exclude=set(_FREE_DIFFUSION)),
         "model": config.model,
+        "method": config.method,
+        "peer": config.peer.model_dump(exclude=set(_FREE_PEER)),
     }
 
 
@@ -275,6 +293,7 @@ def _maps_as(config: Config) -> dict[str, Any]:
         "align": config.data.align,
         "partition": config.partition,
         "diffusion": config.diffusion,
+        "peer": config.peer,
         "infer": config.infer.model_dump(include={"draws", "blend"}),
         "score": config.score.model_dump(include={"sign", "median_mm", "erode_mm"}),
     }

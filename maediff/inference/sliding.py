@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from maediff import diffusion
 from maediff.config import Config
 from maediff.inference.memory import choose_batch, is_out_of_memory, window_bytes
+from maediff.models.baselines import PatchedDDPM
+from maediff.models.objective import sampler_times
 from maediff.models.reconstructor import Reconstructor
 from maediff.noise import generator, noise_field
 from maediff.partition import blend_weight, window_grid, window_masks, windows_with_brain
@@ -78,7 +80,9 @@ class SlidingReconstructor:
         bf16: Run the network under bf16 autocast; blending stays in float32.
     """
 
-    def __init__(self, network: Reconstructor, config: Config, device: torch.device, *, bf16: bool) -> None:
+    def __init__(
+        self, network: Reconstructor | PatchedDDPM, config: Config, device: torch.device, *, bf16: bool
+    ) -> None:
         self.network = network
         self.config = config
         self.device = device
@@ -212,10 +216,7 @@ class SlidingReconstructor:
 
 def _times(t: int, config: Config) -> list[int]:
     """List the timesteps of the sampler from t to 0."""
-    sampler = config.diffusion.sampler
-    if sampler == "single_step":
-        return [t, 0]
-    return diffusion.descend(t, config.diffusion.sampler_steps if sampler == "ddim" else t)
+    return sampler_times(config.diffusion, t)
 
 
 def _placed(weight: Tensor, corners: Tensor, shape: tuple[int, int]) -> Tensor:

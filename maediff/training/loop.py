@@ -29,6 +29,8 @@ from maediff.config import Config, config_hash
 from maediff.data.slices import SliceSet
 from maediff.errors import ConfigError, MAEDiffError, ModelError, TrainingInterrupted
 from maediff.hardware import use_bf16
+from maediff.models import objective
+from maediff.models.baselines import build_network
 from maediff.models.reconstructor import Reconstructor
 from maediff.store import atomic_path, cannot_write
 from maediff.training.checkpoint import TrainState, Weights, load_state, save_state
@@ -37,8 +39,6 @@ from maediff.training.stream import Sample, SampleStream, Span
 log = logging.getLogger(__name__)
 _COLUMNS = ("step", "loss", "mae_loss", "val_loss", "lr", "grad_norm", "images_per_second")
 _VALIDATION_SAMPLES = 64
-_VISIBLE_LESION = 0.1
-"""Change of a pixel, working units, from which on it counts as part of a pseudo-lesion."""
 
 
 @dataclass(frozen=True)
@@ -64,42 +64,27 @@ class FitResult:
 
 
 class Losses(nn.Module):
-    """Reconstructor and loss in one module, so that one forward pass is one call of the (distributed) wrapper."""
+    """Network and loss in one module, so that one forward pass is one call of the (distributed) wrapper."""
 
     abar: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.network = Reconstructor(config.model, config.partition.cell)
+        self.network = build_network(config)
         self.register_buffer("abar", diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps))
 
     def forward(self, batch: Sample) -> tuple[Tensor, Tensor]:
-        """Compute the diffusion loss and the MAE's auxiliary loss, both restricted to the patch.
-
-        `train.lesion_weight` adds the error inside pseudo-lesions, in which a small lesion counts as much as a large
-        one: in the average over the patch a spot of ten pixels goes unnoticed. [ours]
-        """
-        kind = self.config.diffusion
-        clean, mask, t = batch["clean"], batch["mask"], batch["t"]
-        abar_t = diffusion.level(self.abar, t, clean)
-        abar_s = diffusion.level(self.abar, t - 1, clean)
-        perturbed = diffusion.partially_noise(batch["image"], batch["noise"], mask, abar_t)
-        prediction, mae_image = self.network(perturbed, mask, t)
-        prediction = prediction.float()
-        if kind.loss == "simple":
-            wanted = diffusion.target(kind.objective, perturbed, clean, abar_t, abar_s)
-            loss = diffusion.simple_loss(prediction, wanted, mask)
-        else:
-            estimate = diffusion.x0_from(kind.objective, prediction, perturbed, abar_t, abar_s)
-            norm = kind.loss.removeprefix("x0_")
-            loss = diffusion.x0_loss(estimate, clean, mask, norm)
-            if self.config.train.lesion_weight:
-                lesion = mask * ((batch["image"] - clean).abs() > _VISIBLE_LESION)
-                loss = loss + self.config.train.lesion_weight * diffusion.x0_loss(estimate, clean, lesion, norm)
+        """Compute the diffusion loss and the MAE's auxiliary loss, both within the patch; peers have their own."""
+        if not isinstance(self.network, Reconstructor):
+            return self.network.losses(batch)  # type: ignore[operator, no-any-return]
+        noised = objective.perturb(batch, batch["mask"], self.abar)
+        prediction, mae_image = self.network(noised.image, noised.mask, batch["t"])
+        kind, weight = self.config.diffusion, self.config.train.lesion_weight
+        loss = objective.denoising_loss(kind, prediction.float(), noised, batch["image"], weight)
         if mae_image is None:
             return loss, loss.new_zeros(())
-        return loss, diffusion.x0_loss(mae_image.float(), clean, mask, "l1")
+        return loss, diffusion.x0_loss(mae_image.float(), noised.clean, noised.mask, "l1")
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -122,7 +107,7 @@ def fit(
     initial: Weights | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> FitResult:
-    """Train a reconstructor.
+    """Train the network of `config.method`.
 
     Args:
         config: Configuration.
@@ -163,7 +148,7 @@ class _Run:
             losses.parameters(), config.train.lr, weight_decay=config.train.weight_decay, fused=fused
         )
         self.losses, self.optimizer = self.accelerator.prepare(losses, optimizer)
-        self.network: Reconstructor = self.accelerator.unwrap_model(self.losses).network
+        self.network: nn.Module = self.accelerator.unwrap_model(self.losses).network
         self.ema = _copy(self.network)
         self.state = TrainState(0, {}, {}, {}, config_hash(config))
         if resume and self.checkpoint.is_file():

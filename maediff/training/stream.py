@@ -61,7 +61,7 @@ class SampleStream(Dataset[Sample]):
             "image": image,
             "clean": clean,
             "mask": window,
-            "noise": noise_field(config.diffusion.noise, shape, rng),
+            "noise": noise_field(config.noise, shape, rng),
             "t": torch.randint(first, last + 1, (), generator=rng),
         }
 

@@ -1,0 +1,76 @@
+"""What every diffusion model is trained on and sampled with: noising a batch, its loss, the sampler's timesteps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from maediff import diffusion
+from maediff.config import DiffusionConfig
+
+VISIBLE_LESION = 0.1
+"""Change of a pixel, working units, from which on it counts as part of a pseudo-lesion."""
+
+
+class Noised(NamedTuple):
+    """A partially noised batch: image (B, 1, H, W), where it is noised, the image to return, and both levels."""
+
+    image: Tensor
+    mask: Tensor
+    clean: Tensor
+    abar_t: Tensor
+    abar_s: Tensor
+
+
+def perturb(batch: Mapping[str, Tensor], mask: Tensor, abar: Tensor) -> Noised:
+    """Noise a batch inside a mask (B, 1, H, W), each image to its own timestep."""
+    clean, t = batch["clean"], batch["t"]
+    abar_t, abar_s = diffusion.level(abar, t, clean), diffusion.level(abar, t - 1, clean)
+    return Noised(diffusion.partially_noise(batch["image"], batch["noise"], mask, abar_t), mask, clean, abar_t, abar_s)
+
+
+def estimate_of(kind: DiffusionConfig, prediction: Tensor, noised: Noised) -> Tensor:
+    """Turn a prediction into the estimate of the clean image."""
+    return diffusion.x0_from(kind.objective, prediction, noised.image, noised.abar_t, noised.abar_s)
+
+
+def denoising_loss(
+    kind: DiffusionConfig, prediction: Tensor, noised: Noised, image: Tensor, lesion_weight: float
+) -> Tensor:
+    """Compute the loss of a prediction inside the mask.
+
+    `lesion_weight` adds the error inside pseudo-lesions, in which a small lesion counts as much as a large one: in the
+    average over the patch a spot of ten pixels goes unnoticed. [ours]
+
+    Args:
+        kind: Objective and loss.
+        prediction: (B, 1, H, W) float32.
+        noised: What the network saw.
+        image: The image before noising, pseudo-lesions included.
+        lesion_weight: `train.lesion_weight`.
+    """
+    if kind.loss == "simple":
+        wanted = diffusion.target(kind.objective, noised.image, noised.clean, noised.abar_t, noised.abar_s)
+        return diffusion.simple_loss(prediction, wanted, noised.mask)
+    estimate = estimate_of(kind, prediction, noised)
+    norm = kind.loss.removeprefix("x0_")
+    loss = diffusion.x0_loss(estimate, noised.clean, noised.mask, norm)
+    if lesion_weight:
+        lesion = noised.mask * ((image - noised.clean).abs() > VISIBLE_LESION)
+        loss = loss + lesion_weight * diffusion.x0_loss(estimate, noised.clean, lesion, norm)
+    return loss
+
+
+def sampler_times(kind: DiffusionConfig, t: int) -> list[int]:
+    """List the timesteps of the sampler from t to 0."""
+    if kind.sampler == "single_step":
+        return [t, 0]
+    return diffusion.descend(t, kind.sampler_steps if kind.sampler == "ddim" else t)
+
+
+def whole(images: Tensor) -> Tensor:
+    """Make the mask of methods that noise the whole slice: ones (B, 1, H, W)."""
+    return torch.ones_like(images[:, :1])
