@@ -111,14 +111,14 @@ def _filling(image: Tensor, donor: Tensor, rng: torch.Generator) -> Tensor:
     A hole is as dark as what lies outside the brain, like an old infarct or a cavity: without it a network takes such
     lesions at the rim of the brain for background, and leaves them.
     """
-    kind = int(torch.randint(4, (), generator=rng))
+    kind = int(torch.randint(5, (), generator=rng))
     if kind == 0:
         sign = 1.0 if chance(0.6, rng) else -1.0
         return image + sign * uniform(0.15, 1.2, rng)
     if kind == 1:
         grain = coarse_noise((image.shape[1], image.shape[2]), int(torch.randint(2, 9, (), generator=rng)), rng)
         return uniform(-1.0, 1.4, rng) + uniform(0.0, 0.2, rng) * grain
-    if kind == 2:
+    if kind >= 3:
         return uniform(-1.0, -0.8, rng) + uniform(0.0, 0.05, rng) * torch.randn(image.shape, generator=rng)
     shift = torch.randint(-12, 13, (2,), generator=rng).tolist()
     return torch.roll(donor, shift, (1, 2)) + uniform(-0.4, 0.6, rng)
