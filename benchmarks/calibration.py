@@ -2,9 +2,9 @@
 
 python -m benchmarks.calibration --output DIR [--model phantom] [--subjects 8] [--seed 987] [--json FILE]
 
-Healthy synthetic scans of a seed of their own are scored; at each rate that the model's calibration records, the share of
-their brain voxels above that rate's threshold is set beside the rate. Synthetic scans come from the same generator as those
-that calibrated `phantom`, so this is the easiest case: another scanner or contrast breaks the promise.
+Healthy synthetic scans of a seed of their own are scored; at each rate that the model's calibration records, the share
+of their brain voxels above that rate's threshold is set beside the rate. The scans come from the same generator as
+those that calibrated `phantom`, so this is the easiest case: another scanner or contrast breaks the promise.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def report(results: dict[str, Any]) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     """Build the options."""
-    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the scans go")
     options.add_argument("--model", default="phantom", help="a calibrated model (%(default)s)")
     options.add_argument("--subjects", type=int, default=8, help="healthy scans (%(default)s)")

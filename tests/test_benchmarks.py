@@ -32,7 +32,7 @@ def module(name):
     return import_module(f"benchmarks.{name}")
 
 
-@pytest.mark.parametrize("name", ["demo", "lgg_flair", "native_space"])
+@pytest.mark.parametrize("name", ["calibration", "demo", "lgg_flair", "native_space"])
 def test_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         module(name).main(["--help"])
