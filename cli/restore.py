@@ -15,7 +15,7 @@ from ._options import examples, input_option, output_option, talk
 @output_option("Folder for the maps on the raw scans' voxels.")
 @talk
 def command(*, source: Path, prepared: Path, out: Path) -> None:
-    """Bring maps of prepared scans back to the voxels of the raw scans."""
+    """Bring maps of prepared scans back to the raw scans."""
     from maediff import restore_cohort
 
     from ._console import say
