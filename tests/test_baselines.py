@@ -172,13 +172,13 @@ def test_an_engine_needs_a_network_that_it_knows(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", PEERS)
 def test_it_overfits_a_few_slices(tiny, blobs, tmp_path, method):
-    steps, rate = {"latent_diffusion": (250, 5e-3)}.get(method, (150, 5e-3))
+    steps = {"ae": 400, "vae": 400, "latent_diffusion": 250}.get(method, 150)
     config = tiny(
         f"method={method}",
         f"train.max_steps={steps}",
         f"train.val_every={steps}",
         f"train.checkpoint_every={steps}",
-        f"train.lr={rate}",
+        "train.lr=5e-3",
         "train.augment=false",
         "train.pseudo_lesions=0",
         "diffusion.objective=x0",
