@@ -80,7 +80,9 @@ def seconds_per_window(predictors: dict[str, Predictor], rounds: int) -> tuple[d
         for name, predictor in predictors.items():
             shape = predictor.config.data.size
             size = window_bytes(predictor.config, shape, bf16=predictor.reconstruct.bf16)
-            found[name].append(time_batch(predictor, shape, choose_batch(size, predictor.device)))
+            batch = choose_batch(size, predictor.device)
+            inputs = window_inputs(predictor.network, shape, predictor.config.partition.window, batch)
+            found[name].append(time_batch(predictor.network, inputs, bf16=predictor.reconstruct.bf16))
         say(f"round {index + 1}: " + ", ".join(f"{name} {values[-1]:.4f} s" for name, values in found.items()))
     slow = min(found.pop("pDDPM way"))
     return {name: min(values) for name, values in found.items()}, slow

@@ -134,15 +134,18 @@ def command(
     _finish(summary, out, as_json)
 
 
-def _show_plan(plan: Iterable[PlannedCase], cost: Cost, as_json: bool) -> None:
+def _show_plan(plan: Iterable[PlannedCase], cost: Cost | None, as_json: bool) -> None:
     from ._console import say
 
     rows = [{"case": item.case, "action": item.action, "image": str(item.image)} for item in plan]
     if as_json:
-        click.echo(json.dumps({"cases": rows, "cost": asdict(cost)}, indent=2))
+        click.echo(json.dumps({"cases": rows, "cost": asdict(cost) if cost else None}, indent=2))
         return
     for row in rows:
         click.echo(f"{row['action']}\t{row['case']}\t{row['image']}")
+    if cost is None:
+        say("the cost of methods that slide no windows is not estimated")
+        return
     memory = "" if cost.memory_mib is None else f", {cost.memory_mib:.0f} MiB of memory"
     say(
         f"{cost.scans} scans to compute: {cost.windows} windows in batches of {cost.batch}, {cost.gflop:.0f} GFLOP"

@@ -336,7 +336,7 @@ def estimate_inference(
     *,
     device: str = "auto",
     overrides: Iterable[str] = (),
-) -> Cost:
+) -> Cost | None:
     """Estimate what :func:`infer` would cost for what :func:`plan_inference` lists; arguments are the same."""
     return estimate_cost(load_model(model, device, tuple(overrides)), planned)
 

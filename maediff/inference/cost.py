@@ -14,7 +14,7 @@ from maediff.errors import MAEDiffError
 from maediff.inference.cohort import PlannedCase
 from maediff.inference.memory import choose_batch, window_bytes
 from maediff.inference.predictor import Predictor, PreparedScan
-from maediff.inference.sliding import plan
+from maediff.inference.sliding import SlidingReconstructor, plan
 from maediff.models.reconstructor import Reconstructor
 from maediff.provenance import peak_rss_mib
 
@@ -43,30 +43,36 @@ class Cost:
     seconds: float
 
 
-def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost:
+def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost | None:
     """Prepare the first usable scan that would be computed, time one batch, and multiply.
 
     Args:
         predictor: The model on its device.
         planned: What :func:`~maediff.inference.cohort.plan_cases` lists.
 
+    Returns:
+        None for methods that slide no windows.
+
     Raises:
         MAEDiffError: No scan can be used; this is what is wrong with the last.
     """
     todo = [item for item in planned if item.action == "infer"]
-    config, device = predictor.config, predictor.device
+    config, device, engine, network = predictor.config, predictor.device, predictor.reconstruct, predictor.network
+    if not (isinstance(engine, SlidingReconstructor) and isinstance(network, Reconstructor)):
+        return None
     if not todo:
         return Cost(0, 0, 0.0, 0, peak_rss_mib(), 0.0)
     scan = _first_usable(predictor, todo)
     prepared, preparing = scan.prepared, scan.seconds
     layout = plan(torch.from_numpy(prepared.mask), config)
-    shape = predictor.reconstruct.padded_shape((prepared.mask.shape[1], prepared.mask.shape[2]))
+    shape = engine.padded_shape((prepared.mask.shape[1], prepared.mask.shape[2]))
     wanted = config.infer.batch_size
-    size = window_bytes(config, shape, bf16=predictor.reconstruct.bf16)
+    size = window_bytes(config, shape, bf16=engine.bf16)
     batch = choose_batch(size, device) if wanted == "auto" else wanted
     windows = len(layout.windows) * layout.passes
-    flops = window_flops(predictor.network, shape, config.partition.window)
-    seconds = time_batch(predictor, shape, min(batch, max(1, windows)))
+    flops = window_flops(network, shape, config.partition.window)
+    inputs = window_inputs(network, shape, config.partition.window, min(batch, max(1, windows)))
+    seconds = time_batch(network, inputs, bf16=engine.bf16)
     gpu = device.type == "cuda"
     memory = torch.cuda.max_memory_allocated(device) / 2**20 if gpu else peak_rss_mib()
     count = len(todo)
@@ -84,17 +90,17 @@ def window_flops(network: Reconstructor, shape: tuple[int, int], window: int) ->
 
 
 @torch.inference_mode()
-def time_batch(predictor: Predictor, shape: tuple[int, int], batch: int) -> float:
+def time_batch(network: Reconstructor, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], *, bf16: bool) -> float:
     """Measure the seconds a window of a warm batch takes in the network, as the engine runs it."""
-    inputs = window_inputs(predictor.network, shape, predictor.config.partition.window, batch)
+    device = inputs[0].device
     for _ in range(2):  # the first pass warms up
-        synchronize(predictor.device)
+        synchronize(device)
         start = time.perf_counter()
-        with torch.autocast(predictor.device.type, torch.bfloat16, enabled=predictor.reconstruct.bf16):
-            predictor.network(*inputs)
-        synchronize(predictor.device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            network(*inputs)
+        synchronize(device)
         seconds = time.perf_counter() - start
-    return seconds / batch
+    return seconds / len(inputs[0])
 
 
 def synchronize(device: torch.device) -> None:

@@ -16,6 +16,9 @@ from maediff.models.baselines.base import padded_shape
 from maediff.models.reconstructor import Reconstructor
 from maediff.noise import generator, noise_field
 
+_SLICES = 32
+"""Slices a forward pass where `infer.batch_size` is auto: peers are small, and more are no faster on CPUs."""
+
 
 class Engine(Protocol):
     """Make slices healthy."""
@@ -70,7 +73,8 @@ class WholeReconstructor:
         images, brain = F.pad(slices.float(), extra, value=-1.0), F.pad(mask, extra)
         wanted = brain.flatten(1).any(1).nonzero().squeeze(1)
         results = images[None].repeat(len(self.passes), 1, 1, 1)
-        done, size = 0, self.config.infer.batch_size
+        wanted_size = self.config.infer.batch_size
+        done, size = 0, _SLICES if wanted_size == "auto" else wanted_size
         for number, (t, draw) in enumerate(self.passes):
             for index in wanted.split(size):
                 results[number, index] = self._batch(images[index], brain[index], t, (*key, t, draw), index)
