@@ -51,10 +51,13 @@ format: $(STAMP)  ## Format the code and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Resolved with uv for every supported Python at once. The CUDA packages are left to torch, whose builds differ in them.
-lock: $(STAMP)  ## Resolve requirements.lock anew
+# Resolved with uv for every supported Python at once; what is pinned stays (torch, whose CPU wheel this project's machines
+# hold, above all), so delete a line of requirements.lock to upgrade its package. The CUDA packages are left to torch,
+# whose builds differ in them.
+lock: $(STAMP)  ## Add to requirements.lock what pyproject.toml asks for
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras --group dev --upgrade --no-header \
+	cp requirements.lock $(VENV)/resolved.txt
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras --group dev --no-header \
 	  --no-annotate --no-emit-index-url --no-emit-find-links --output-file $(VENV)/resolved.txt --quiet
 	{ sed -n '/^#/p' requirements.lock; \
 	  grep -vE '^(#|nvidia-|cuda-|triton=|.*== .emscripten)' $(VENV)/resolved.txt; } > $(VENV)/requirements.lock
