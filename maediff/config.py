@@ -25,6 +25,8 @@ Method = Literal[
 METHODS: tuple[str, ...] = get_args(Method)
 UNTRAINED = frozenset({"intensity", "zscore"})
 """Methods without a network."""
+_MAX_CHARACTERS = 2**18
+_MAX_SHOWN = 120
 
 
 class Section(BaseModel):
@@ -348,8 +350,10 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
         text = (resources.files("maediff.configs") / f"{source}.yaml").read_text(encoding="utf-8")
     else:
         raise ConfigError(f"no preset {str(source)!r}; choose one of {', '.join(presets())}, or give a .yaml file")
+    if len(text) > _MAX_CHARACTERS:
+        raise ConfigError(f"{source} has {len(text)} characters; a configuration has at most {_MAX_CHARACTERS}")
     try:
-        tree = yaml.safe_load(text)
+        tree = _plain_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not valid YAML: {error}") from error
     if tree is None:
@@ -365,7 +369,7 @@ def _assign(tree: dict[str, Any], override: str) -> None:
     if not (equals and dot and name) and not (equals and section == "method"):
         raise ConfigError(f"override {override!r} is not of the form section.key=value, for example train.lr=1e-4")
     try:
-        value = yaml.safe_load(text)
+        value = _plain_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"value of override {override!r} is not valid YAML: {error}") from error
     if isinstance(value, str) and _is_number(value):
@@ -377,6 +381,19 @@ def _assign(tree: dict[str, Any], override: str) -> None:
     if not isinstance(branch, dict):
         raise ConfigError(f"section {section!r} holds {branch!r}; it must be a mapping")
     branch[name] = value
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML without aliases, of which a few lines could grow to gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write the value out", None)
+        return super().compose_node(parent, index)
+
+
+def _plain_yaml(text: str) -> Any:
+    return yaml.load(text, _PlainLoader)
 
 
 def _is_number(text: str) -> bool:
@@ -392,12 +409,22 @@ def _explain(item: Any) -> str:
     key = ".".join(location) or "configuration"
     if item["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(location[-1][:_MAX_SHOWN], known, n=1, cutoff=0.0)
         hint = f"did you mean {'.'.join([*location[:-1], *near])}?" if near else f"known: {', '.join(known)}"
-        return f"unknown key {key}: {hint}"
+        return f"unknown key {key[:_MAX_SHOWN]}: {hint}"
     value = item.get("input")
-    shown = "" if isinstance(value, dict) else f" (got {value!r})"
+    shown = "" if isinstance(value, dict) else f" (got {_short(value)})"
     return f"{key}: {item['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _short(value: Any) -> str:
+    """Show a value of any size in a line."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python prints, or nesting without end
+        return type(value).__name__
+    text = repr(text) if isinstance(value, str) else text
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def _known_keys(location: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import zlib
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +23,7 @@ Array: TypeAlias = npt.NDArray[Any]
 SUFFIXES = (".nii.gz", ".nii")
 MAX_VOXELS = 2**31
 SPACING_RANGE_MM = (0.02, 50.0)
+_MAX_EXTRA_BYTES = 64 * 2**20  # header extensions before the voxels, and padding behind them
 _MAX_DEFLATE_RATIO = 1100  # deflate cannot shrink zeros by more than 1032 : 1
 READ_ERRORS = (
     OSError,
@@ -64,6 +66,7 @@ def check_file(path: Path) -> Any:
     if num_voxels > MAX_VOXELS:
         raise InputError(f"{path} claims {_times(shape)} voxels; at most {MAX_VOXELS} are read: its header is damaged")
     num_bytes = num_voxels * int(header["bitpix"]) // 8
+    check_memory(num_voxels, num_bytes, str(path))
     size = path.stat().st_size * (_MAX_DEFLATE_RATIO if is_gzip(path) else 1)
     if num_bytes > size:
         raise InputError(
@@ -71,6 +74,58 @@ def check_file(path: Path) -> Any:
             "copy or convert it again"
         )
     return header
+
+
+def check_memory(num_voxels: int, num_bytes: int, name: str) -> None:
+    """Refuse a scan that this machine cannot hold, before the system ends the whole run for it.
+
+    Args:
+        num_voxels: Voxels.
+        num_bytes: Bytes that they take in the file.
+        name: What messages call the scan.
+
+    Raises:
+        InputError: The voxels as stored, as float32 and with two float32 maps need more than the machine's memory.
+    """
+    needed, there = num_bytes + 12 * num_voxels, _memory_bytes()
+    if there is not None and needed > there:
+        raise InputError(
+            f"{name} needs {needed / 2**30:.1f} GiB of memory, this machine has {there / 2**30:.1f}: "
+            "its header is damaged, or resample it first"
+        )
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not every system tells
+        return None
+
+
+def unpacked(path: Path, header: Any) -> bytes:
+    """Unpack a file to its end, so that the checksum is verified (nibabel stops at the last voxel and never sees it).
+
+    No more is unpacked than the header explains: a small file can hold a stream without end.
+
+    Args:
+        path: A ``.nii.gz`` file.
+        header: Its header, from :func:`check_file`.
+
+    Raises:
+        InputError: It holds far more than its header says.
+    """
+    shape = [int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])]]
+    explained = math.prod(shape) * int(header["bitpix"]) // 8
+    offset = float(header["vox_offset"])
+    limit = explained + _MAX_EXTRA_BYTES + int(min(max(offset, 0), _MAX_EXTRA_BYTES) if math.isfinite(offset) else 0)
+    with gzip.open(path) as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise InputError(
+            f"{path} unpacks to more than {limit} bytes, but its header explains {explained} ({_times(tuple(shape))} "
+            "voxels): it is damaged or hostile; convert it again"
+        )
+    return content
 
 
 def _raw_header(path: Path) -> Any:

@@ -31,6 +31,7 @@ from maediff.nifti_checks import (
     check_type,
     is_gzip,
     squeezed,
+    unpacked,
     unreadable,
 )
 from maediff.store import atomic_path
@@ -51,6 +52,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 # Files of the same grid written by different tools differ by rounding; a tenth of a voxel is far above that.
 GRID_TOLERANCE_VOXELS = 0.1
+MAX_SKEW = 0.01  # cosine between two axes from which on a user is told
 _GEOMETRY_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
 _OFFSET_FIELDS = ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
 
@@ -254,16 +256,10 @@ def _read(path: Path) -> Volume:
     header = check_file(path)
     kind: Any = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     try:
-        image = kind.from_bytes(_unpacked(path)) if is_gzip(path) else kind.from_filename(path)
+        image = kind.from_bytes(unpacked(path, header)) if is_gzip(path) else kind.from_filename(path)
     except READ_ERRORS as error:
         raise unreadable(str(path), error) from error
     return _from_nibabel(image, path)
-
-
-def _unpacked(path: Path) -> bytes:
-    """Unpack to the end, so that the checksum is verified (nibabel stops at the last voxel and never sees it)."""
-    with gzip.open(path) as stream:
-        return stream.read()
 
 
 def _from_nibabel(image: Any, source: Path | None) -> Volume:
@@ -296,6 +292,14 @@ def _geometry_notes(header: Any, affine: Array, shape: tuple[int, int, int]) -> 
         distance = grid_distance(qform, sform, shape)
         if distance > GRID_TOLERANCE_VOXELS * float(np.linalg.norm(affine[:3, :3], axis=0).min()):
             yield f"qform and sform disagree by up to {distance:.3g} mm; the sform is used"
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    claimed = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+    if not np.allclose(claimed, spacing, rtol=0.01):
+        shown = tuple(tuple(float(f"{value:.4g}") for value in values) for values in (claimed, spacing))
+        yield f"pixdim says voxels of {shown[0]} mm, the affine {shown[1]} mm; the affine is used"
+    skew = float(np.abs(np.triu((affine[:3, :3] / spacing).T @ (affine[:3, :3] / spacing), 1)).max())
+    if skew > MAX_SKEW:
+        yield f"the affine is sheared: two axes are {90 - np.degrees(np.arcsin(skew)):.3g} degrees apart, not 90"
     code = int(header["xyzt_units"]) & 7  # the upper bits are the unit of time
     if code not in (0, 2):
         unit = {1: "metre", 3: "micrometre"}.get(code, f"unknown ({code})")

@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from os.path import commonpath
 from pathlib import Path
@@ -164,8 +165,9 @@ def _companion(path: Path, suffixes: Iterable[str]) -> Path | None:
         for suffix in suffixes:
             for ending in SUFFIXES:
                 candidate = path.with_name(f"{base}_{suffix}{ending}")
-                if candidate.is_file():
-                    return candidate
+                with suppress(OSError):  # a name that the file system finds too long
+                    if candidate.is_file():
+                        return candidate
     return None
 
 
@@ -224,9 +226,9 @@ def _image_column(columns: list[str], channel: str | None, path: Path) -> str:
 def _table_case(row: Mapping[str, str], column: str, folder: Path) -> Case:
     def located(name: str) -> Path | None:
         text = _cell(row, name)
-        return None if text is None else folder / Path(text).expanduser()
+        return None if text is None else folder / _expanded(text)
 
-    image = folder / Path(row[column]).expanduser()
+    image = folder / _expanded(row[column])
     stem = stem_of(image)
     return Case(
         id=stem,
@@ -238,6 +240,13 @@ def _table_case(row: Mapping[str, str], column: str, folder: Path) -> Case:
         split=_cell(row, "split"),
         stem=stem,
     )
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{text} names the home of an unknown user; write the path out") from error
 
 
 def _cell(row: Mapping[str, str], name: str) -> str | None:
