@@ -20,8 +20,7 @@ def window_bytes(config: Config, shape: tuple[int, int], *, bf16: bool) -> int:
     """Estimate the memory that a window takes in a forward pass without gradients.
 
     Counted are the U-Net's skip connections, which all live until the way up, four copies of the widest input of the
-    finest level (the concatenation, its norm, the convolution's input and output) and the engine's own images. `python
-    -m benchmarks.memory` compares it with what is measured.
+    finest level (the concatenation, its norm, the convolution's input and output) and the engine's own images.
 
     Args:
         config: Widths, depths and the folding of pixels.
