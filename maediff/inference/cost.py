@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maediff.errors import MAEDiffError
 from maediff.inference.cohort import PlannedCase
-from maediff.inference.memory import choose_batch, window_bytes
 from maediff.inference.predictor import Predictor, PreparedScan
 from maediff.inference.sliding import SlidingReconstructor, plan
 from maediff.models.reconstructor import Reconstructor
@@ -66,9 +65,7 @@ def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost 
     prepared, preparing = scan.prepared, scan.seconds
     layout = plan(torch.from_numpy(prepared.mask), config)
     shape = engine.padded_shape((prepared.mask.shape[1], prepared.mask.shape[2]))
-    wanted = config.infer.batch_size
-    size = window_bytes(config, shape, bf16=engine.bf16)
-    batch = choose_batch(size, device) if wanted == "auto" else wanted
+    batch = engine.windows_a_pass(shape)
     windows = len(layout.windows) * layout.passes
     flops = window_flops(network, shape, config.partition.window)
     inputs = window_inputs(network, shape, config.partition.window, min(batch, max(1, windows)))

@@ -66,7 +66,7 @@ def plan(mask: Tensor, config: Config) -> Plan:
     corners = window_grid((mask.shape[1], mask.shape[2]), side, config.partition.stride)
     windows = windows_with_brain(mask, corners, side)
     windows = windows[windows[:, 1].argsort(stable=True)]  # one corner after another: a batch hides the same cells
-    steps = sum(len(_times(t, config)) - 1 for t in kind.test_timesteps)
+    steps = sum(len(sampler_times(kind, t)) - 1 for t in kind.test_timesteps)
     return Plan(corners, windows, steps * config.infer.draws)
 
 
@@ -146,7 +146,7 @@ class SlidingReconstructor:
         total, mass = torch.zeros_like(images), torch.zeros_like(images)
         start = 0
         while start < len(layout.windows):
-            rows = layout.windows[start : start + self._batch(shape)]
+            rows = layout.windows[start : start + self.windows_a_pass(shape)]
             where, which = rows.to(device).unbind(1)
             try:
                 estimate = self._sample(images[where], noise[where], masks[which], t, (key, rows[:, 0]))
@@ -160,7 +160,7 @@ class SlidingReconstructor:
         healthy = torch.where(mass > 0, total / mass.clamp(min=1e-12), images)
         return healthy.squeeze(1).cpu()
 
-    def _batch(self, shape: tuple[int, int]) -> int:
+    def windows_a_pass(self, shape: tuple[int, int]) -> int:
         """Return how many windows a pass takes, chosen once from the memory at hand where the configuration is auto."""
         if self.batch is None:
             wanted = self.config.infer.batch_size
@@ -193,7 +193,7 @@ class SlidingReconstructor:
 
         ancestral = self.config.diffusion.sampler == "ancestral"
         return diffusion.sample(
-            denoise, perturbed, self.abar, _times(t, self.config), draw_noise if ancestral else None
+            denoise, perturbed, self.abar, sampler_times(self.config.diffusion, t), draw_noise if ancestral else None
         )
 
     def _estimate(self, perturbed: Tensor, window: Tensor, t: int) -> Tensor:
@@ -212,11 +212,6 @@ class SlidingReconstructor:
 
     def _field(self, like: Tensor, key: Key) -> Tensor:
         return noise_field(self.config.diffusion.noise, (like.shape[-2], like.shape[-1]), generator(*key))
-
-
-def _times(t: int, config: Config) -> list[int]:
-    """List the timesteps of the sampler from t to 0."""
-    return sampler_times(config.diffusion, t)
 
 
 def _placed(weight: Tensor, corners: Tensor, shape: tuple[int, int]) -> Tensor:
