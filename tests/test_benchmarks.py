@@ -32,7 +32,7 @@ def module(name):
     return import_module(f"benchmarks.{name}")
 
 
-@pytest.mark.parametrize("name", ["calibration", "demo", "lgg_flair", "native_space"])
+@pytest.mark.parametrize("name", ["brainmask", "calibration", "demo", "lgg_flair", "native_space"])
 def test_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         module(name).main(["--help"])
@@ -234,3 +234,10 @@ def test_montage_is_a_picture(tmp_path):
     row = pictures.Shown("a", one.affine, one.image, one.image, one.image, one.brain, one.lesion)
     pictures.write_montage(tmp_path / "figures" / "a.png", [row, row], "heading")
     assert (tmp_path / "figures" / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_margin_of_a_scan_is_chosen_on_the_others():
+    dices = np.array([[0.9, 0.8, 0, 0, 0, 0], [0.5, 0.9, 0, 0, 0, 0], [0.7, 0.8, 0, 0, 0, 0]])
+    margins, kept = module("brainmask").leave_one_out(dices)
+    assert margins == [1.0, 0.0, 1.0]  # without the second, which pulls to 1 mm, 0 and 1 mm tie at 1.6
+    np.testing.assert_array_equal(kept, [0.8, 0.5, 0.8])

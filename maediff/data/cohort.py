@@ -142,7 +142,7 @@ def _modality(modality: str, seed: int, number: int) -> str:
 
 def _write_subject(folder: Path, plan: Plan, phantom: Phantom) -> dict[str, str]:
     """Write scan, brain mask and, for the ill, label; return the row of the table."""
-    like = _volume(phantom)
+    like = as_volume(phantom)
     scan = Path(plan.name) / "anat" / f"{plan.name}_{plan.suffix}.nii.gz"
     masks = Path("derivatives/masks") / plan.name / "anat"
     brain, label = masks / f"{plan.name}_desc-brain_mask.nii.gz", masks / f"{plan.name}_label-lesion_mask.nii.gz"
@@ -158,7 +158,8 @@ def _write_subject(folder: Path, plan: Plan, phantom: Phantom) -> dict[str, str]
     return dict(zip(_COLUMNS, (*named, plan.name, plan.split, plan.lesion or "", plan.modality), strict=True))
 
 
-def _volume(phantom: Phantom) -> Volume:
+def as_volume(phantom: Phantom) -> Volume:
+    """Give a synthetic scan the header that it has on disk."""
     header = nib.Nifti1Header()
     header.set_data_shape(phantom.image.shape)
     header.set_sform(phantom.affine, code="mni")
