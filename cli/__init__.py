@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("calibrate", "Set a model's threshold from healthy scans."),
     "infer": ("infer", "Turn scans into anomaly maps in their own space."),
     "restore": ("restore", "Bring maps of prepared scans back to the raw scans."),
+    "export-dicom": ("export_dicom", "Write maps as DICOM SEG and Parametric Map."),
     "evaluate": ("evaluate", "Score anomaly maps against lesion masks."),
     "report": ("report", "Write one self-contained HTML page about an output folder."),
     "info": ("info", "Describe a model, or list what is packaged."),

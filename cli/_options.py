@@ -77,6 +77,7 @@ set_option = click.option(
 )
 split_option = click.option("--split", help="Only rows with this value in the split column.")
 channel_option = click.option("--channel", help="Which image_<channel> column to read where a table has several.")
+series_option = click.option("--series", type=int, help="DICOM Series Number, where folders hold several series.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
 

@@ -59,6 +59,7 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--overwrite", is_flag=True, help="Compute again what is finished.")
 @click.option("--dry-run", is_flag=True, help="List what would be done and what it would cost, and do nothing.")
 @click.option("--preview", is_flag=True, help="Also write a PNG a scan.")
+@click.option("--report", is_flag=True, help="Also write OUT/report.html, as `maediff report` does.")
 @set_option
 @split_option
 @channel_option
@@ -79,6 +80,7 @@ def command(
     overwrite: bool,
     dry_run: bool,
     preview: bool,
+    report: bool,
     overrides: tuple[str, ...],
     split: str | None,
     channel: str | None,
@@ -131,6 +133,8 @@ def command(
             workers=workers,
             on_case=on_case,
         )
+    if report:
+        _report(out)
     _finish(summary, out, as_json)
 
 
@@ -151,6 +155,14 @@ def _show_plan(plan: Iterable[PlannedCase], cost: Cost | None, as_json: bool) ->
         f"{cost.scans} scans to compute: {cost.windows} windows in batches of {cost.batch}, {cost.gflop:.0f} GFLOP"
         f"{memory}, about {cost.seconds:.0f} s on this machine as it is now"
     )
+
+
+def _report(out: Path) -> None:
+    from maediff import write_report
+
+    from ._console import say
+
+    say(f"report: {write_report(out, out / 'report.html')}")
 
 
 def _finish(summary: InferSummary, out: Path, as_json: bool) -> None:

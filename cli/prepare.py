@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from . import EXIT_ERROR, EXIT_SOME_FAILED
-from ._options import channel_option, examples, input_option, output_option, talk
+from ._options import channel_option, examples, input_option, output_option, series_option, talk
 
 METHODS = ("auto", "given", "stripped", "hd-bet", "synthstrip", "template")
 
@@ -19,7 +19,7 @@ METHODS = ("auto", "given", "stripped", "hd-bet", "synthstrip", "template")
         "maediff infer -m phantom -i prepared/cases.csv -o out",
     )
 )
-@input_option("Raw scans: a NIfTI file, a folder of them, a CSV/TSV table or a BIDS data set.")
+@input_option("Raw scans: a NIfTI file, a folder of them or of DICOM series, a CSV/TSV table or a BIDS data set.")
 @output_option("Folder for the prepared scans, cases.csv, prepare.tsv and run.json.")
 @click.option("--bias", type=click.Choice(["n4", "none"]), default="n4", help="Bias field correction.")
 @click.option(
@@ -33,6 +33,7 @@ METHODS = ("auto", "given", "stripped", "hd-bet", "synthstrip", "template")
 @click.option("--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan.")
 @click.option("--scale/--no-scale", default=True, help="In-mask percentiles 1 and 99 to 0 and 1000.")
 @channel_option
+@series_option
 @click.option("--overwrite", is_flag=True, help="Prepare again what is finished.")
 @talk
 def command(
@@ -46,6 +47,7 @@ def command(
     mask: Path | None,
     scale: bool,
     channel: str | None,
+    series: int | None,
     overwrite: bool,
 ) -> None:
     """Turn raw head scans into model-ready ones.
@@ -61,7 +63,14 @@ def command(
     percentiles = (1.0, 99.0) if scale else None
     settings = PrepareSettings(bias, register, spacing, mask_from, percentiles)  # type: ignore[arg-type]
     summary = prepare_cohort(
-        source, out, settings, mask=mask, channel=channel, overwrite=overwrite, on_case=prepare_progress
+        source,
+        out,
+        settings,
+        mask=mask,
+        channel=channel,
+        series=series,
+        overwrite=overwrite,
+        on_case=prepare_progress,
     )
     done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
     say(f"{done} done, {skipped} skipped, {failed} failed; next: maediff infer -m MODEL -i {out / 'cases.csv'} -o OUT")

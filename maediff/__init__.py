@@ -19,13 +19,16 @@ _HOMES = {
     "PrepareSettings": "maediff.preparation.scan",
     "Volume": "maediff.volume",
     "calibrate_model": "maediff.workflow",
+    "convert_dicom": "maediff.dicom",
     "estimate_inference": "maediff.workflow",
     "evaluate": "maediff.evaluation.evaluate",
+    "export_dicom": "maediff.dicom",
     "infer": "maediff.workflow",
     "load_config": "maediff.config",
     "load_model": "maediff.inference.predictor",
     "plan_inference": "maediff.workflow",
     "prepare_cohort": "maediff.preparation.cohort",
+    "read_dicom": "maediff.dicom",
     "read_nifti": "maediff.volume",
     "restore_cohort": "maediff.preparation.restore",
     "synthesise": "maediff.data.cohort",
@@ -36,6 +39,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from maediff.config import Config, load_config
     from maediff.data.cohort import synthesise
+    from maediff.dicom import convert_dicom, export_dicom, read_dicom
     from maediff.errors import MAEDiffError
     from maediff.evaluation.evaluate import evaluate
     from maediff.inference.predictor import AnomalyResult, Predictor, load_model
@@ -55,13 +59,16 @@ __all__ = [
     "Volume",
     "__version__",
     "calibrate_model",
+    "convert_dicom",
     "estimate_inference",
     "evaluate",
+    "export_dicom",
     "infer",
     "load_config",
     "load_model",
     "plan_inference",
     "prepare_cohort",
+    "read_dicom",
     "read_nifti",
     "restore_cohort",
     "synthesise",

@@ -42,6 +42,7 @@ __all__ = [
     "from_image",
     "grid_distance",
     "image_like",
+    "new_header",
     "read_mask",
     "read_nifti",
     "stem_of",
@@ -192,6 +193,22 @@ def grid_distance(first: Array, second: Array, shape: tuple[int, ...]) -> float:
     """
     corners = np.array([(*corner, 1.0) for corner in product(*((0, n - 1) for n in shape))])
     return float(np.linalg.norm(corners @ (first - second).T, axis=1).max())
+
+
+def new_header(affine: Array, shape: tuple[int, ...], code: str) -> nib.Nifti1Header:
+    """Make the header of a scan that has none yet.
+
+    Args:
+        affine: Voxel index to RAS mm (4, 4).
+        shape: Shape of the scan.
+        code: What its space is: ``scanner`` or ``mni``.
+    """
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_sform(affine, code=code)
+    header.set_qform(affine, code=code)
+    header.set_xyzt_units("mm")
+    return header
 
 
 def image_like(data: Array, like: Volume, dtype: npt.DTypeLike = np.float32) -> nib.Nifti1Image:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from maediff.data.lesions import KINDS
@@ -14,7 +13,7 @@ from maediff.data.phantom import MIXED, MODALITIES, Phantom, atlas, subject
 from maediff.errors import ConfigError
 from maediff.store import write_json
 from maediff.tables import write_table
-from maediff.volume import Volume, write_like
+from maediff.volume import Volume, new_header, write_like
 
 _SUFFIXES = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR"}
 _COLUMNS = ("image", "mask", "label", "subject", "split", "lesion", "modality")
@@ -160,9 +159,5 @@ def _write_subject(folder: Path, plan: Plan, phantom: Phantom) -> dict[str, str]
 
 def as_volume(phantom: Phantom) -> Volume:
     """Give a synthetic scan the header that it has on disk."""
-    header = nib.Nifti1Header()
-    header.set_data_shape(phantom.image.shape)
-    header.set_sform(phantom.affine, code="mni")
-    header.set_qform(phantom.affine, code="mni")
-    header.set_xyzt_units("mm")
+    header = new_header(phantom.affine, phantom.image.shape, "mni")
     return Volume(phantom.image, phantom.affine, header)

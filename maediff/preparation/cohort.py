@@ -15,6 +15,7 @@ import numpy as np
 
 from maediff import __version__
 from maediff.data.cases import Case, find_cases
+from maediff.dicom import convert_dicom, holds_dicom
 from maediff.errors import InputError, MAEDiffError, OutputError
 from maediff.preparation.scan import PrepareSettings, prepare_scan, resample_label
 from maediff.provenance import run_record, without_names, write_run
@@ -75,6 +76,7 @@ def prepare_cohort(
     *,
     mask: str | Path | None = None,
     channel: str | None = None,
+    series: int | None = None,
     overwrite: bool = False,
     on_case: Callable[[PreparedCase], None] | None = None,
 ) -> PrepareSummary:
@@ -85,25 +87,32 @@ def prepare_cohort(
     take), ``prepare.tsv`` (what became of each scan) and ``run.json``.
 
     Args:
-        source: NIfTI file, folder, CSV/TSV table or BIDS data set.
+        source: NIfTI file, folder, CSV/TSV table, BIDS data set, or folder of DICOM series; these are first converted
+            into ``raw`` of the output folder.
         out: Output folder.
         settings: Which steps; the defaults where None.
         mask: Brain mask of a single scan.
         channel: Which ``image_<channel>`` column of a table.
+        series: DICOM Series Number, where folders hold several series.
         overwrite: Prepare again what is finished.
         on_case: Told the outcome of each scan.
 
     Raises:
         InputError: No scan found.
+        ConfigError: The source is DICOM, and pydicom or highdicom is missing.
         OutputError: The output folder cannot be written.
     """
     out, settings = Path(out), settings or PrepareSettings()
-    cases = find_cases(source, mask=mask, channel=channel)
     if out.resolve() == Path(source).resolve():
         raise InputError(f"{out} holds the raw scans; choose another folder for the prepared ones")
+    dicom = holds_dicom(source)
+    if dicom and channel is not None:
+        raise InputError(f"{source} is DICOM, which has no channel {channel!r}; leave the channel out")
+    found = _dicom_cases(Path(source), out / "raw", mask, series) if dicom else find_cases(source, mask, None, channel)
+    cases = [case for case in found if isinstance(case, Case)]
     outcomes = []
-    for case in cases:
-        outcome = _prepared(case, out, settings, overwrite)
+    for case in found:
+        outcome = _prepared(case, out, settings, overwrite) if isinstance(case, Case) else case
         outcomes.append(outcome)
         write_table(out / "prepare.tsv", map(asdict, outcomes), [f.name for f in fields(PreparedCase)], missing="n/a")
         if on_case:
@@ -111,10 +120,24 @@ def prepare_cohort(
     usable = {outcome.case for outcome in outcomes if outcome.status != "failed"}
     write_table(out / "cases.csv", [_row(case, out) for case in cases if case.id in usable], _TABLE)
     summary = PrepareSummary(tuple(outcomes))
-    arguments = {"source": source, "out": out, "mask": mask, "channel": channel, "overwrite": overwrite}
+    arguments = {"source": source, "out": out, "mask": mask, "channel": channel, "series": series}
+    arguments["overwrite"] = overwrite
     counts = {status: summary.count(status) for status in ("done", "skipped", "failed")}
     write_run(out, run_record("prepare", arguments | {"settings": settings.to_dict()}, counts=counts))
     return summary
+
+
+def _dicom_cases(source: Path, folder: Path, mask: str | Path | None, series: int | None) -> list[Case | PreparedCase]:
+    """Convert DICOM series; those that cannot be are outcomes already."""
+    converted = convert_dicom(source, folder, series)
+    if mask is not None and len(converted) > 1:
+        raise InputError(f"a brain mask can be given for a single scan, and {source} holds {len(converted)} series")
+    return [
+        PreparedCase(item.case, "failed", message=item.message)
+        if item.path is None
+        else find_cases(item.path, mask=mask)[0]
+        for item in converted
+    ]
 
 
 def _prepared(case: Case, out: Path, settings: PrepareSettings, overwrite: bool) -> PreparedCase:

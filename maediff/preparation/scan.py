@@ -14,7 +14,7 @@ from maediff.preparation import itk, masks
 from maediff.preprocess.brainmask import largest_component
 from maediff.preprocess.intensity import Scale
 from maediff.preprocess.resample import index_map, resample
-from maediff.volume import Volume
+from maediff.volume import Volume, new_header
 
 Array = npt.NDArray[Any]
 BoolArray = npt.NDArray[np.bool_]
@@ -129,7 +129,7 @@ def prepare_scan(volume: Volume, mask: BoolArray | None, settings: PrepareSettin
         "notes": list(notes),
     }
     codes = "mni" if settings.register != "none" else "scanner"
-    prepared = Volume(image, affine, _header(affine, shape, codes), volume.source)
+    prepared = Volume(image, affine, new_header(affine, shape, codes), volume.source)
     return PreparedScan(prepared, new_mask, brain, to_native, record, notes)
 
 
@@ -205,15 +205,6 @@ def _scale(values: Array, settings: PrepareSettings, name: str) -> Scale | None:
     if not high > low:
         raise InputError(f"the brain of {name} has no contrast (percentiles are both {low:g}); check scan and mask")
     return Scale(low, high)
-
-
-def _header(affine: Array, shape: Shape, code: str) -> nib.Nifti1Header:
-    header = nib.Nifti1Header()
-    header.set_data_shape(shape)
-    header.set_sform(affine, code=code)
-    header.set_qform(affine, code=code)
-    header.set_xyzt_units("mm")
-    return header
 
 
 def _shape(data: Array) -> Shape:

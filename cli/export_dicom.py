@@ -1,0 +1,43 @@
+"""``maediff export-dicom``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import EXIT_ERROR, EXIT_SOME_FAILED
+from ._options import examples, input_option, output_option, series_option, talk
+
+
+@click.command(
+    epilog=examples(
+        "maediff prepare -i dicom/ -o prepared",
+        "maediff infer -m MODEL -i prepared/cases.csv -o out",
+        "maediff restore -i out -p prepared -o out_raw",
+        "maediff export-dicom -i out_raw --dicom dicom/ -o out_dicom",
+    )
+)
+@input_option("Maps on the voxels of the series, such as `maediff restore` writes.")
+@click.option("--dicom", type=click.Path(path_type=Path), required=True, help="The DICOM folder that was prepared.")
+@output_option("Folder for the DICOM files.")
+@series_option
+@talk
+def command(*, source: Path, dicom: Path, out: Path, series: int | None) -> None:
+    """Write maps as DICOM SEG and Parametric Map.
+
+    Each file belongs to the patient, the study and the frame of reference of its input series, and overlays it.
+    Research use only, as each file says.
+    """
+    from maediff import export_dicom
+
+    from ._console import say
+
+    found = export_dicom(source, dicom, out, series)
+    for item in found:
+        if item.status != "done":
+            say(f"{item.case}: {item.status}{': ' if item.message else ''}{item.message}")
+    done, failed = (sum(item.status == status for item in found) for status in ("done", "failed"))
+    say(f"{sum(len(item.files) for item in found)} DICOM files of {done} series: {out}")
+    if failed:
+        click.get_current_context().exit(EXIT_SOME_FAILED if done else EXIT_ERROR)

@@ -1,0 +1,78 @@
+"""DICOM folders become NIfTI files whose names and headers say nothing about the patient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from maediff.data.cases import looks_like_scan
+from maediff.dicom.files import is_dicom_file, series_folders
+from maediff.dicom.series import read_dicom
+from maediff.errors import InputError, OutputError
+from maediff.volume import write_like
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of one series.
+
+    Attributes:
+        case: Its name: the folder below the source.
+        path: The NIfTI file; None where it failed.
+        message: Why it failed.
+    """
+
+    case: str
+    path: Path | None
+    message: str = ""
+
+
+def holds_dicom(source: str | Path) -> bool:
+    """Tell whether a source is DICOM: such a file, or a folder with such files and no scans of other kinds.
+
+    Raises:
+        InputError: It holds DICOM and NIfTI scans.
+    """
+    source = Path(source)
+    if source.is_file():
+        return is_dicom_file(source)
+    if not source.is_dir() or (source / "dataset_description.json").is_file() or (source / "cases.csv").is_file():
+        return False
+    nifti = next((path for path in source.rglob("*") if looks_like_scan(path)), None)
+    dicom = next((path for path in source.rglob("*") if is_dicom_file(path)), None)
+    if nifti and dicom:
+        raise InputError(f"{source} holds DICOM files ({dicom.parent}) and NIfTI scans ({nifti}); give one kind")
+    return dicom is not None
+
+
+def convert_dicom(source: str | Path, out: str | Path, series: int | None = None) -> list[Converted]:
+    """Write every DICOM series below a folder as NIfTI: ``<case>.nii.gz``, float32, in the scanner's RAS mm.
+
+    Only intensities and geometry are taken over. One bad series never stops the others.
+
+    Args:
+        source: Folder of series, each in a folder of its own, or a multi-frame file.
+        out: Folder for the NIfTI files.
+        series: Series Number, where folders hold several.
+
+    Returns:
+        What became of each series.
+
+    Raises:
+        ConfigError: pydicom or highdicom is missing.
+        InputError: No DICOM files.
+        OutputError: A file cannot be written.
+    """
+    return list(_converted(Path(source), Path(out), series))
+
+
+def _converted(source: Path, out: Path, series: int | None) -> Iterator[Converted]:
+    for case, folder in series_folders(source).items():
+        try:
+            volume = read_dicom(folder, series)
+            yield Converted(case, write_like(out / f"{case}.nii.gz", volume.data, volume))
+        except OutputError:
+            raise
+        except InputError as error:
+            yield Converted(case, None, str(error))

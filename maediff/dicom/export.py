@@ -1,0 +1,208 @@
+"""Anomaly maps as DICOM: a Parametric Map and a SEG that belong to the patient, study and frame of the input."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from maediff import __version__
+from maediff.dicom.files import packages, series_folders
+from maediff.dicom.series import Series, quiet, read_series
+from maediff.errors import GeometryError, InputError, OutputError
+from maediff.preprocess.resample import index_map, resample
+from maediff.store import atomic_path, file_sha256, read_json
+from maediff.volume import GRID_TOLERANCE_VOXELS, read_mask, read_nifti
+
+Array = npt.NDArray[Any]
+
+_SERIES_NUMBER = 90000  # plus the input's: far from what scanners count
+# Attributes that an image must have, if only empty, and that de-identified ones often lack.
+_MAY_BE_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
+    *("StudyTime", "ReferringPhysicianName"),
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What became of one series.
+
+    Attributes:
+        case: Its name, as :func:`maediff.dicom.convert_dicom` gave it.
+        status: ``done``, ``failed``, or ``no map`` where the results hold none of it.
+        files: The DICOM files written.
+        message: Why it failed.
+    """
+
+    case: str
+    status: Literal["done", "failed", "no map"]
+    files: tuple[Path, ...] = ()
+    message: str = ""
+
+
+def export_dicom(results: str | Path, dicom: str | Path, out: str | Path, series: int | None = None) -> list[Exported]:
+    """Write the maps of DICOM series as ``<case>_anomaly.dcm`` and ``<case>_anomaly-mask.dcm``.
+
+    The map becomes a Parametric Map (32-bit floats, unchanged), the mask at the calibrated threshold a SEG; without
+    calibration there is none. Patient, study and frame of reference are those of the input, whose images they
+    reference. UIDs depend on the input series and the content alone: exported again, they are the same objects.
+
+    Args:
+        results: Maps on the voxels of the series: what ``infer`` wrote for the converted scans, or ``restore`` for
+            prepared ones.
+        dicom: The DICOM folder that was converted or prepared.
+        out: Folder for the DICOM files.
+        series: Series Number, where folders hold several.
+
+    Raises:
+        ConfigError: pydicom or highdicom is missing.
+        InputError: No DICOM files, or no map of any of them.
+        OutputError: A file cannot be written.
+    """
+    results, out = Path(results), Path(out)
+    found = [_export(case, folder, results, out, series) for case, folder in series_folders(Path(dicom)).items()]
+    if all(item.status == "no map" for item in found):
+        raise InputError(
+            f"{results} holds no map of a series in {dicom}: looked for {found[0].case}_anomaly.nii.gz; give the "
+            "folder that `maediff restore` or `maediff infer` wrote for this DICOM folder"
+        )
+    return found
+
+
+def _export(case: str, folder: Path, results: Path, out: Path, number: int | None) -> Exported:
+    path = results / f"{case}_anomaly.nii.gz"
+    if not path.is_file():
+        return Exported(case, "no map")
+    try:
+        series = read_series(folder, number)
+        anomaly = read_nifti(path)
+        files = [_write(out, path, _parametric_map, series, on_grid(anomaly.data, anomaly.affine, series, path))]
+        path = results / f"{case}_anomaly-mask.nii.gz"
+        if path.is_file():
+            mask = read_mask(path, anomaly, "anomaly mask")
+            make = partial(_segmentation, _facts(results / f"{case}_anomaly.json"))
+            files.append(_write(out, path, make, series, on_grid(mask, anomaly.affine, series, path)))
+    except OutputError:
+        raise
+    except InputError as error:
+        return Exported(case, "failed", message=str(error))
+    return Exported(case, "done", tuple(files))
+
+
+def on_grid(values: Array, affine: Array, series: Series, path: Path) -> Array:
+    """Turn a map to the array axes of its series, (slices, rows, columns); no value is interpolated.
+
+    Raises:
+        GeometryError: The map does not lie on the voxels of the series.
+    """
+    target = np.asarray(series.grid.get_affine("RAS"), np.float64)
+    slices, rows, columns = series.grid.spatial_shape
+    matrix = index_map(affine, target)
+    turn = np.rint(matrix)
+    corners = np.array([(*corner, 1) for corner in product((0, slices - 1), (0, rows - 1), (0, columns - 1))])
+    places = corners @ turn.T
+    fits = np.abs(corners @ matrix.T - places).max() < GRID_TOLERANCE_VOXELS
+    if not fits or [*places[:, :3].min(0)] != [0, 0, 0] or [*(places[:, :3].max(0) + 1)] != list(values.shape):
+        raise GeometryError(
+            f"{path} does not lie on the voxels of the DICOM series in {series.folder}; bring maps of prepared scans "
+            "back with `maediff restore` first"
+        )
+    return resample(values, turn, (slices, rows, columns), order=0)
+
+
+def _facts(sidecar: Path) -> dict[str, str]:
+    """Look up what the SEG says of the algorithm, as far as infer recorded it."""
+    found = read_json(sidecar)
+    return {name: str(found[name]) for name in ("model_hash", "threshold") if found.get(name) is not None}
+
+
+def _write(out: Path, path: Path, make: Callable[..., Any], series: Series, values: Array) -> Path:
+    """Make a DICOM object of an array on the grid of the series, and write it atomically."""
+    sources = [_filled(image) for image in series.images]
+    name = path.name.removesuffix(".nii.gz")
+    key = f"{sources[0].SeriesInstanceUID} {name} {file_sha256(path)}"
+    common = {
+        "series_instance_uid": _uid("series", key),
+        "sop_instance_uid": _uid("instance", key),
+        "instance_number": 1,
+        "manufacturer": "MAEDiff developers",
+        "manufacturer_model_name": "MAEDiff",
+        "software_versions": __version__,
+        "device_serial_number": "0",
+    }
+    with quiet():
+        made = make(sources, series.grid.with_array(values), common)
+        with atomic_path(out / f"{name}.dcm") as temporary:
+            made.save_as(temporary)
+    return out / f"{name}.dcm"
+
+
+def _parametric_map(sources: Sequence[Any], grid: Any, common: Mapping[str, Any]) -> Any:
+    pydicom, hd = packages()
+    low, high = float(grid.array.min()), float(grid.array.max())
+    mapping = hd.pm.RealWorldValueMapping(
+        lut_label="anomaly",
+        lut_explanation="Residual in working units: 2 spans the intensity scale",
+        unit=pydicom.sr.codedict.codes.UCUM.NoUnits,
+        value_range=(low, high),
+        slope=1.0,
+        intercept=0.0,
+    )
+    return hd.pm.ParametricMap(
+        sources,
+        grid.astype(np.float32),
+        **common,
+        series_number=_SERIES_NUMBER + int(sources[0].get("SeriesNumber") or 0),
+        series_description="MAEDiff anomaly map, research use only",
+        content_label="ANOMALY_MAP",
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[mapping],
+        voi_lut_transformations=[hd.VOILUTTransformation(window_center=(low + high) / 2, window_width=high - low)],
+    )
+
+
+def _segmentation(parameters: Mapping[str, str], sources: Sequence[Any], grid: Any, common: Mapping[str, Any]) -> Any:
+    pydicom, hd = packages()
+    codes = pydicom.sr.codedict.codes
+    description = hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="Anomaly (research use only)",
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.Lesion,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            "MAEDiff", codes.DCM.ArtificialIntelligence, __version__, parameters=dict(parameters) or None
+        ),
+        anatomic_regions=[codes.SCT.Brain],
+    )
+    return hd.seg.Segmentation(
+        sources,
+        grid.astype(np.uint8),
+        "BINARY",
+        [description],
+        **common,
+        series_number=_SERIES_NUMBER + 1 + int(sources[0].get("SeriesNumber") or 0),
+        series_description="MAEDiff anomaly mask, research use only",
+        content_label="ANOMALY_MASK",
+    )
+
+
+def _filled(image: Any) -> Any:
+    """Add, empty, what every image must say and de-identified ones often lack."""
+    for name in _MAY_BE_EMPTY:
+        if name not in image:
+            setattr(image, name, "")
+    return image
+
+
+def _uid(kind: str, key: str) -> str:
+    """Derive a UID, 2.25 and a name-based UUID (DICOM PS3.5 B.2): what is equal gets the same one."""
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'maediff {kind} {key}').int}"

@@ -1,0 +1,390 @@
+"""DICOM series that these tests write themselves become NIfTI, and maps become DICOM that overlays them.
+
+Places follow DICOM PS3.3 C.7.6.2.1.1, and intensities tell the place; dcm2niix is the outside oracle.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from maediff.cli import app
+
+from maediff.dicom import convert_dicom, export_dicom, holds_dicom, read_dicom
+from maediff.errors import ConfigError, GeometryError, InputError
+from maediff.preparation import PrepareSettings, prepare_cohort, restore_cohort
+from maediff.volume import read_nifti, write_like
+
+pydicom = pytest.importorskip("pydicom")
+hd = pytest.importorskip("highdicom")
+
+from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    ExplicitVRLittleEndian,
+    JPEGLSLossless,
+    MRImageStorage,
+    RLELossless,
+    generate_uid,
+)
+
+ROWS, COLUMNS, SLICES = 20, 24, 12
+SPACING = (2.0, 1.5)  # between rows, between columns, mm
+STEP = 4.0
+PLANES = {
+    "axial": ([1, 0, 0], [0, 1, 0]),
+    "sagittal": ([0, 1, 0], [0, 0, -1]),
+    "oblique": ([0.8, 0.6, 0], [-0.36, 0.48, -0.8]),
+}
+PATIENT = {"PatientID": "SECRET-4711", "PatientName": "Doe^Jane", "PatientBirthDate": "19700101", "PatientSex": "F"}
+
+
+def value_at(x, y, z):
+    """A number for every place in LPS mm, whole where rounded, larger than 0."""
+    return 1000 + 3 * x + 2 * y + 5 * z
+
+
+def places(plane):
+    """LPS mm of every pixel, (slices, rows, columns, 3)."""
+    along_row, along_column = (np.array(v, float) for v in PLANES[plane])
+    normal = np.cross(along_row, along_column)
+    s, r, c = np.indices((SLICES, ROWS, COLUMNS))[..., None]
+    return np.array([-20.0, -30, 10]) + s * STEP * normal + r * SPACING[0] * along_column + c * SPACING[1] * along_row
+
+
+def write_series(folder, plane="axial", *, number=3, change=None, encode=None, skip=()):
+    """Write a series, slices in no order; `change(dataset, k)` alters a slice, `skip` leaves some out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    where = places(plane)
+    study, frame, series = (generate_uid(entropy_srcs=[str(folder.parent), kind]) for kind in ("study", "frame", "x"))
+    series = generate_uid(entropy_srcs=[series, str(number)])
+    for k in set(range(SLICES)) - set(skip):
+        data = _slice(np.rint(value_at(*np.moveaxis(where[k], -1, 0)) / 0.5).astype(np.uint16))
+        data.StudyInstanceUID, data.FrameOfReferenceUID, data.SeriesInstanceUID = study, frame, series
+        data.SeriesNumber, data.InstanceNumber = number, SLICES - k
+        data.ImageOrientationPatient = [*PLANES[plane][0], *PLANES[plane][1]]
+        data.ImagePositionPatient = [float(v) for v in where[k, 0, 0]]
+        if change:
+            change(data, k)
+        if encode:
+            data.compress(encode)
+        data.save_as(folder / f"IM{(k * 7) % SLICES:03d}_{number}", enforce_file_format=True)
+    return folder
+
+
+def _slice(pixels):
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, MRImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    data = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    for name, value in PATIENT.items():
+        setattr(data, name, value)
+    data.SOPClassUID, data.SOPInstanceUID, data.Modality = MRImageStorage, meta.MediaStorageSOPInstanceUID, "MR"
+    data.StudyID, data.AccessionNumber, data.StudyDate, data.StudyTime = "7", "ACC9", "20240102", "101112"
+    data.ReferringPhysicianName, data.Manufacturer, data.ImageType = "", "Tests", ["ORIGINAL", "PRIMARY", "M"]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.PixelSpacing, data.SliceThickness = list(SPACING), STEP
+    data.Rows, data.Columns = pixels.shape
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    data.RescaleSlope, data.RescaleIntercept, data.RescaleType = 0.5, 0, "US"
+    data.PixelData = pixels.tobytes()
+    return data
+
+
+def in_lps(affine, shape):
+    """LPS mm of every voxel of a RAS affine, (*shape, 3)."""
+    return (np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]) * [-1, -1, 1]
+
+
+def expected(affine, shape):
+    return value_at(*np.moveaxis(in_lps(affine, shape), -1, 0))
+
+
+class TestReading:
+    @pytest.mark.parametrize("plane", PLANES)
+    def test_each_voxel_is_where_the_standard_says(self, plane, tmp_path):
+        volume = read_dicom(write_series(tmp_path / "s", plane))
+        assert volume.data.shape == (COLUMNS, ROWS, SLICES)
+        np.testing.assert_allclose(volume.data, expected(volume.affine, volume.data.shape), atol=0.26)
+
+    @pytest.mark.parametrize("plane", PLANES)
+    def test_dcm2niix_says_the_same(self, plane, tmp_path):
+        dcm2niix = pytest.importorskip("dcm2niix")
+        folder = write_series(tmp_path / "s", plane)
+        (tmp_path / "theirs").mkdir()
+        command = [dcm2niix.bin, "-z", "n", "-f", "x", "-o", str(tmp_path / "theirs"), str(folder)]
+        subprocess.run(command, check=True, capture_output=True)
+        (path,) = (tmp_path / "theirs").glob("*.nii")
+        theirs, ours = read_nifti(path), read_dicom(folder)
+        places = np.moveaxis(np.indices(theirs.data.shape), 0, -1) @ theirs.affine[:3, :3].T + theirs.affine[:3, 3]
+        index = (places - ours.affine[:3, 3]) @ np.linalg.inv(ours.affine[:3, :3]).T
+        np.testing.assert_allclose(index, np.rint(index), atol=1e-3)
+        np.testing.assert_array_equal(ours.data[tuple(np.moveaxis(np.rint(index).astype(int), -1, 0))], theirs.data)
+
+    @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
+    def test_lossless_compression_changes_nothing(self, syntax, tmp_path):
+        plain, packed = write_series(tmp_path / "a"), write_series(tmp_path / "b", encode=syntax)
+        np.testing.assert_array_equal(read_dicom(packed).data, read_dicom(plain).data)
+
+    def test_a_multi_frame_file_is_read(self, tmp_path):
+        folder = write_series(tmp_path / "s", "oblique")
+        images = [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
+        for image in images:
+            image.Laterality, image.PositionReferenceIndicator = "", ""
+        merged = hd.legacy.LegacyConvertedEnhancedMRImage(images, generate_uid(), 5, generate_uid(), 1)
+        merged.save_as(tmp_path / "merged.dcm")
+        volume = read_dicom(tmp_path / "merged.dcm")
+        np.testing.assert_allclose(volume.data, expected(volume.affine, volume.data.shape), atol=0.26)
+
+    def test_a_series_is_chosen_by_number(self, tmp_path):
+        write_series(tmp_path / "s", "axial", number=3)
+        folder = write_series(tmp_path / "s", "sagittal", number=4)
+        with pytest.raises(InputError, match=r"holds 2 series: number 3 \(12 images\), number 4 .* folder of its own"):
+            read_dicom(folder)
+        np.testing.assert_array_equal(
+            read_dicom(folder, 4).affine, read_dicom(write_series(tmp_path / "x", "sagittal")).affine
+        )
+        with pytest.raises(InputError, match="no series 7; its series numbers are 3, 4"):
+            read_dicom(folder, 7)
+
+
+def _unset(name, only=None):
+    def change(data, k):
+        if only is None or k == only:
+            delattr(data, name)
+
+    return change
+
+
+def _set(name, value, only=None):
+    def change(data, k):
+        if only is None or k == only:
+            setattr(data, name, value)
+
+    return change
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("change", "kind", "said"),
+        [
+            (_unset("PixelSpacing"), InputError, "lack PixelSpacing"),
+            (_unset("ImagePositionPatient", only=4), InputError, "lack ImagePositionPatient"),
+            (_unset("FrameOfReferenceUID"), InputError, "lack FrameOfReferenceUID"),
+            (_unset("PixelData", only=0), InputError, "lack PixelData"),
+            (_set("Modality", "CT"), InputError, "no MR images.*CT"),
+            (_set("SamplesPerPixel", 3), InputError, "in colour"),
+            (_set("PixelSpacing", [2, 2], only=3), GeometryError, "different pixel spacings"),
+            (_set("ImageOrientationPatient", [0, 1, 0, 0, 0, -1], only=0), GeometryError, "localizer"),
+            (_set("ImagePositionPatient", [-20, -30, 10], only=5), GeometryError, "share 11 slice positions"),
+            (_set("PixelData", b"12"), InputError, "no regular volume"),
+        ],
+    )
+    def test_a_bad_header_is_told(self, change, kind, said, tmp_path):
+        with pytest.raises(kind, match=said) as caught:
+            read_dicom(write_series(tmp_path / "s", change=change))
+        assert str(tmp_path / "s") in str(caught.value)
+        assert not any(value in str(caught.value) for value in PATIENT.values() if len(value) > 1)
+
+    def test_a_missing_slice_is_told(self, tmp_path):
+        with pytest.raises(
+            GeometryError, match="1 of 10 distances differ from 4 mm, the largest is 8 mm; slices may be"
+        ):
+            read_dicom(write_series(tmp_path / "s", skip=[5]))
+
+    def test_a_syntax_without_decoder_is_told(self, tmp_path):
+        def relabel(data, _k):
+            data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.100"  # MPEG-2: no image of a scanner
+            data["PixelData"].is_undefined_length = True
+            data.PixelData = pydicom.encaps.encapsulate([b"x" * 10])
+
+        with pytest.raises(InputError, match=r"compressed as MPEG2.*Explicit VR Little Endian"):
+            read_dicom(write_series(tmp_path / "s", change=relabel))
+
+    def test_no_dicom_and_a_damaged_file_are_told(self, tmp_path):
+        with pytest.raises(InputError, match="holds no DICOM files"):
+            convert_dicom(tmp_path, tmp_path / "out")
+        folder = write_series(tmp_path / "s")
+        (folder / "IM000_3").write_bytes(bytes(128) + b"DICM" + b"garbage" * 9)
+        with pytest.raises(InputError, match=r"IM000_3 .*copy it again"):
+            read_dicom(folder)
+
+    def test_two_kinds_of_scans_are_not_guessed_between(self, tmp_path, make_scan):
+        write_series(tmp_path / "s")
+        assert holds_dicom(tmp_path)
+        nib.save(make_scan(np.eye(4), (8, 8, 8)), tmp_path / "a.nii.gz")
+        with pytest.raises(InputError, match="give one kind"):
+            holds_dicom(tmp_path)
+
+    def test_missing_packages_are_named(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "highdicom", None)
+        with pytest.raises(ConfigError, match=r"pip install 'maediff\[dicom\]'"):
+            read_dicom(write_series(tmp_path / "s"))
+
+
+@pytest.fixture
+def exported(tmp_path, request):
+    """A series, maps of it whose values tell the place, and what they became as DICOM."""
+    plane = getattr(request, "param", "oblique")
+    write_series(tmp_path / "in" / "head", plane)
+    volume = read_dicom(tmp_path / "in" / "head")
+    write_like(tmp_path / "maps" / "head_anomaly.nii.gz", volume.data / 1000, volume)
+    mask = np.zeros(volume.data.shape, np.uint8)
+    mask[3:9, 5:8, 2:4] = mask[20, 2, 9] = 1
+    write_like(tmp_path / "maps" / "head_anomaly-mask.nii.gz", mask, volume, np.uint8)
+    (tmp_path / "maps" / "head_anomaly.json").write_text(json.dumps({"threshold": 0.25, "model_hash": "ab12"}))
+    (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out")
+    return item, volume, mask
+
+
+class TestExport:
+    @pytest.mark.parametrize("exported", PLANES, indirect=True)
+    def test_the_map_lies_over_the_images(self, exported):
+        item, volume, _ = exported
+        image = hd.imread(item.files[0])
+        grid = image.get_volume(dtype=np.float32)
+        np.testing.assert_allclose(
+            grid.array * 1000, expected(grid.get_affine("RAS"), grid.spatial_shape), rtol=0, atol=0.26
+        )
+        assert np.sort(grid.array, axis=None).tolist() == np.sort(volume.data / np.float32(1000), axis=None).tolist()
+        assert image.SOPClassUID == pydicom.uid.ParametricMapStorage
+
+    @pytest.mark.parametrize("exported", PLANES, indirect=True)
+    def test_the_mask_lies_over_the_images(self, exported):
+        item, volume, mask = exported
+        segmentation = hd.seg.segread(item.files[1])
+        grid = segmentation.get_volume(combine_segments=True)
+        found = np.argwhere(grid.array) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+        wanted = in_lps(volume.affine, mask.shape)[mask > 0]
+        np.testing.assert_allclose(
+            found[np.lexsort(found.T.round(3))], wanted[np.lexsort(wanted.T.round(3))], atol=1e-3
+        )
+        (description,) = segmentation.SegmentSequence
+        assert "research use only" in description.SegmentLabel
+        assert "threshold=0.25" in str(description.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters)
+
+    def test_the_hospital_finds_patient_study_and_images(self, exported, tmp_path):
+        item, _, _ = exported
+        source = pydicom.dcmread(next((tmp_path / "in" / "head").iterdir()))
+        instances = {pydicom.dcmread(path).SOPInstanceUID for path in (tmp_path / "in" / "head").iterdir()}
+        for path in item.files:
+            made = pydicom.dcmread(path)
+            for name in (*PATIENT, "StudyInstanceUID", "FrameOfReferenceUID", "AccessionNumber", "StudyID"):
+                assert made[name].value == source[name].value, name
+            assert made.SeriesInstanceUID != source.SeriesInstanceUID
+            assert made.SeriesNumber > 90000
+            assert "research use only" in made.SeriesDescription
+            (series,) = made.ReferencedSeriesSequence
+            assert series.SeriesInstanceUID == source.SeriesInstanceUID
+            assert {image.ReferencedSOPInstanceUID for image in series.ReferencedInstanceSequence} <= instances
+        assert not any(value in path.name for path in item.files for value in PATIENT.values() if len(value) > 1)
+
+    def test_exported_again_it_is_the_same_object_and_another_map_another(self, exported, tmp_path):
+        def uids():
+            (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out")
+            found = [pydicom.dcmread(path) for path in item.files]
+            return {data.SOPInstanceUID for data in found} | {data.SeriesInstanceUID for data in found}
+
+        _, volume, _ = exported
+        first = uids()
+        assert len(first) == 4
+        assert uids() == first
+        write_like(tmp_path / "maps" / "head_anomaly.nii.gz", volume.data / 500, volume)
+        assert len(uids() & first) == 2
+
+    def test_an_empty_mask_and_a_de_identified_series_are_exported(self, tmp_path):
+        names = ("PatientID", "PatientName", "PatientBirthDate", "AccessionNumber", "ReferringPhysicianName", "StudyID")
+
+        def strip(data, _k):
+            for name in names:
+                delattr(data, name)
+
+        volume = read_dicom(write_series(tmp_path / "in", change=strip))
+        write_like(tmp_path / "maps" / "in_anomaly.nii.gz", volume.data / 1000, volume)
+        write_like(tmp_path / "maps" / "in_anomaly-mask.nii.gz", 0 * volume.data, volume, np.uint8)
+        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out")
+        assert item.status == "done"
+        assert not hd.seg.segread(item.files[1]).pixel_array.any()
+
+    @pytest.mark.filterwarnings("ignore")  # of writing such a file; reading must be silent
+    def test_values_that_break_the_standard_are_not_told(self, tmp_path, capfd, caplog, recwarn):
+        folder = write_series(tmp_path / "in", change=_set("PatientID", "SECRET " * 20))
+        caplog.clear(), capfd.readouterr(), recwarn.clear()
+        volume = read_dicom(folder)
+        write_like(tmp_path / "maps" / "in_anomaly.nii.gz", volume.data, volume)
+        (item,) = export_dicom(tmp_path / "maps", folder, tmp_path / "out")
+        assert "SECRET" not in caplog.text + "".join(capfd.readouterr()) + item.message
+        assert not recwarn.list
+        assert item.status == "done"
+
+    def test_a_map_on_another_grid_is_refused(self, exported, tmp_path):
+        _, volume, _ = exported
+        moved = volume.affine.copy()
+        moved[0, 3] += 2
+        nib.save(nib.Nifti1Image(volume.data, moved), tmp_path / "maps" / "head_anomaly.nii.gz")
+        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "again")
+        assert item.status == "failed"
+        assert "maediff restore" in item.message
+
+    def test_no_map_is_told(self, exported, tmp_path):
+        with pytest.raises(InputError, match=r"head_anomaly\.nii\.gz"):
+            export_dicom(tmp_path / "out", tmp_path / "in", tmp_path / "again")
+
+
+PLAIN = PrepareSettings(bias="none", register="none", percentiles=None)
+
+
+def _brain_only(data, k):
+    """Make a stripped scan of a slice: zero but for a box."""
+    pixels = data.pixel_array.copy()
+    inside = np.zeros_like(pixels, bool)
+    inside[3:-3, 4:-4] = 1 < k < SLICES - 2
+    data.PixelData = np.where(inside, pixels, 0).astype(np.uint16).tobytes()
+
+
+class TestPipeline:
+    def test_a_bad_series_stops_no_other_and_nothing_names_the_patient(self, tmp_path, caplog):
+        write_series(tmp_path / "in" / "a" / "t1", "sagittal", change=_brain_only)
+        write_series(tmp_path / "in" / "b" / "t1", skip=[5], change=_brain_only)
+        summary = prepare_cohort(tmp_path / "in", tmp_path / "out", PLAIN)
+        assert [(case.case, case.status) for case in summary.cases] == [("a_t1", "done"), ("b_t1", "failed")]
+        prepared = read_nifti(tmp_path / "out" / "a_t1.nii.gz")
+        write_like(tmp_path / "maps" / "a_t1_anomaly.nii.gz", prepared.data, prepared)
+        restore_cohort(tmp_path / "maps", tmp_path / "out", tmp_path / "back")
+        found = export_dicom(tmp_path / "back", tmp_path / "in", tmp_path / "dicom")
+        assert [item.status for item in found] == ["done", "no map"]
+        grid = hd.imread(found[0].files[0]).get_volume(dtype=np.float32)
+        inside = grid.array > 0
+        assert inside.any()
+        truth = expected(grid.get_affine("RAS"), grid.spatial_shape)
+        np.testing.assert_allclose(grid.array[inside], truth[inside], atol=0.26)
+        files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        told = caplog.text + "".join(_content(path) for path in files) + "".join(map(str, files))
+        assert not any(secret in told for secret in ("SECRET", "Doe", "19700101", "ACC9"))
+
+    def test_by_the_command_line(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        write_series(Path("in/head"), change=_brain_only)
+        steps = (
+            "prepare -i in -o prepared --bias none --register none",
+            "infer -m phantom -i prepared/cases.csv -o out --jobs 1 --report",
+            "restore -i out -p prepared -o raw",
+            "export-dicom -i raw --dicom in -o dicom",
+        )
+        for step in steps:
+            result = CliRunner().invoke(app, step.split())
+            assert result.exit_code == 0, result.output
+        assert "head" in Path("out/report.html").read_text()
+        assert {path.name for path in Path("dicom").iterdir()} == {"head_anomaly.dcm", "head_anomaly-mask.dcm"}
+
+
+def _content(path):
+    if path.name.endswith(".nii.gz"):
+        image = nib.load(path)
+        return str(image.header) + image.to_bytes()[:400].decode("latin1")
+    return path.read_text()
