@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from maediff import __version__
 from maediff.calibration import Calibration, calibrate
 from maediff.config import UNTRAINED, Config, config_hash, dump_yaml, load_config, override
+from maediff.data.bids import DERIVATIVE_FILES, describe_derivatives
 from maediff.data.cases import Case, find_cases
 from maediff.data.cases import shard as shard_of
 from maediff.data.slices import SliceSet, healthy_slices
@@ -46,7 +46,6 @@ from maediff.store import (
     save_model,
     update_calibration,
     verify_model_folder,
-    write_json,
     write_text,
 )
 from maediff.training.loop import FitResult, Progress, fit
@@ -274,7 +273,7 @@ def infer(
     table = out / ("cases.tsv" if shard == (1, 1) else f"cases-{shard[0]}-of-{shard[1]}.tsv")
     on_result = _preview if preview else None
     with folder_lock(out, shard):
-        for name in (table.name, "run.json", "dataset_description.json") if shard == (1, 1) else (table.name,):
+        for name in (table.name, "run.json", *DERIVATIVE_FILES) if shard == (1, 1) else (table.name,):
             remove_leftovers(out / name)
         if alone:
             summary = infer_cases(
@@ -304,8 +303,9 @@ def infer(
     facts = {"counts": counts, "calibration": calibrated}
     record = run_record("infer", arguments, seed=seed, device=where, hashes=hashes, **facts)
     write_run(out, record)
-    if any(case.bids for case in cases):
-        write_derivative_description(out)
+    suffixes = [case.bids.suffix for case in cases if case.bids]
+    if suffixes:
+        describe_derivatives(out, suffixes)
     return summary
 
 
@@ -375,17 +375,6 @@ tags: [anomaly-detection, brain-mri, diffusion, masked-autoencoder]
 - Validation loss (for MAEDiff: x0, in the patch, working units): {result.best_loss:.4f}.
 - Use on scans of the same contrast and preparation; calibrate on healthy scans of your own scanner.
 """
-
-
-def write_derivative_description(out: Path) -> None:
-    """Make an output folder a BIDS derivative data set."""
-    content = {
-        "Name": "MAEDiff anomaly maps",
-        "BIDSVersion": "1.9.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "maediff", "Version": __version__}],
-    }
-    write_json(out / "dataset_description.json", content)
 
 
 def _cases(

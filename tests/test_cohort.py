@@ -142,6 +142,10 @@ def test_bids_scans_get_derivative_names(model, make_scan, tmp_path):
         "cases.tsv",
         "run.json",
         "dataset_description.json",
+        ".bidsignore",
+        "README.md",
+        "T2w.json",
+        "mask.json",
     }
     assert read_json(out / "dataset_description.json")["DatasetType"] == "derivative"
     assert infer(model, root, out, device="cpu").skipped == 1

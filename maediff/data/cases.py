@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from os.path import commonpath
 from pathlib import Path
 
+from maediff.data.bids import BidsName
 from maediff.errors import ConfigError, InputError
 from maediff.tables import read_table
 from maediff.volume import SUFFIXES, stem_of
@@ -26,21 +27,6 @@ _NOT_A_SCAN = re.compile(
     re.IGNORECASE,
 )
 _EMPTY = ("", "n/a", "na", "nan", "none")
-
-
-@dataclass(frozen=True)
-class BidsName:
-    """What a BIDS file name says, for naming its derivatives.
-
-    Attributes:
-        folder: Folder inside the data set, for example ``sub-01/ses-1/anat``.
-        entities: Name up to the suffix, for example ``sub-01_ses-1_acq-3d``.
-        suffix: ``T1w``, ``T2w`` or ``FLAIR``.
-    """
-
-    folder: str
-    entities: str
-    suffix: str
 
 
 @dataclass(frozen=True)
@@ -256,24 +242,38 @@ def _cell(row: Mapping[str, str], name: str) -> str | None:
 
 def _from_bids(root: Path, channel: str | None) -> list[Case]:
     suffixes = [s for s in BIDS_SUFFIXES if channel is None or s.lower() in (channel.lower(), f"{channel.lower()}w")]
-    images = [
-        path
-        for pattern in ("sub-*/anat/*", "sub-*/ses-*/anat/*")
-        for path in root.glob(pattern)
-        if looks_like_scan(path) and stem_of(path).rpartition("_")[2] in suffixes
-    ]
+    images = _bids_images(root)
+    contrasts = Counter(_entities(path) for path in images)
+    images = [path for path in images if stem_of(path).rpartition("_")[2] in suffixes]
     if not images:
         names = ", ".join(f"*_{suffix}.nii.gz" for suffix in suffixes or BIDS_SUFFIXES)
         raise InputError(f"BIDS data set {root} holds no scans: looked for sub-*/[ses-*/]anat/{names}")
     splits = _participants(root)
     find = _derivative_finder(root)
-    return [_bids_case(path, root, splits, find) for path in sorted(images)]
+    return [_bids_case(path, root, splits, find, alone=contrasts[_entities(path)] == 1) for path in images]
+
+
+def _bids_images(root: Path) -> list[Path]:
+    """List the anatomical scans of a data set; phase, real and imaginary parts are none."""
+    found = (path for pattern in ("sub-*/anat/*", "sub-*/ses-*/anat/*") for path in root.glob(pattern))
+    return sorted(
+        path
+        for path in found
+        if looks_like_scan(path)
+        and stem_of(path).rpartition("_")[2] in BIDS_SUFFIXES
+        and not re.search(r"_part-(phase|real|imag)_", path.name)
+    )
+
+
+def _entities(path: Path) -> str:
+    """Name up to the suffix; sub- and ses- are part of it, so that folders need not be."""
+    return stem_of(path).rpartition("_")[0]
 
 
 Finder = Callable[[str, str, str], "Path | None"]
 
 
-def _bids_case(path: Path, root: Path, splits: Mapping[str, str], find: Finder) -> Case:
+def _bids_case(path: Path, root: Path, splits: Mapping[str, str], find: Finder, *, alone: bool) -> Case:
     stem = stem_of(path)
     entities, _, suffix = stem.rpartition("_")
     folder = path.parent.relative_to(root).as_posix()
@@ -288,7 +288,7 @@ def _bids_case(path: Path, root: Path, splits: Mapping[str, str], find: Finder) 
         session=f"ses-{parts['ses']}" if "ses" in parts else None,
         split=splits.get(subject),
         stem=stem,
-        bids=BidsName(folder, entities, suffix),
+        bids=BidsName(folder, entities, suffix, alone),
     )
 
 

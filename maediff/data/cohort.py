@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maediff.data.bids import describe_data_set
 from maediff.data.lesions import KINDS
 from maediff.data.phantom import MIXED, MODALITIES, Phantom, atlas, subject
 from maediff.errors import ConfigError
@@ -89,8 +90,9 @@ def synthesise(
         if on_subject:
             on_subject(plan.name)
         rows.append(_write_subject(folder, plan, subject((seed, plan.number), plan.modality, plan.lesion, spacing_mm)))
-    description = {"Name": "MAEDiff synthetic cohort", "BIDSVersion": "1.9.0", "DatasetType": "raw", "License": LICENCE}
-    write_json(folder / "dataset_description.json", description)
+    name = "MAEDiff synthetic cohort"
+    describe_data_set(folder, name, "raw", ("cases.csv", "synth.json"), f"# {name}\n\n{LICENCE}\n", License=LICENCE)
+    describe_data_set(folder / "derivatives" / "masks", f"{name}: masks", "derivative", License=LICENCE)
     made = {"seed": seed, "modality": modality, "lesions": list(lesions), "spacing_mm": spacing_mm}
     write_json(folder / "synth.json", made)
     people = [{"participant_id": p.name, "split": p.split, "lesion": p.lesion or "n/a"} for p in plans]

@@ -75,14 +75,13 @@ class Outputs:
     def of(cls, case: Case, out: Path) -> Outputs:
         """Name the outputs: BIDS derivatives for BIDS scans, else by the stem of the scan."""
         if case.bids:
-            base, suffix = out / case.bids.folder / case.bids.entities, case.bids.suffix
-            names = {
-                kind: Path(f"{base}_desc-{kind}_{suffix}.nii.gz")
-                for kind in ("anomaly", "reconstruction", "uncertainty")
-            }
-            mask = Path(f"{base}_label-anomaly_mask.nii.gz")
-            stem = f"{base}_desc-anomaly_{suffix}"
-            return cls(**names, mask=mask, sidecar=Path(f"{stem}.json"), preview=Path(f"{stem}.png"))
+            maps = {kind: out / case.bids.map(kind) for kind in ("anomaly", "reconstruction", "uncertainty")}
+            return cls(
+                **{kind: Path(f"{base}.nii.gz") for kind, base in maps.items()},
+                mask=out / f"{case.bids.mask}.nii.gz",
+                sidecar=Path(f"{maps['anomaly']}.json"),
+                preview=Path(f"{maps['anomaly']}.png"),
+            )
         stem = str(out / case.id)
         return cls(
             anomaly=Path(f"{stem}_anomaly.nii.gz"),

@@ -1,0 +1,105 @@
+"""BIDS names and the files that make an output folder a derivative data set (BIDS 1.9, which later ones include)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from maediff import __version__
+from maediff.store import write_json, write_text
+
+BIDS_VERSION = "1.9.0"
+DERIVATIVE_FILES = ("dataset_description.json", ".bidsignore", "README.md", "mask.json")
+
+_IGNORED = ("cases*.tsv", "run*.json", "*.html", "*.png", "metrics*", "prepare.tsv")
+_README = """# Anomaly maps by MAEDiff
+
+Research use only; not a medical device.
+
+- `*_desc-anomaly_<suffix>.nii.gz`: residual between the scan and its healthy reconstruction, working units; the JSON
+  beside it holds score, threshold and what the map was made of.
+- `*_desc-reconstruction_<suffix>.nii.gz`: the healthy reconstruction, in the scan's intensities.
+- `*_label-anomaly_mask.nii.gz`: voxels above the calibrated threshold; `desc-<suffix>` tells contrasts apart.
+"""
+
+
+@dataclass(frozen=True)
+class BidsName:
+    """What a BIDS file name says, for naming its derivatives.
+
+    Attributes:
+        folder: Folder inside the data set, for example ``sub-01/ses-1/anat``.
+        entities: Name up to the suffix, for example ``sub-01_ses-1_acq-3d``.
+        suffix: ``T1w``, ``T2w`` or ``FLAIR``.
+        alone: Whether the data set holds no other contrast with these entities.
+    """
+
+    folder: str
+    entities: str
+    suffix: str
+    alone: bool = True
+
+    def map(self, kind: str) -> str:
+        """Name a map of the scan inside the derivative data set, without an ending.
+
+        Example:
+            >>> BidsName("sub-1/anat", "sub-1", "T1w").map("anomaly")
+            'sub-1/anat/sub-1_desc-anomaly_T1w'
+        """
+        return f"{self.folder}/{self.entities}_desc-{kind}_{self.suffix}"
+
+    @property
+    def mask(self) -> str:
+        """Name of the anomaly mask, without an ending; the contrast is told where there are several.
+
+        Example:
+            >>> BidsName("sub-1/anat", "sub-1", "FLAIR", alone=False).mask
+            'sub-1/anat/sub-1_label-anomaly_desc-FLAIR_mask'
+        """
+        contrast = "" if self.alone else f"_desc-{self.suffix}"
+        return f"{self.folder}/{self.entities}_label-anomaly{contrast}_mask"
+
+
+def describe_data_set(
+    folder: Path, name: str, kind: str, ignored: Iterable[str] = (), readme: str | None = None, **more: str
+) -> None:
+    """Write what makes a folder a BIDS data set: its description, and what of it is no part of BIDS.
+
+    Args:
+        folder: Root of the data set.
+        name: What it is called.
+        kind: ``raw`` or ``derivative``.
+        ignored: Patterns of ``.bidsignore``.
+        readme: Text of ``README.md``.
+        more: Further fields of the description.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    generated = {"GeneratedBy": [{"Name": "maediff", "Version": __version__}]}
+    content = {"Name": name, "BIDSVersion": BIDS_VERSION, "DatasetType": kind} | generated | more
+    write_json(folder / "dataset_description.json", content)
+    patterns = list(ignored)
+    if patterns:
+        write_text(folder / ".bidsignore", "\n".join(patterns) + "\n")
+    if readme is not None:
+        write_text(folder / "README.md", readme)
+
+
+def describe_derivatives(out: Path, suffixes: Iterable[str]) -> None:
+    """Make an output folder of ``infer`` a BIDS derivative data set.
+
+    Args:
+        out: The folder.
+        suffixes: Contrasts of its maps; what all maps of one share stands in a JSON at the root, which they inherit.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    describe_data_set(out, "MAEDiff anomaly maps", "derivative", _IGNORED, _README)
+    mask = {"Type": "Lesion", "Description": "Voxels above the calibrated anomaly threshold; research use only"}
+    write_json(out / "mask.json", mask)
+    for suffix in sorted(set(suffixes)):
+        text = f"Derived from {suffix} by MAEDiff inside the brain mask; research use only"
+        write_json(out / f"{suffix}.json", {"SkullStripped": True, "Description": text})

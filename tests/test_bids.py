@@ -1,0 +1,115 @@
+"""BIDS data sets in and derivatives out, held against bidsschematools (names) and the official validator (all)."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from maediff.calibration import Calibration
+from maediff.data.cases import find_cases
+from maediff.evaluation.outputs import read_outputs
+from maediff.inference.cohort import Outputs
+from maediff.store import read_json
+from maediff.workflow import infer
+
+AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
+SHAPE = (17, 20, 12)
+CALIBRATION = Calibration(0.5, 0.01, 3, 300, {}, (0.2,), "a test").to_dict()
+VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or shutil.which(
+    "bids-validator-deno"
+)
+NAMES = (
+    "sub-01/anat/sub-01_T1w",
+    "sub-01/anat/sub-01_FLAIR",
+    "sub-02/ses-a/anat/sub-02_ses-a_acq-3d_run-1_T2w",
+    "sub-02/ses-a/anat/sub-02_ses-a_acq-3d_part-phase_T2w",
+)
+
+
+@pytest.fixture
+def raw(tmp_path, make_scan):
+    """A raw data set of three scans and a phase image."""
+    root = tmp_path / "raw"
+    for name in NAMES:
+        path = root / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(make_scan(AFFINE, SHAPE), path)
+        path.with_name(path.name.replace(".nii.gz", ".json")).write_text(
+            '{"Units": "rad"}' if "phase" in name else "{}"
+        )
+    description = {"Name": "x", "BIDSVersion": "1.9.0", "DatasetType": "raw"}
+    (root / "dataset_description.json").write_text(json.dumps(description))
+    (root / "README").write_text("A data set of a test, with phantoms of ellipsoids alone, and no people in it.")
+    (root / "participants.tsv").write_text("participant_id\tage\nsub-01\t40\nsub-02\t60\n")
+    return root
+
+
+@pytest.fixture
+def derived(raw, make_model, tiny, tmp_path):
+    """What infer makes of it, with previews and a report beside the maps."""
+    model = make_model(tmp_path / "model", tiny("partition.stride=16", "infer.draws=2"), CALIBRATION)
+    assert infer(model, raw, tmp_path / "out", device="cpu", preview=True).done == 3
+    (tmp_path / "out" / "report.html").write_text("a report")
+    return tmp_path / "out"
+
+
+def errors(root):
+    """Errors that the validator has with a data set and the derivatives inside it."""
+    done = subprocess.run([VALIDATOR, str(root), "--json", "-r"], capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)
+    parts = [found, *found.get("derivativesSummary", {}).values()]
+    issues = [issue for part in parts for issue in part["issues"]["issues"] if issue["severity"] == "error"]
+    return [(issue["code"], issue.get("subCode"), issue.get("location")) for issue in issues]
+
+
+@pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
+class TestValidator:
+    def test_it_finds_errors_at_all(self, raw):
+        assert errors(raw) == []
+        (raw / "sub-01" / "anat" / "sub-01_anomaly.nii.gz").write_bytes(b"")
+        assert [location for _, _, location in errors(raw)]
+
+    def test_the_derivatives_pass(self, derived):
+        assert errors(derived) == []
+
+
+def test_names_are_those_of_the_schema(raw):
+    rules = pytest.importorskip("bidsschematools.rules")
+    schema = pytest.importorskip("bidsschematools.schema").load_schema()
+    known = rules.regexify_filename_rules(schema.rules.files.deriv.imaging, schema, level=1)
+    for case in find_cases(raw):
+        outputs = asdict(Outputs.of(case, Path()))
+        for kind in ("anomaly", "reconstruction", "uncertainty", "mask", "sidecar"):
+            assert any(re.fullmatch(rule["regex"], str(outputs[kind])) for rule in known), outputs[kind]
+
+
+def test_contrasts_of_one_session_do_not_overwrite_each_other(derived):
+    masks = sorted(str(path.relative_to(derived)) for path in derived.rglob("*_mask.nii.gz"))
+    assert masks == [
+        "sub-01/anat/sub-01_label-anomaly_desc-FLAIR_mask.nii.gz",
+        "sub-01/anat/sub-01_label-anomaly_desc-T1w_mask.nii.gz",
+        "sub-02/ses-a/anat/sub-02_ses-a_acq-3d_run-1_label-anomaly_mask.nii.gz",
+    ]
+    cases = {case.case: case.files["mask"] for case in read_outputs(derived)}
+    assert len(set(cases.values())) == 3
+
+
+def test_the_name_of_a_mask_does_not_depend_on_the_selection(raw):
+    (case,) = find_cases(raw, channel="flair")
+    assert not case.bids.alone
+
+
+def test_what_is_derived_is_told(derived):
+    description = read_json(derived / "dataset_description.json")
+    assert (description["DatasetType"], description["GeneratedBy"][0]["Name"]) == ("derivative", "maediff")
+    assert read_json(derived / "FLAIR.json")["SkullStripped"] is True
+    assert "Research use only" in (derived / "README.md").read_text()
