@@ -11,16 +11,31 @@ import click
 
 from ._options import examples, json_option, output_option, reference_option, seed_option, talk
 
+_SHOWN = ("voxel.auroc", "voxel.auprc", "voxel.dice", "case.auroc")  # of each stratum; metrics.json holds all
 
-@click.command(epilog=examples("maediff evaluate -i out -r cases.csv -o metrics"))
+
+@click.command(
+    epilog=examples(
+        "maediff evaluate -i out -r cases.csv -o metrics",
+        "maediff evaluate -i out -r bids/ -o metrics --strata sex --strata age:40,60",
+    )
+)
 @click.option("-i", "--input", "source", type=click.Path(path_type=Path), required=True, help="What infer wrote.")
 @reference_option(required=True)
 @output_option("Folder for metrics.json and metrics_per_case.csv.")
 @click.option("--bootstrap", type=click.IntRange(min=1), default=1000, help="Resamples of patients for the intervals.")
+@click.option(
+    "--strata",
+    multiple=True,
+    metavar="COLUMN[:EDGE,…]",
+    help="Repeat the metrics by a column of the reference or of participants.tsv, such as sex or age:40,60.",
+)
 @seed_option
 @json_option
 @talk
-def command(*, source: Path, reference: Path, out: Path, bootstrap: int, seed: int, as_json: bool) -> None:
+def command(
+    *, source: Path, reference: Path, out: Path, bootstrap: int, strata: tuple[str, ...], seed: int, as_json: bool
+) -> None:
     """Score anomaly maps against lesion masks.
 
     Inside the brain mask, per scan and pooled: AUROC, AUPRC, Dice at the calibrated threshold, and the best Dice that
@@ -31,7 +46,7 @@ def command(*, source: Path, reference: Path, out: Path, bootstrap: int, seed: i
 
     from ._console import say
 
-    metrics = evaluate(source, reference, out, bootstrap=bootstrap, seed=seed)
+    metrics = evaluate(source, reference, out, bootstrap=bootstrap, seed=seed, strata=strata)
     if as_json:
         click.echo(json.dumps(metrics, indent=2))
     _show(metrics)
@@ -47,6 +62,9 @@ def _show(metrics: Mapping[str, Any]) -> None:
         if isinstance(item, Mapping) and "ci_low" in item
     ]
     table("Metrics", ("metric", "mean", "95 % interval", "scans"), rows)
+    for column, groups in metrics.get("by_stratum", {}).items():
+        means = [(group, found["scans"], *(found[key]["mean"] for key in _SHOWN)) for group, found in groups.items()]
+        table(f"By {column}", (column, "scans", *_SHOWN), means)
     for item in metrics.get("cases", {}).get("not_scored", []):
         say(f"not scored: {item['case']} ({item['status']}): {item['message']}")
 

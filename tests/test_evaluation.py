@@ -36,6 +36,7 @@ from maediff.evaluation.bootstrap import histogram, paired_p_value, pooled
 from maediff.evaluation.case import case_auroc_estimate
 from maediff.evaluation.outputs import read_outputs
 from maediff.evaluation.reference import Reference
+from maediff.evaluation.strata import Stratum
 from maediff.scoring import postprocess
 from maediff.volume import Volume
 
@@ -444,3 +445,48 @@ def test_method_metrics_average_over_scans_of_a_kind(cohort):
     assert table["healthy"] == {"auroc": None, "auprc": None, "dice": None, "dice_oracle": None}
     expected = voxel_metrics(scans[0].map, cohort.brain, scans[0].label, None)
     assert table["tumour"]["auprc"] == pytest.approx(expected.auprc)
+
+
+class TestStrata:
+    @pytest.fixture
+    def people(self, cohort):
+        """Ages and sexes of the subjects a to d; the reference table knows none of it."""
+        (cohort.root / "participants.tsv").write_text(
+            "participant_id\tage\tsex\na\t30\tF\nb\t50\tM\nc\t50.5\tF\nd\tn/a\tM\n"
+        )
+        return cohort
+
+    def test_a_group_has_the_metrics_of_its_scans_alone(self, people):
+        found = measure(people.out, people.reference, bootstrap=0, strata=["sex", "age:40"]).metrics["by_stratum"]
+        assert list(found["sex"]) == ["F", "M"]
+        assert list(found["age"]) == ["< 40", ">= 40", "n/a"]
+        assert [group["scans"] for group in found["age"].values()] == [1, 2, 1]
+        rows = people.reference.read_text().splitlines()
+        women = people.root / "women.csv"
+        women.write_text("\n".join([rows[0], rows[1], rows[3]]) + "\n")
+        alone = measure(people.out, women, bootstrap=0).metrics
+        assert found["sex"]["F"] == {key: alone[key] for key in found["sex"]["F"] if key != "scans"} | {"scans": 2}
+
+    def test_columns_of_the_table_count_too(self, people):
+        found = measure(people.out, people.reference, bootstrap=0, strata=["lesion"]).metrics["by_stratum"]["lesion"]
+        assert list(found) == ["ms", "tumour", "n/a"]
+
+    def test_without_strata_nothing_changes(self, people):
+        assert "by_stratum" not in measure(people.out, people.reference, bootstrap=0).metrics
+
+    @pytest.mark.parametrize(
+        ("stratum", "said"),
+        [("site", "no.*column site; they have age, lesion, sex"), ("sex:40", "'F', which is no number")],
+    )
+    def test_what_cannot_be_grouped_is_told(self, people, stratum, said):
+        with pytest.raises(InputError, match=said):
+            measure(people.out, people.reference, bootstrap=0, strata=[stratum])
+
+    @pytest.mark.parametrize("text", ["", "age:", "age:60,40", "age:a", "age:nan", ":4"])
+    def test_a_stratum_that_cannot_be_read(self, text):
+        with pytest.raises(ConfigError, match="COLUMN:EDGE"):
+            Stratum.parse(text)
+
+    def test_too_many_groups_ask_for_ranges(self):
+        with pytest.raises(InputError, match=r"age has 21 values.*age:40,60"):
+            Stratum("age").split([(k, {"age": str(k)}) for k in range(21)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from maediff.evaluation.case import case_auroc_estimate
 from maediff.evaluation.lesion import LesionMetrics, lesion_metrics
 from maediff.evaluation.outputs import OutputCase, read_outputs
 from maediff.evaluation.reference import Reference, Truth
+from maediff.evaluation.strata import Stratum
 from maediff.evaluation.voxel import NAN, VoxelMetrics, voxel_metrics
 from maediff.scoring import BoolArray
 from maediff.store import write_json
@@ -50,6 +51,7 @@ class CaseResult:
         brain_from: Where the brain mask came from.
         message: Why it is not scored.
         histogram: Its voxels, binned, for pooled metrics.
+        facts: What the reference says of it, by column.
     """
 
     case: str
@@ -67,6 +69,7 @@ class CaseResult:
     brain_from: str = ""
     message: str = ""
     histogram: VoxelHistogram | None = field(default=None, repr=False)
+    facts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def to_row(self) -> dict[str, Any]:
         """Flatten into the columns of ``metrics_per_case.csv``."""
@@ -77,7 +80,7 @@ class CaseResult:
                 row |= asdict(value)
             elif item.name == "lesions":
                 row |= {f"lesion_{name.removeprefix('n_')}": number for name, number in asdict(value).items()}
-            elif item.name != "histogram":
+            elif item.name not in ("histogram", "facts"):
                 row[item.name] = value
         return row
 
@@ -96,7 +99,13 @@ class Evaluation:
 
 
 def evaluate(
-    out_dir: Path, reference: Path, metrics_dir: Path, *, bootstrap: int = 1000, seed: int = 0
+    out_dir: Path,
+    reference: Path,
+    metrics_dir: Path,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    strata: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score an infer output folder and write ``metrics.json`` and ``metrics_per_case.csv``.
 
@@ -106,6 +115,8 @@ def evaluate(
         metrics_dir: Where to write; made where it does not exist.
         bootstrap: Resamples of patients for the 95 % intervals; 0 leaves them out.
         seed: Of the resampling.
+        strata: Columns of the reference or of ``participants.tsv`` by which to repeat the metrics: ``site``, or
+            ``age:40,60`` with the edges of ranges.
 
     Returns:
         The content of ``metrics.json``: see :func:`measure`.
@@ -114,32 +125,37 @@ def evaluate(
         InputError: The folder or the reference cannot be used, or no scan could be scored.
         OutputError: ``metrics_dir`` cannot be written.
     """
-    evaluation = measure(Path(out_dir), Path(reference), bootstrap=bootstrap, seed=seed)
+    evaluation = measure(Path(out_dir), Path(reference), bootstrap=bootstrap, seed=seed, strata=strata)
     rows = [case.to_row() for case in evaluation.cases]
     write_table(Path(metrics_dir) / PER_CASE_FILE, rows, list(rows[0]))
     write_json(Path(metrics_dir) / METRICS_FILE, evaluation.metrics)
     return evaluation.metrics
 
 
-def measure(out_dir: Path, reference: Path, *, bootstrap: int = 1000, seed: int = 0) -> Evaluation:
+def measure(
+    out_dir: Path, reference: Path, *, bootstrap: int = 1000, seed: int = 0, strata: Sequence[str] = ()
+) -> Evaluation:
     """Score an infer output folder in memory.
 
     ``metrics`` has the keys ``voxel.*`` (mean over scans that have lesion voxels), ``voxel_pooled.*`` (all voxels of
     all scored scans together, healthy ones included), ``lesion.*`` and ``case.auroc`` (scans with a lesion against
     healthy ones), each with ``mean``, ``ci_low``, ``ci_high`` and ``n``, the number of scans on which it rests; None
     where not defined. ``by_lesion`` repeats them for each kind that the reference names, against all healthy scans in
-    ``case.auroc``. ``cases`` counts the scans and lists those that were not scored, with the reason.
+    ``case.auroc``, and ``by_stratum`` for each group of each column in ``strata``. ``cases`` counts the scans and
+    lists those that were not scored, with the reason.
 
     Args:
         out_dir: What ``maediff infer`` wrote.
         reference: Table or folder of truths.
         bootstrap: Resamples of patients.
         seed: Of the resampling.
+        strata: See :func:`evaluate`.
 
     Raises:
-        InputError: The folder or the reference cannot be used, or no scan could be scored.
-        ConfigError: ``bootstrap`` or ``seed`` is negative.
+        InputError: The folder or the reference cannot be used, no scan could be scored, or a stratum has no column.
+        ConfigError: ``bootstrap`` or ``seed`` is negative, or a stratum cannot be read.
     """
+    wanted = [Stratum.parse(text) for text in strata]
     if bootstrap < 0 or seed < 0:
         raise ConfigError(f"bootstrap {bootstrap} and seed {seed} must be 0 or more")
     truths = Reference(reference)
@@ -154,6 +170,8 @@ def measure(out_dir: Path, reference: Path, *, bootstrap: int = 1000, seed: int 
         raise InputError(f"none of the {len(results)} scans in {out_dir} could be scored{reason}")
     metrics: dict[str, Any] = _summarise(scored, bootstrap, seed)
     metrics["by_lesion"] = _by_lesion(scored, bootstrap, seed)
+    if wanted:
+        metrics["by_stratum"] = _by_stratum(scored, wanted, bootstrap, seed)
     metrics["cases"] = _counts(results, scored)
     metrics["settings"] = {
         "bootstrap": bootstrap,
@@ -221,6 +239,7 @@ def _compare(output: OutputCase, truth: Truth) -> CaseResult:
         anomalous_ml=NAN if anomalous is None else float((anomalous & brain).sum()) * voxel_ml,
         brain_from=origin,
         histogram=histogram(volume.data, brain, label, anomalous),
+        facts=dict(truth.facts),
     )
 
 
@@ -268,6 +287,19 @@ def _by_lesion(scored: Sequence[CaseResult], n: int, seed: int) -> dict[str, dic
         table[kind] = _summarise(group, n, seed)
         table[kind]["case.auroc"] = _case_estimate([*group, *healthy], n, seed).to_dict()
     return table
+
+
+def _by_stratum(
+    scored: Sequence[CaseResult], strata: Sequence[Stratum], n: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    items = [(result, result.facts) for result in scored]
+    return {
+        stratum.column: {
+            group: _summarise(members, n, seed) | {"scans": len(members)}
+            for group, members in stratum.split(items).items()
+        }
+        for stratum in strata
+    }
 
 
 def _counts(results: Sequence[CaseResult], scored: Sequence[CaseResult]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ _LABEL = r"lesions?|tumou?r|labels?|d?seg|segmentation|truth|gt"
 _ENDINGS = re.compile(rf"(?:_(?:(?:desc|label)-)?(?:{_LABEL}|brain|brainmask|mask))+$", re.IGNORECASE)
 _BRAIN = re.compile(r"(?:_(?:desc-)?brain(?:_?mask)?|_mask)$", re.IGNORECASE)
 _LESION = re.compile(rf"_(?:(?:desc|label)-)?(?:{_LABEL})(?:_mask)?$", re.IGNORECASE)
+_PATHS = ("image", "mask", "label")
 HEALTHY_NAMES = frozenset({"", "none", "healthy", "no", "n/a", "0", "false"})
 
 
@@ -29,12 +30,14 @@ class Truth:
         mask: Brain mask, or None.
         patient: Who the scan is of.
         lesion: Kind of lesion, or None where the reference does not tell.
+        facts: What else is known: cells by column, of the scan's row and of the patient's in ``participants.tsv``.
     """
 
     label: Path | None
     mask: Path | None
     patient: str
     lesion: str | None
+    facts: tuple[tuple[str, str], ...] = ()
 
 
 class Reference:
@@ -102,9 +105,10 @@ class Reference:
         channels = [name for name in columns if name == "image" or name.startswith("image_")]
         if not (rows and channels):
             raise InputError(f"{table} has no rows with a column image (or image_<channel>), so no scan can be matched")
+        people = _participants(table.parent)
         for row in rows:
             images = [row[name] for name in channels if row[name]]
-            truth = _row_truth(row, table.parent, images)
+            truth = _row_truth(row, table.parent, images, people)
             for image in images:
                 self._by_path[(table.parent / image).resolve()] = truth
                 self._by_stem[stem_of(image)].append(truth)
@@ -117,20 +121,27 @@ class Reference:
         if not labels:
             raise InputError(f"no lesion masks (.nii, .nii.gz) in reference folder {folder}")
         brains = {_base(path): path for path in files if path not in labels and _BRAIN.search(stem_of(path))}
-        kinds = _participants(folder)
+        people = _participants(folder)
         for path in labels:
             base = _base(path)
             patient = _subject(base)
-            self._by_stem[base].append(Truth(path, brains.get(base), patient, kinds.get(patient)))
+            facts = people.get(patient, {})
+            kind = _kind(facts["lesion"]) if "lesion" in facts else None
+            self._by_stem[base].append(Truth(path, brains.get(base), patient, kind, tuple(facts.items())))
 
 
-def _row_truth(row: Mapping[str, str], folder: Path, images: list[str]) -> Truth:
+def _row_truth(
+    row: Mapping[str, str], folder: Path, images: list[str], people: Mapping[str, Mapping[str, str]]
+) -> Truth:
     stem = stem_of(images[0]) if images else ""
+    patient = row.get("subject") or _subject(stem)
+    own = {name: cell for name, cell in row.items() if name not in _PATHS and not name.startswith("image_")}
     return Truth(
         label=folder / row["label"] if row["label"] else None,
         mask=folder / row["mask"] if row.get("mask") else None,
-        patient=row.get("subject") or _subject(stem),
+        patient=patient,
         lesion=_kind(row["lesion"]) if "lesion" in row else None,
+        facts=tuple({**people.get(patient, {}), **own}.items()),
     )
 
 
@@ -147,9 +158,10 @@ def _subject(stem: str) -> str:
     return match.group() if match else stem
 
 
-def _participants(folder: Path) -> dict[str, str | None]:
+def _participants(folder: Path) -> dict[str, dict[str, str]]:
+    """Read what ``participants.tsv`` says of each patient; nothing where there is none."""
     table = folder / "participants.tsv"
     if not table.is_file():
         return {}
     rows = read_table(table, ("participant_id",)).rows
-    return {row["participant_id"]: _kind(row["lesion"]) for row in rows if "lesion" in row}
+    return {row["participant_id"]: {k: v for k, v in row.items() if k != "participant_id"} for row in rows}
