@@ -15,7 +15,10 @@ from ._options import examples, input_option, output_option, talk
 @output_option("Folder for the maps on the raw scans' voxels.")
 @talk
 def command(*, source: Path, prepared: Path, out: Path) -> None:
-    """Bring maps of prepared scans back to the raw scans."""
+    """Bring maps of prepared scans back to the raw scans.
+
+    What is written is an output folder like that of `maediff infer`: report, evaluate and export-dicom work on it.
+    """
     from maediff import restore_cohort
 
     from ._console import say

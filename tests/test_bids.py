@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,9 +15,13 @@ import numpy as np
 import pytest
 
 from maediff.calibration import Calibration
+from maediff.data.bids import SPACE, BidsName
 from maediff.data.cases import find_cases
+from maediff.errors import InputError
 from maediff.evaluation.outputs import read_outputs
 from maediff.inference.cohort import Outputs
+from maediff.preparation import PrepareSettings, prepare_cohort, restore_cohort
+from maediff.report import write_report
 from maediff.store import read_json
 from maediff.workflow import infer
 
@@ -82,10 +86,15 @@ class TestValidator:
         assert errors(derived) == []
 
 
-def test_names_are_those_of_the_schema(raw):
+def schema_names():
+    """Regular expressions of all names that imaging derivatives may have."""
     rules = pytest.importorskip("bidsschematools.rules")
     schema = pytest.importorskip("bidsschematools.schema").load_schema()
-    known = rules.regexify_filename_rules(schema.rules.files.deriv.imaging, schema, level=1)
+    return rules.regexify_filename_rules(schema.rules.files.deriv.imaging, schema, level=1)
+
+
+def test_names_are_those_of_the_schema(raw):
+    known = schema_names()
     for case in find_cases(raw):
         outputs = asdict(Outputs.of(case, Path()))
         for kind in ("anomaly", "reconstruction", "uncertainty", "mask", "sidecar"):
@@ -113,3 +122,46 @@ def test_what_is_derived_is_told(derived):
     assert (description["DatasetType"], description["GeneratedBy"][0]["Name"]) == ("derivative", "maediff")
     assert read_json(derived / "FLAIR.json")["SkullStripped"] is True
     assert "Research use only" in (derived / "README.md").read_text()
+
+
+class TestPrepared:
+    @pytest.fixture
+    def native(self, raw, make_model, tiny, tmp_path):
+        """Raw scans, prepared, inferred, and their maps brought back: two folders of derivatives."""
+        model = make_model(tmp_path / "model", tiny("partition.stride=16"), CALIBRATION)
+        settings = PrepareSettings(bias="none", register="none", spacing_mm=7.0)
+        assert prepare_cohort(raw, tmp_path / "prepared", settings, channel="flair").count("done") == 1
+        infer(model, tmp_path / "prepared", tmp_path / "out", device="cpu")
+        restore_cohort(tmp_path / "out", tmp_path / "prepared", tmp_path / "native")
+        return tmp_path / "native"
+
+    def test_maps_of_prepared_scans_are_derivatives_too(self, native, tmp_path):
+        stem = "sub-01/anat/sub-01"
+        for folder in (tmp_path / "out", native):
+            assert (folder / f"{stem}_desc-anomaly_FLAIR.nii.gz").is_file()
+            assert (folder / f"{stem}_label-anomaly_desc-FLAIR_mask.nii.gz").is_file()
+            assert VALIDATOR is None or errors(folder) == []
+
+    def test_what_is_restored_is_an_output_folder_on_the_raw_voxels(self, raw, native, tmp_path):
+        (before,), (after,) = read_outputs(tmp_path / "out"), read_outputs(native)
+        assert after.image == raw / "sub-01/anat/sub-01_FLAIR.nii.gz"
+        assert nib.load(after.files["anomaly"]).shape == nib.load(after.image).shape
+        assert (after.score, after.threshold) == (before.score, before.threshold)
+        mask = nib.load(after.files["mask"])
+        volume_ml = np.count_nonzero(mask.dataobj) * np.prod(mask.header.get_zooms()) / 1000
+        assert after.volume_ml == pytest.approx(volume_ml, rel=1e-5)
+        assert "FLAIR" in write_report(native, tmp_path / "report.html").read_text()
+
+    def test_a_template_is_named(self, raw):
+        known = schema_names()
+        for case in find_cases(raw):
+            moved = replace(case, bids=case.bids.in_space(SPACE))
+            name = str(Outputs.of(moved, Path()).anomaly)
+            assert f"_space-{SPACE}_" in name
+            assert any(re.fullmatch(rule["regex"], name) for rule in known)
+            assert BidsName.parse(moved.bids.scan) == replace(moved.bids, alone=False)
+
+    @pytest.mark.parametrize("text", ["sub-01/anat/../../x_T1w", "/sub-01/anat/sub-01_T1w", "sub-01/func/sub-01_bold"])
+    def test_a_name_that_leads_elsewhere_is_refused(self, text):
+        with pytest.raises(InputError, match="not the BIDS path of a scan"):
+            BidsName.parse(text)

@@ -355,6 +355,7 @@ class TestPipeline:
         assert [(case.case, case.status) for case in summary.cases] == [("a_t1", "done"), ("b_t1", "failed")]
         prepared = read_nifti(tmp_path / "out" / "a_t1.nii.gz")
         write_like(tmp_path / "maps" / "a_t1_anomaly.nii.gz", prepared.data, prepared)
+        (tmp_path / "maps" / "cases.tsv").write_text("case\tstatus\na_t1\tdone\n")
         restore_cohort(tmp_path / "maps", tmp_path / "out", tmp_path / "back")
         found = export_dicom(tmp_path / "back", tmp_path / "in", tmp_path / "dicom")
         assert [item.status for item in found] == ["done", "no map"]
@@ -380,6 +381,8 @@ class TestPipeline:
             result = CliRunner().invoke(app, step.split())
             assert result.exit_code == 0, result.output
         assert "head" in Path("out/report.html").read_text()
+        (description,) = hd.seg.segread("dicom/head_anomaly-mask.dcm").SegmentSequence
+        assert "threshold=" in str(description.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters)
         assert {path.name for path in Path("dicom").iterdir()} == {"head_anomaly.dcm", "head_anomaly-mask.dcm"}
 
 

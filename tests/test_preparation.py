@@ -85,6 +85,7 @@ class TestWayBack:
         index = np.argwhere(np.ones(prepared.shape, bool)) @ prepared.affine[:3, :3].T + prepared.affine[:3, 3]
         ramp = (index[:, 0] + 2 * index[:, 1] - index[:, 2]).reshape(prepared.shape)
         nib.save(nib.Nifti1Image(ramp.astype(np.float32), prepared.affine), maps / "a_t1_anomaly.nii.gz")
+        (maps / "cases.tsv").write_text("case\tstatus\na_t1\tdone\n")
         (path,) = restore_cohort(maps, out, tmp_path / "back")
         back = nib.load(path)
         inner = np.argwhere(np.ones(SHAPE, bool))[::7]
@@ -105,6 +106,7 @@ class TestWayBack:
 
     def test_no_maps_is_said(self, raw, tmp_path):
         prepare_cohort(raw, tmp_path / "out", PLAIN)
+        (tmp_path / "cases.tsv").write_text("case\tstatus\na_t1\tfailed\n")
         with pytest.raises(InputError, match="run maediff infer"):
             restore_cohort(tmp_path, tmp_path / "out", tmp_path / "back")
 

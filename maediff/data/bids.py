@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maediff import __version__
+from maediff.errors import InputError
 from maediff.store import write_json, write_text
 
 BIDS_VERSION = "1.9.0"
 DERIVATIVE_FILES = ("dataset_description.json", ".bidsignore", "README.md", "mask.json")
 
+SPACE = "MNI152NLin2009aSym"
+"""What BIDS calls the template that nilearn bundles."""
+_SCAN = re.compile(
+    r"(?P<folder>sub-[a-zA-Z0-9+]+(/ses-[a-zA-Z0-9+]+)?/anat)/"
+    r"(?P<entities>sub-[a-zA-Z0-9+]+(_[a-z]+-[a-zA-Z0-9+]+)*)_(?P<suffix>T1w|T2w|FLAIR)"
+)
 _IGNORED = ("cases*.tsv", "run*.json", "*.html", "*.png", "metrics*", "prepare.tsv")
 _README = """# Anomaly maps by MAEDiff
 
@@ -39,6 +47,33 @@ class BidsName:
     entities: str
     suffix: str
     alone: bool = True
+
+    @classmethod
+    def parse(cls, text: str) -> BidsName:
+        """Read what :attr:`scan` returns; other contrasts may share the entities.
+
+        Raises:
+            InputError: Not a path such as ``sub-01/anat/sub-01_T1w``.
+        """
+        found = _SCAN.fullmatch(text)
+        if found is None:
+            raise InputError(f"{text!r} is not the BIDS path of a scan, such as sub-01/ses-1/anat/sub-01_ses-1_T1w")
+        return cls(found["folder"], found["entities"], found["suffix"], alone=False)
+
+    @property
+    def scan(self) -> str:
+        """Name of the scan inside its data set, without an ending."""
+        return f"{self.folder}/{self.entities}_{self.suffix}"
+
+    def in_space(self, space: str) -> BidsName:
+        """Name the scan as resampled to a template; entities have a fixed order, in which only chunk comes later.
+
+        Example:
+            >>> BidsName("sub-1/anat", "sub-1_run-2_chunk-1", "T1w").in_space("X").entities
+            'sub-1_run-2_space-X_chunk-1'
+        """
+        before, chunk, after = self.entities.partition("_chunk-")
+        return replace(self, entities=f"{before}_space-{space}{chunk}{after}")
 
     def map(self, kind: str) -> str:
         """Name a map of the scan inside the derivative data set, without an ending.

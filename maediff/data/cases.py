@@ -42,7 +42,8 @@ class Case:
         session: Session name, or None.
         split: ``train``, ``val``, ``test`` or whatever the table says; None where it says nothing.
         stem: File name of the scan without ``.nii`` or ``.nii.gz``.
-        bids: Parts of the BIDS name where the source is a BIDS data set, else None.
+        bids: Parts of the BIDS name where the scan is of a BIDS data set (a table may say so in column ``bids``), else
+            None.
     """
 
     id: str
@@ -225,6 +226,7 @@ def _table_case(row: Mapping[str, str], column: str, folder: Path) -> Case:
         session=_cell(row, "session"),
         split=_cell(row, "split"),
         stem=stem,
+        bids=BidsName.parse(row["bids"]) if _cell(row, "bids") else None,
     )
 
 

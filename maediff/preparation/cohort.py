@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from maediff import __version__
+from maediff.data.bids import SPACE
 from maediff.data.cases import Case, find_cases
 from maediff.dicom import convert_dicom, holds_dicom
 from maediff.errors import InputError, MAEDiffError, OutputError
@@ -118,7 +119,8 @@ def prepare_cohort(
         if on_case:
             on_case(outcome)
     usable = {outcome.case for outcome in outcomes if outcome.status != "failed"}
-    write_table(out / "cases.csv", [_row(case, out) for case in cases if case.id in usable], _TABLE)
+    rows = [_row(case, out, settings) for case in cases if case.id in usable]
+    write_table(out / "cases.csv", rows, [*_TABLE, *(["bids"] if any(row["bids"] for row in rows) else [])])
     summary = PrepareSummary(tuple(outcomes))
     arguments = {"source": source, "out": out, "mask": mask, "channel": channel, "series": series}
     arguments["overwrite"] = overwrite
@@ -188,8 +190,9 @@ def _finished(files: PreparedFiles, key: str) -> bool:
     return present and read_json(files.sidecar).get("key") == key
 
 
-def _row(case: Case, out: Path) -> dict[str, str | None]:
+def _row(case: Case, out: Path, settings: PrepareSettings) -> dict[str, str | None]:
     files = PreparedFiles.of(case.id, out)
     label = files.label.name if case.label else None
     named = (files.image.name, files.mask.name, label, case.subject, case.session, case.split)
-    return dict(zip(_TABLE, named, strict=True))
+    bids = case.bids if case.bids is None or settings.register == "none" else case.bids.in_space(SPACE)
+    return dict(zip(_TABLE, named, strict=True)) | {"bids": bids.scan if bids else None}

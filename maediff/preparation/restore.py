@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maediff.data.bids import SPACE, describe_derivatives
 from maediff.errors import GeometryError, InputError
+from maediff.evaluation.outputs import OutputCase, read_outputs
 from maediff.preprocess.resample import index_map, resample
-from maediff.store import read_json
+from maediff.provenance import without_names
+from maediff.store import read_json, write_json
+from maediff.tables import write_table
 from maediff.volume import Volume, grid_distance, read_nifti, write_like
 
-_KINDS = {"anomaly": 1, "reconstruction": 1, "uncertainty": 1, "anomaly-mask": 0}
 _SAME_MM = 0.1
 
 
@@ -49,39 +52,73 @@ def restore_map(
 def restore_cohort(results: str | Path, prepared: str | Path, out: str | Path) -> list[Path]:
     """Bring all maps of an output folder of ``infer`` back to the raw scans.
 
+    The result is an output folder like that of ``infer``, with sidecars and ``cases.tsv``, so that report, evaluate and
+    export work on the raw scans' voxels; names are those of ``results``, less BIDS' ``space`` entity.
+
     Args:
         results: Output folder of ``maediff infer`` on prepared scans.
         prepared: Folder that ``maediff prepare`` wrote.
-        out: Folder for the maps on raw voxels; names stay.
+        out: Folder for the maps on raw voxels.
 
     Returns:
-        The files written.
+        The maps written.
 
     Raises:
         InputError: No map of a prepared scan is there, or a raw scan is gone.
         GeometryError: A map or raw scan does not fit its sidecar.
     """
     results, prepared, out = Path(results), Path(prepared), Path(out)
-    written = []
-    for path in sorted(prepared.glob("*_prepare.json")):
-        sidecar = read_json(path)
-        case = path.name.removesuffix("_prepare.json")
-        maps = {kind: results / f"{case}_{kind}.nii.gz" for kind in _KINDS}
-        maps = {kind: file for kind, file in maps.items() if file.is_file()}
-        if not maps:
-            continue
-        raw = read_nifti(Path(str(sidecar["raw"])).expanduser())
-        for kind, file in maps.items():
-            values = restore_map(_data(file), sidecar, raw, _KINDS[kind])
-            if kind == "reconstruction":
-                values = _raw_units(values, sidecar)
-            written.append(write_like(out / file.name, values, raw, np.uint8 if _KINDS[kind] == 0 else np.float32))
+    if out.resolve() == results.resolve():
+        raise InputError(f"{out} holds the maps of the prepared scans; choose another folder for those on raw voxels")
+    rows, written, suffixes = [], [], []
+    for output in read_outputs(results):
+        sidecar = read_json(prepared / f"{output.case}_prepare.json")
+        volume_ml = output.volume_ml
+        if sidecar and output.finished:
+            maps, volume_ml = _restored(output, sidecar, results, prepared, out)
+            written += maps
+            suffixes += [path.name.removesuffix(".nii.gz").rpartition("_")[2] for path in maps if "_desc-" in path.name]
+        elif output.finished:
+            continue  # of another folder of prepared scans
+        row = {"case": output.case, "status": output.status, "score": output.score, "anomalous_volume_ml": volume_ml}
+        rows.append(row | {"seconds": output.seconds, "message": output.message})
     if not written:
         raise InputError(
             f"{results} holds no map of a scan that was prepared in {prepared}; run maediff infer on "
             f"{prepared / 'cases.csv'} first"
         )
+    write_table(out / "cases.tsv", rows, list(rows[0]), missing="n/a")
+    if suffixes:
+        describe_derivatives(out, (suffix for suffix in suffixes if suffix != "mask"))
     return written
+
+
+def _restored(
+    output: OutputCase, sidecar: dict[str, Any], results: Path, prepared: Path, out: Path
+) -> tuple[list[Path], float]:
+    """Bring the maps of a case back, then write its sidecar; returns the maps and the anomalous volume, ml."""
+    raw = read_nifti(Path(str(sidecar["raw"])).expanduser())
+    folder = out / output.folder.relative_to(results)
+    named = output.sidecar.get("outputs") or {kind: path.name for kind, path in output.files.items()}
+    maps, volume_ml = {}, output.volume_ml
+    for kind, name in named.items():
+        values = restore_map(_data(output.folder / name), sidecar, raw, order=0 if kind == "mask" else 1)
+        if kind == "reconstruction":
+            values = _raw_units(values, sidecar)
+        if kind == "mask":
+            volume_ml = float(np.count_nonzero(values)) * raw.voxel_mm3 / 1000
+        maps[kind] = write_like(folder / _raw_name(name), values, raw, np.uint8 if kind == "mask" else np.float32)
+    if output.sidecar:
+        brain = prepared / "raw_space" / f"{output.case}_brainmask.nii.gz"
+        facts = {"image": sidecar["raw"], "mask": without_names(str(brain.resolve())), "volume_ml": volume_ml}
+        facts |= {"outputs": {kind: path.name for kind, path in maps.items()}, "restored": True}
+        stem = maps["anomaly"].name.removesuffix(".nii.gz")
+        write_json(folder / f"{stem}.json", {**output.sidecar, **facts})
+    return list(maps.values()), volume_ml
+
+
+def _raw_name(name: str) -> str:
+    return name.replace(f"_space-{SPACE}", "")
 
 
 def _data(path: Path) -> npt.NDArray[Any]:
