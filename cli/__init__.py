@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export-dicom": ("export_dicom", "Write maps as DICOM SEG and Parametric Map."),
     "evaluate": ("evaluate", "Score anomaly maps against lesion masks."),
     "report": ("report", "Write one self-contained HTML page about an output folder."),
+    "view": ("view", "Look at the maps of an output folder in the browser."),
     "info": ("info", "Describe a model, or list what is packaged."),
     "doctor": ("doctor", "Check that this machine can run MAEDiff."),
     "config": ("config_cmd", "Show, validate or explain a configuration."),

@@ -13,7 +13,12 @@ from maediff.store import read_json
 from maediff.tables import read_table
 
 FINISHED = ("done", "skipped")
-_KINDS = {"anomaly": "anomaly", "reconstruction": "reconstruction", "anomaly-mask": "mask"}
+_KINDS = {
+    "anomaly": "anomaly",
+    "reconstruction": "reconstruction",
+    "anomaly-mask": "mask",
+    "uncertainty": "uncertainty",
+}
 _ALIASES = {"mask": "anomaly-mask", "anomaly_mask": "anomaly-mask"}
 
 
@@ -30,7 +35,7 @@ class OutputCase:
         seconds: Time it took; NaN where unknown.
         sidecar: The scan's JSON; empty where there is none.
         folder: Where its files lie.
-        files: Paths that exist, keyed ``anomaly``, ``reconstruction`` and ``mask``.
+        files: Paths that exist, keyed ``anomaly``, ``reconstruction``, ``mask`` and ``uncertainty``.
     """
 
     case: str

@@ -27,6 +27,7 @@ PLANES = ("axial", "coronal", "sagittal")
 _LAYOUT = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}  # world axis of slice, row and column
 _OVERLAY_OPACITY = 0.6
 _TOP_SHARE = 0.01
+_WINDOW = (0.5, 99.8)  # grey window, percentiles of the scan within the brain
 _PLACE_MM = 3.0  # standard deviation of the smoothing that keeps one noisy voxel from being the place
 Bytes = npt.NDArray[np.uint8]
 _orientations: Any = nib.orientations  # without type hints upstream
@@ -119,6 +120,33 @@ def most_anomalous_place(values: FloatArray, affine: FloatArray) -> dict[str, in
     return {"axial": depth, "coronal": axial.shape[1] - 1 - row, "sagittal": axial.shape[2] - 1 - column}
 
 
+def most_anomalous_voxel(values: FloatArray, affine: FloatArray) -> tuple[int, int, int]:
+    """Find the voxel of :func:`most_anomalous_place`.
+
+    Args:
+        values: Anomaly map (X, Y, Z), zero outside the brain.
+        affine: Voxel to RAS mm (4, 4).
+
+    Returns:
+        Voxel index in the order of ``values``.
+    """
+    place = most_anomalous_place(values, affine)
+    back = _orientations.inv_ornt_aff(_orientations.io_orientation(affine), values.shape)
+    voxel = back @ [place["sagittal"], place["coronal"], place["axial"], 1]
+    return int(voxel[0]), int(voxel[1]), int(voxel[2])
+
+
+def grey_window(shown: FloatArray, brain: BoolArray) -> tuple[float, float]:
+    """Choose the intensities that are black and white, from the scan within the brain.
+
+    Args:
+        shown: Scan or reconstruction.
+        brain: Where to look; everywhere where it is empty.
+    """
+    low, high = np.percentile(shown[brain] if brain.any() else shown, _WINDOW)
+    return (min(0.0, float(low)) if low < 0 else float(low) * 0.5, float(high))
+
+
 def _highest(values: FloatArray) -> FloatArray:
     limit = np.quantile(values[values > 0], 1 - _TOP_SHARE)
     highest: FloatArray = np.where(values >= limit, values, 0)
@@ -154,7 +182,7 @@ def grey(picture: FloatArray, low: float, high: float) -> Bytes:
 def heat(picture: FloatArray, top: float) -> Bytes:
     """Render a map on the fixed colour scale (H, W, 3): zero is black, ``top`` and above the brightest."""
     index = (255 * np.clip(picture / max(top, 1e-12), 0, 1)).astype(np.uint8)
-    picture_rgb: Bytes = _colour_table()[index]
+    picture_rgb: Bytes = colour_table()[index]
     return picture_rgb
 
 
@@ -194,11 +222,12 @@ def scale_top(tops: Sequence[float], threshold: float | None) -> float:
 
 def gradient() -> str:
     """Describe the colour scale as a CSS gradient."""
-    stops = _colour_table()[:: 255 // 15]
+    stops = colour_table()[:: 255 // 15]
     return "linear-gradient(90deg, " + ", ".join(f"rgb({r}, {g}, {b})" for r, g, b in stops.tolist()) + ")"
 
 
-def _colour_table() -> Bytes:
+def colour_table() -> Bytes:
+    """Return the 256 colours (256, 3) of the scale, from zero upwards."""
     from matplotlib import colormaps
 
     table: Bytes = (255 * colormaps[COLOUR_MAP](np.arange(256))[:, :3]).round().astype(np.uint8)

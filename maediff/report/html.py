@@ -76,8 +76,9 @@ _RECONSTRUCTIONS = (
     "",
 )
 _VIEWER = (
-    "Open scan and map together in a viewer; the outputs lie on the scan's own grid.",
-    "fsleyes SCAN.nii.gz SCAN_anomaly.nii.gz -cm hot",
+    "Open scan and map together in the browser, with a threshold to move. The outputs lie on the scan's own grid, so "
+    "any other viewer shows them in place as well.",
+    "maediff view OUT",
 )
 Table = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 

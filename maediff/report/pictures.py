@@ -20,6 +20,7 @@ from maediff.report.figures import (
     data_uri,
     frame_around,
     grey,
+    grey_window,
     heat,
     most_anomalous_place,
     overlay,
@@ -33,8 +34,6 @@ from maediff.volume import Volume, read_mask, read_nifti
 logger = logging.getLogger(__name__)
 
 _TOP_PERCENTILE = 99.9  # of a map's brain voxels: where the shared colour scale ends
-_WINDOW = (0.5, 99.8)  # grey window, percentiles of the scan within the brain
-
 
 _SIDES = {"axial": ("R", "A"), "coronal": ("R", "S"), "sagittal": ("A", "S")}  # left and upper edge of the picture
 _COUNTED_FROM = {"axial": "below", "coronal": "the back", "sagittal": "the patient's left"}
@@ -129,8 +128,7 @@ def _extract(case: OutputCase, reference: Reference | None) -> tuple[_Scan, str]
     values, affine = layers["map"], volume.affine
     brain = values > 0
     shown = layers.get("scan", layers.get("reconstruction", values))
-    low, high = np.percentile(shown[brain] if brain.any() else shown, _WINDOW)
-    window = (min(0.0, float(low)) if low < 0 else float(low) * 0.5, float(high))
+    window = grey_window(shown, brain)
     top = float(np.percentile(values[brain], _TOP_PERCENTILE)) if brain.any() else 0.0
     place = most_anomalous_place(values, affine)
     slices = [_cut(layers, affine, plane, place[plane]) for plane in PLANES]

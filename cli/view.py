@@ -1,0 +1,37 @@
+"""``maediff view``."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+
+import click
+
+from ._options import examples, talk
+
+
+@click.command(epilog=examples("maediff view out", "maediff view out --no-browser --port 8765"))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; 0 takes a free one.")
+@click.option("--browser/--no-browser", default=True, help="Open the page in the default browser.")
+@talk
+def command(*, out: Path, port: int, browser: bool) -> None:
+    """Look at the maps of an output folder in the browser.
+
+    OUT is what infer wrote. Scan and anomaly map lie over each other in three planes and in 3-D, with a threshold to
+    move and keys to go from scan to scan. The page is served to this machine only, under an address that holds a random
+    token, and loads nothing from the network. Ctrl-C ends it.
+    """
+    from maediff.viewer import open_viewer
+
+    from ._console import say
+
+    with open_viewer(out, port) as server:
+        click.echo(server.url)
+        say("serving to this machine only; Ctrl-C ends it")
+        if browser and not webbrowser.open(server.launch_url()):
+            say("no browser could be opened: open the address above")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say("viewer closed")

@@ -1,0 +1,212 @@
+"""A small web server for one person: loopback only, nothing without its token, nothing but what the catalogue holds.
+
+Every path begins with a random token, ``http://127.0.0.1:PORT/TOKEN/``, so that there is no cookie that another server
+of this machine could receive. The browser is sent to ``/open/NONCE``, which works once: the command line of a browser
+can be read by all users of a machine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from maediff.errors import MAEDiffError, OutputError
+from maediff.viewer.catalogue import KINDS, Catalogue
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")  # a page that rebinds its name to this address sends its own
+_STATIC = {
+    "": ("index.html", "text/html; charset=utf-8"),
+    "viewer.css": ("viewer.css", "text/css; charset=utf-8"),
+    "viewer.js": ("viewer.js", "text/javascript; charset=utf-8"),
+    "niivue.umd.js": ("niivue.umd.js", "text/javascript; charset=utf-8"),
+    "niivue.LICENSE.txt": ("niivue.LICENSE.txt", "text/plain; charset=utf-8"),
+}
+_DETAILS = re.compile(r"cases/(\d{1,7})\.json")
+_VOLUME = re.compile(rf"cases/(\d{{1,7}})/({'|'.join(KINDS)})\.nii\.gz")
+_JSON, _GZIP, _TEXT = "application/json", "application/gzip", "text/plain; charset=utf-8"
+_HEADERS = {
+    # data: holds the fonts of NiiVue; nothing is ever loaded from another host
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back to the browser."""
+
+    status: HTTPStatus
+    content: bytes
+    kind: str = _TEXT
+    location: str | None = None
+
+
+def open_viewer(out_dir: str | Path, port: int = 0) -> ViewerServer:
+    """Make ready to serve an output folder on 127.0.0.1; call ``serve_forever`` on what comes back.
+
+    Args:
+        out_dir: What ``maediff infer`` wrote.
+        port: Port; 0 takes a free one.
+
+    Raises:
+        InputError: The folder holds no map.
+        OutputError: The port cannot be had.
+    """
+    catalogue = Catalogue.of(out_dir)
+    try:
+        return ViewerServer(catalogue, port)
+    except (OSError, OverflowError) as error:
+        raise OutputError(
+            f"cannot serve on port {port} of {LOOPBACK}: {error}; leave --port out for a free one"
+        ) from error
+
+
+class ViewerServer(ThreadingHTTPServer):
+    """Serves a catalogue.
+
+    Attributes:
+        catalogue: What is served.
+    """
+
+    daemon_threads = True
+    allow_reuse_address = False
+
+    def __init__(self, catalogue: Catalogue, port: int = 0) -> None:
+        self.catalogue = catalogue
+        self._token = secrets.token_urlsafe(32)
+        self._nonces: set[str] = set()
+        super().__init__((LOOPBACK, port), _Handler)
+
+    @property
+    def url(self) -> str:
+        """The address, token included."""
+        return f"http://{LOOPBACK}:{self.server_address[1]}/{self._token}/"
+
+    def launch_url(self) -> str:
+        """Make an address that leads to :attr:`url` once."""
+        nonce = secrets.token_urlsafe(32)
+        self._nonces.add(nonce)
+        return f"http://{LOOPBACK}:{self.server_address[1]}/open/{nonce}"
+
+    def answer(self, target: str) -> Answer:
+        """Answer a request for a path.
+
+        Args:
+            target: Request target of a GET, as it was sent.
+        """
+        path = urlsplit(target).path if target.startswith("/") else ""
+        first, _, rest = path.removeprefix("/").partition("/")
+        if first == "open" and self._spend(rest):
+            return Answer(HTTPStatus.SEE_OTHER, b"", location=f"/{self._token}/")
+        if not secrets.compare_digest(first.encode(), self._token.encode()):
+            return _refusal(HTTPStatus.FORBIDDEN, "open the address that `maediff view` printed")
+        try:
+            return self._content(rest)
+        except (MAEDiffError, OSError) as error:
+            log.debug("not served: %s", error)
+            return _refusal(HTTPStatus.NOT_FOUND, "there is nothing to see at this address")
+
+    def _spend(self, nonce: str) -> bool:
+        try:
+            self._nonces.remove(nonce)
+        except KeyError:
+            return False
+        return True
+
+    def _content(self, name: str) -> Answer:
+        if name in _STATIC:
+            file, kind = _STATIC[name]
+            return Answer(HTTPStatus.OK, (resources.files("maediff.viewer") / "static" / file).read_bytes(), kind)
+        if name == "run.json":
+            return _json(self.catalogue.summary)
+        if match := _DETAILS.fullmatch(name):
+            return _json(self.catalogue.details(int(match[1])))
+        if match := _VOLUME.fullmatch(name):
+            return Answer(HTTPStatus.OK, self.catalogue.volume(int(match[1]), match[2]), _GZIP)
+        return _refusal(HTTPStatus.NOT_FOUND, "there is nothing to see at this address")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Turns requests into calls of :meth:`ViewerServer.answer`; GET and HEAD only."""
+
+    server: ViewerServer
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "MAEDiff", ""
+    timeout = 60  # seconds without a word, after which a connection is closed
+
+    def handle_one_request(self) -> None:
+        """Answer a request, if the browser is still there."""
+        try:
+            super().handle_one_request()
+        except ConnectionError:
+            self.close_connection = True
+
+    def do_GET(self) -> None:
+        """Answer with content."""
+        self._send(self._answer())
+
+    def do_HEAD(self) -> None:
+        """Answer without content."""
+        self._send(self._answer(), with_content=False)
+
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        """Answer every other method the same way."""
+        if not name.startswith("do_"):
+            raise AttributeError(name)
+        return lambda: self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer a request that cannot be read or is not allowed, and hang up: its body is not read."""
+        self.close_connection = True
+        status = HTTPStatus(code)
+        self._send(_refusal(status, message or status.phrase))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing: requests hold the token."""
+
+    def _answer(self) -> Answer:
+        hosts = self.headers.get_all("Host") or []
+        if len(hosts) != 1 or _HOST.fullmatch(hosts[0]) is None:
+            return _refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this server answers to {LOOPBACK} only")
+        return self.server.answer(self.path)
+
+    def _send(self, answer: Answer, *, with_content: bool = True) -> None:
+        self.send_response_only(answer.status)
+        headers = _HEADERS | {"Content-Type": answer.kind, "Content-Length": str(len(answer.content))}
+        if answer.location:
+            headers["Location"] = answer.location
+        if answer.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = "GET, HEAD"
+        if self.close_connection:
+            headers["Connection"] = "close"
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_content:
+            self.wfile.write(answer.content)
+
+
+def _json(value: Any) -> Answer:
+    return Answer(HTTPStatus.OK, json.dumps(value, allow_nan=False).encode(), _JSON)
+
+
+def _refusal(status: HTTPStatus, text: str) -> Answer:
+    return Answer(status, f"{text}\n".encode())

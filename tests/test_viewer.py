@@ -1,0 +1,413 @@
+"""The viewer: what its server hands out and refuses, and its page in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import hashlib
+import http.client
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib import resources
+
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib import image
+
+from maediff.errors import InputError, OutputError
+from maediff.report.figures import most_anomalous_voxel
+from maediff.viewer import open_viewer
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+@contextlib.contextmanager
+def serving(out, port=0):
+    with open_viewer(out, port) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def viewer(cohort):
+    with serving(cohort.out) as server:
+        yield server
+
+
+def ask(server, path, method="GET", hosts=None, token=True):
+    """Send a request as it stands; returns status, headers and content."""
+    host, port = server.server_address[:2]
+    connection = http.client.HTTPConnection(host, port, timeout=20)
+    target = (server.url.split(str(port), 1)[1] if token else "/") + path
+    connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+    for name in [f"127.0.0.1:{port}"] if hosts is None else hosts:
+        connection.putheader("Host", name)
+    connection.endheaders()
+    with connection.getresponse() as response:
+        content = response.read()
+        headers = response.headers
+    connection.close()
+    return response.status, headers, content
+
+
+def nifti(content):
+    return nib.Nifti1Image.from_bytes(gzip.decompress(content))
+
+
+def test_a_run_is_listed_by_score_with_one_colour_scale(viewer, cohort):
+    run = json.loads(ask(viewer, "run.json")[2])
+    finished = [case for case in run["cases"] if case["finished"]]
+    assert [case["case"] for case in run["cases"]][-1] == "e_T2w"
+    assert "<NaN>" in run["cases"][-1]["message"]
+    assert [case["score"] for case in finished] == sorted((case["score"] for case in finished), reverse=True)
+    assert run["top"] > max(cohort.threshold, *(case["score"] for case in finished)) * 0.99
+    assert len(run["colours"]) == 256
+    assert run["units"] == "residual"
+
+
+def test_maps_come_as_they_lie_and_the_scan_without_its_header(viewer, cohort):
+    number, case = first(viewer)
+    path = cohort.root / f"{case}.nii.gz"
+    named = nib.load(path)
+    named.header["descrip"] = b"JANE DOE 1970"
+    nib.save(named, path)
+    assert json.loads(ask(viewer, f"cases/{number}.json")[2])["layers"] == ["scan", "reconstruction", "anomaly", "mask"]
+    for kind, file in (("anomaly", "anomaly"), ("reconstruction", "reconstruction"), ("mask", "anomaly-mask")):
+        assert ask(viewer, f"cases/{number}/{kind}.nii.gz")[2] == (cohort.out / f"{case}_{file}.nii.gz").read_bytes()
+    content = ask(viewer, f"cases/{number}/scan.nii.gz")[2]
+    assert np.array_equal(nifti(content).get_fdata(), named.get_fdata())
+    assert np.allclose(nifti(content).affine, named.affine)
+    assert b"JANE" not in gzip.decompress(content)
+
+
+def first(server):
+    run = json.loads(ask(server, "run.json")[2])
+    return 0, run["cases"][0]["case"]
+
+
+PATHS = ["", "run.json", "viewer.js", "niivue.umd.js", "cases/0.json", "cases/0/anomaly.nii.gz", "cases/0/scan.nii.gz"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_nothing_without_the_token(viewer, path):
+    assert ask(viewer, path)[0] == 200
+    token = viewer.url.split("/")[-2]
+    for wrong in (
+        "",
+        token[:-1] + "/",
+        token + "x/",
+        token.swapcase() + "/",
+        "x" * len(token) + "/",
+        "open/",
+        f"open/{token}/",
+    ):
+        status, headers, content = ask(viewer, wrong + path, token=False)
+        assert status == 403
+        assert len(content) < 100
+        assert token.encode() not in content
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        [],
+        ["evil.example"],
+        ["127.0.0.1.evil.example"],
+        ["evil.example:80"],
+        ["127.0.0.1@evil.example"],
+        ["0.0.0.0"],
+        [""],
+        ["localhost", "evil.example"],
+    ],
+)
+def test_another_host_is_refused_even_with_the_token(viewer, hosts):
+    assert ask(viewer, "run.json", hosts=hosts)[0] == 421
+
+
+def test_a_forwarded_port_is_served(viewer):
+    assert ask(viewer, "run.json", hosts=["localhost:9"])[0] == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "FETCH"])
+def test_only_reading_is_allowed(viewer, method):
+    status, headers, _ = ask(viewer, "run.json", method=method)
+    assert status == 405
+    assert headers["Allow"] == "GET, HEAD"
+
+
+def test_head_is_get_without_content(viewer):
+    got, asked = ask(viewer, "cases/0.json"), ask(viewer, "cases/0.json", method="HEAD")
+    assert asked[0] == 200
+    assert asked[2] == b""
+    assert asked[1].items() == got[1].items()
+    assert "Server" not in got[1]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../brain.nii.gz",
+        "..%2fbrain.nii.gz",
+        "cases/0/../../../brain.nii.gz",
+        "cases/0/%2e%2e/x.nii.gz",
+        "/etc/passwd",
+        "//etc/passwd",
+        "cases.tsv",
+        "out/cases.tsv",
+        "a_T2w_anomaly.nii.gz",
+        "cases/0/sidecar.nii.gz",
+        "cases/4/anomaly.nii.gz",
+        "cases/4.json",
+        "cases/99.json",
+        "cases/-1.json",
+        "cases/0",
+        "cases/0/scan",
+        "static/viewer.js",
+        "cases/0/anomaly.nii.gz%00",
+    ],
+)
+def test_a_path_leads_nowhere_but_to_what_is_listed(viewer, path):
+    assert ask(viewer, path)[0] == 404
+
+
+def test_a_map_that_links_out_of_the_folder_is_refused(viewer, cohort):
+    number, case = first(viewer)
+    inside, outside = cohort.out / f"{case}_anomaly.nii.gz", cohort.root / "elsewhere.nii.gz"
+    shutil.move(inside, outside)
+    inside.symlink_to(outside)
+    for path in (f"cases/{number}/anomaly.nii.gz", f"cases/{number}.json", f"cases/{number}/scan.nii.gz"):
+        assert ask(viewer, path)[0] == 404
+    inside.unlink()
+    shutil.move(outside, cohort.out / "kept.nii.gz")
+    inside.symlink_to(cohort.out / "kept.nii.gz")
+    assert ask(viewer, f"cases/{number}/anomaly.nii.gz")[0] == 200
+
+
+def test_a_sidecar_cannot_name_other_files(cohort):
+    sidecar = cohort.out / "a_T2w_anomaly.json"
+    content = json.loads(sidecar.read_text()) | {"outputs": {"anomaly": "../brain.nii.gz", "mask": "cases.tsv"}}
+    secret = cohort.root / "secret.txt"
+    secret.write_text("not a scan")
+    sidecar.write_text(json.dumps(content | {"image": str(secret)}))
+    with serving(cohort.out) as server:
+        number = [case["case"] for case in json.loads(ask(server, "run.json")[2])["cases"]].index("a_T2w")
+        for kind in ("anomaly", "mask", "scan"):
+            assert ask(server, f"cases/{number}/{kind}.nii.gz")[0] == 404
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"outputs": {}}))
+    with serving(cohort.out) as server:
+        assert ask(server, f"cases/{number}/anomaly.nii.gz")[0] == 200
+        assert ask(server, f"cases/{number}/scan.nii.gz")[0] == 404
+        details = json.loads(ask(server, f"cases/{number}.json")[2])
+    assert "scan" not in details["layers"]
+    assert "not shown" in details["notes"][-1]
+
+
+def test_a_scan_of_another_grid_is_not_shown(viewer, cohort):
+    number, case = first(viewer)
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)), cohort.root / f"{case}.nii.gz")
+    details = json.loads(ask(viewer, f"cases/{number}.json")[2])
+    assert details["layers"] == ["reconstruction", "anomaly", "mask"]
+    assert "grid" in details["notes"][0]
+
+
+def test_the_address_for_the_browser_works_once(viewer):
+    launch = viewer.launch_url()
+    path = launch.split("/", 3)[3]
+    status, headers, _ = ask(viewer, path, token=False)
+    assert status == 303
+    assert viewer.url.endswith(headers["Location"])
+    assert viewer.url.split("/")[-2] not in launch
+    assert ask(viewer, path, token=False)[0] == 403
+
+
+def test_only_the_loopback_is_bound_and_a_taken_port_is_told(viewer, cohort):
+    host, port = viewer.server_address[:2]
+    assert host == "127.0.0.1"
+    with pytest.raises(OutputError, match=f"port {port}"):
+        open_viewer(cohort.out, port)
+
+
+def test_a_folder_without_maps_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="no cases"):
+        open_viewer(tmp_path)
+    (tmp_path / "cases.tsv").write_text("case\tstatus\tmessage\na\tfailed\tbad\n")
+    with pytest.raises(InputError, match="no scan"):
+        open_viewer(tmp_path)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "ASR", "SLP"])
+def test_the_most_anomalous_voxel_is_that_of_the_array(codes):
+    world = np.zeros((16, 20, 12), np.float32)
+    world[11:14, 3:6, 7:10] = 1
+    ras = nib.Nifti1Image(world, np.diag([3.0, 2.0, 4.0, 1.0]))
+    turned = ras.as_reoriented(
+        nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
+    )
+    voxel = most_anomalous_voxel(np.asarray(turned.dataobj), turned.affine)
+    assert (turned.affine @ [*voxel, 1])[:3].tolist() == (ras.affine @ [12, 4, 8, 1])[:3].tolist()
+
+
+def test_niivue_is_the_file_that_its_licence_names():
+    static = resources.files("maediff.viewer") / "static"
+    text = (static / "niivue.LICENSE.txt").read_text()
+    assert hashlib.sha256((static / "niivue.umd.js").read_bytes()).hexdigest() in text
+    assert "BSD 2-Clause License" in text
+
+
+def test_the_page_names_no_other_host():
+    static = resources.files("maediff.viewer") / "static"
+    for name in ("index.html", "viewer.css", "viewer.js"):
+        assert not re.search(r"https?:|//[a-z]+\.", (static / name).read_text())
+
+
+@pytest.mark.slow
+def test_the_command_prints_its_address_and_ends_on_ctrl_c(cohort):
+    command = [sys.executable, "-m", "maediff", "view", str(cohort.out), "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{43}/", url)
+        assert "Ctrl-C" in process.stderr.readline()
+        connection = http.client.HTTPConnection(url.split("/")[2], timeout=20)
+        connection.request("GET", "/" + url.split("/", 3)[3])
+        assert b"Research use only" in connection.getresponse().read()
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert errors.strip() == "viewer closed"
+
+
+class Browser:
+    """Headless Chromium, spoken to over two pipes in the DevTools protocol."""
+
+    FLAGS = ("--headless=new", "--no-sandbox", "--no-first-run", "--disable-background-networking", "--disable-sync")
+    WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+
+    def __init__(self, profile):
+        there, to_browser = os.pipe()
+        from_browser, back = os.pipe()
+        arguments = [
+            *self.FLAGS,
+            *self.WEBGL,
+            f"--user-data-dir={profile}",
+            "--window-size=1200,800",
+            "--remote-debugging-pipe",
+        ]
+        self.process = subprocess.Popen(
+            ["bash", "-c", f'exec "$0" "$@" 3<&{there} 4>&{back}', CHROMIUM, *arguments, "about:blank"],
+            pass_fds=(there, back),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(there)
+        os.close(back)
+        self.sink, self.source = os.fdopen(to_browser, "wb", buffering=0), os.fdopen(from_browser, "rb")
+        self.events, self.count, self.session = [], 0, None
+
+    def __enter__(self):
+        (page,) = (t for t in self.send("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        self.session = self.send("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.sink.close()
+        self.source.close()
+
+    def send(self, method, **parameters):
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        self.sink.write(json.dumps(message).encode() + b"\0")
+        while True:
+            answer = json.loads(b"".join(iter(lambda: self.source.read(1), b"\0")))
+            if answer.get("id") == self.count:
+                return answer["result"]
+            self.events.append(answer)
+
+    def value(self, expression):
+        return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def wait_for(self, expression):
+        deadline = time.monotonic() + 90
+        while not self.value(expression):
+            assert time.monotonic() < deadline, f"{expression}: {self.value('document.body.innerText')}"
+            time.sleep(0.05)
+
+    def press(self, key):
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key)
+
+    def orange_pixels(self):
+        """Count pixels of the stage that are as warm as the map's colours above its threshold."""
+        box = self.value("(b => ({x: b.x, y: b.y, width: b.width, height: b.height}))(canvas.getBoundingClientRect())")
+        picture = self.send("Page.captureScreenshot", format="png", clip={**box, "scale": 1})["data"]
+        pixels = image.imread(io.BytesIO(base64.b64decode(picture)))
+        return int(np.count_nonzero(pixels[..., 0] - pixels[..., 2] > 0.3))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_shows_the_maps_in_a_real_browser(viewer, cohort, tmp_path):
+    run = json.loads(ask(viewer, "run.json")[2])
+    names = [case["case"] for case in run["cases"]]
+    values = cohort.scans[names[0]].map
+    ready = "document.body?.dataset.state == 'ready' && document.body.dataset.number == '{}'"
+    with Browser(tmp_path / "profile") as browser:
+        browser.send("Page.navigate", url=viewer.launch_url())
+        browser.wait_for("document.body?.dataset.state != 'loading'")
+        browser.wait_for(ready.format(0))
+        assert browser.value("document.getElementById('name').textContent") == names[0]
+        assert "0.600 (calibrated)" in browser.value("document.getElementById('cut').textContent")
+        expected = np.count_nonzero(values > np.float32(cohort.threshold)) * 2.0 * 1.5 * 3.0 / 1000
+        assert browser.value("document.getElementById('above').textContent") == f"{expected:.1f} ml"
+        place = json.loads(ask(viewer, "cases/0.json")[2])["place_mm"]
+        peak = np.rint(np.linalg.inv(cohort.affine) @ [*place, 1]).astype(int)[:3]
+        assert f"Anomaly map\n{values[tuple(peak)]:.3f}" in browser.value("document.getElementById('here').innerText")
+        assert "Research use only" in browser.value("document.body.innerText")
+        assert "e_T2w" in browser.value("document.querySelector('.failed').innerText")
+
+        warm = browser.orange_pixels()
+        browser.press(" ")
+        browser.wait_for("!waiting && !state.map")
+        assert warm > 50 > browser.orange_pixels()
+        browser.press(" ")
+        for _ in range(50):
+            browser.press(",")
+        browser.wait_for("!waiting && state.threshold == 0")
+        assert browser.orange_pixels() > warm
+        browser.press("n")
+        browser.wait_for(ready.format(1))
+        assert browser.value("document.getElementById('name').textContent") == names[1]
+        for key in ("p", "p"):  # round the corner, past the failed scan
+            browser.press(key)
+        browser.wait_for(ready.format(3))
+
+        asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+        origin = "/".join(viewer.url.split("/")[:3]) + "/"
+        assert len(asked) > 10
+        assert all(url.startswith((origin, "data:")) for url in asked)
+        complaints = [e for e in browser.events if e["method"] in {"Log.entryAdded", "Runtime.exceptionThrown"}]
+        assert complaints == []
