@@ -187,6 +187,30 @@ def test_report_draws_curves_distributions_and_the_place_among_healthy_scans(coh
     assert "this scan (1)" not in write_report(cohort.out, cohort.root / "r.html").read_text()
 
 
+def test_uncertainty_is_drawn_where_there_is_one(cohort):
+    assert "Uncertainty" not in write_report(cohort.out, cohort.root / "r.html").read_text()
+    spread = nib.load(cohort.out / "a_T2w_anomaly.nii.gz")
+    nib.save(spread, cohort.out / "a_T2w_uncertainty.nii.gz")
+    text = write_report(cohort.out, cohort.root / "r.html").read_text()
+    check(text)
+    assert text.count("<figcaption>Uncertainty") == 1
+    pictures = dict(re.findall(r'<img alt="(Anomaly map|Uncertainty) of a_T2w, axial [^"]*" src="([^"]*)"', text))
+    assert pictures["Anomaly map"] == pictures["Uncertainty"]  # one colour scale
+
+
+def test_warnings_and_settings_are_readable(cohort):
+    path = cohort.out / "a_T2w_anomaly.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"notes": ["sheared <affine>"]}))
+    record = {"calibration": {"quantiles": {"0.1": 0.1234567890123}, "threshold": 0.6}, "arguments": {"overrides": []}}
+    (cohort.out / "run.json").write_text(json.dumps(record))
+    metrics = {"by_lesion": {"tumour": {"voxel.auroc": {"mean": 0.9}}}}
+    text = write_report(cohort.out, cohort.root / "r.html", metrics=metrics).read_text()
+    check(text)
+    assert text.count("sheared &lt;affine&gt;") == 2  # beside the pictures and in the table
+    assert "<dd>0.1: 0.123457</dd>" in text
+    assert "<h2>By lesion kind</h2>" in text
+
+
 def test_charts_escape_names():
     text = strip_chart([Group("<b>", [("&", 0.5)], "scan")], "unit <x>")
     assert "<b>" not in text

@@ -16,6 +16,7 @@ from maediff.evaluation.reference import Reference
 from maediff.report.charts import Group, strip_chart, unit_chart
 
 _UNIT = "scan-level score: mean of the highest 1 % of the map"
+_WIDTH = 1150  # of the chart of all scans, pixels: that of the page
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def distribution(cases: Sequence[OutputCase], record: Mapping[str, Any], truths:
     healthy = [("healthy calibration scan", score) for score in healthy_scores(record)]
     rows = [Group("healthy, calibration", healthy, "healthy")] if healthy else []
     rows += [Group(kind, points, "scan") for kind, points in sorted(kinds.items())]
-    return strip_chart(rows, _UNIT)
+    return strip_chart(rows, _UNIT, _WIDTH)
 
 
 def placed_among_healthy(case: OutputCase, record: Mapping[str, Any]) -> str | None:

@@ -134,7 +134,9 @@ def write_report(
         "tiles": _tiles(figures),
         "scored_columns": METRICS if per_case else {},
         "not_scored": figures.get("cases", {}).get("not_scored", []) if figures else [],
+        "methods_title": "By lesion kind" if table is None else "Methods compared",
         "methods": _methods(table if table is not None else _own_table(figures)),
+        "uncertain": any("uncertainty" in case.files for case in shown),
         "distribution": distribution(finished, record, truths),
         "placed": {case.case: placed_among_healthy(case, record) for case in shown},
         "curves": curve_charts(evaluation.cases) if evaluation else [],
@@ -242,7 +244,7 @@ def _facts(cases: Sequence[OutputCase]) -> dict[str, str]:
     }
     facts = {}
     for key, name in names.items():
-        values = {str(case.sidecar[key]) for case in cases if case.sidecar.get(key) is not None}
+        values = {_text(case.sidecar[key]) for case in cases if case.sidecar.get(key) is not None}
         if values:
             facts[name] = values.pop() if len(values) == 1 else f"{len(values)} different ones; see the sidecars"
     return facts
@@ -313,7 +315,9 @@ def _text(value: Any) -> str:
         return "–"
     if isinstance(value, (list, tuple)):
         return ", ".join(_text(item) for item in value) or "–"
-    return json.dumps(value) if isinstance(value, Mapping) else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) or "–"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _next_steps(cases: Sequence[OutputCase], figures: Mapping[str, Any]) -> list[tuple[str, str]]:

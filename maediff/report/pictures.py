@@ -158,7 +158,7 @@ def _cut(
 
 
 def _layers(case: OutputCase, volume: Volume, reference: Reference | None) -> tuple[dict[str, npt.NDArray[Any]], str]:
-    """Volumes (X, Y, Z) that there are of a case: scan, reconstruction, map, mask, truth; and what is amiss."""
+    """Volumes (X, Y, Z) of a case, as far as there are any, and what is amiss."""
     layers: dict[str, npt.NDArray[Any]] = {}
     notes = []
     if case.image is None:
@@ -172,6 +172,8 @@ def _layers(case: OutputCase, volume: Volume, reference: Reference | None) -> tu
     if "reconstruction" in case.files:
         layers["reconstruction"] = read_nifti(case.files["reconstruction"]).data
     layers["map"] = np.where(volume.data > 0, volume.data, 0)
+    if "uncertainty" in case.files:
+        layers["uncertainty"] = read_nifti(case.files["uncertainty"]).data
     if "mask" in case.files:
         layers["mask"] = read_mask(case.files["mask"], volume, "anomaly mask")
     if reference is not None:
@@ -196,6 +198,8 @@ def _panels(parts: dict[str, npt.NDArray[Any]], window: tuple[float, float], top
     if "reconstruction" in parts:
         panels.append(("Healthy reconstruction", grey(parts["reconstruction"], *window)))
     panels.append(("Anomaly map", heat(parts["map"], top)))
+    if "uncertainty" in parts:
+        panels.append(("Uncertainty", heat(parts["uncertainty"], top)))
     if "mask" in parts:
         panels.append(("Anomaly mask", overlay(backdrop, parts["mask"], MASK_COLOUR)))
     if "truth" in parts:
