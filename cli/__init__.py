@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "Write one self-contained HTML page about an output folder."),
     "view": ("view", "Look at the maps of an output folder in the browser."),
     "info": ("info", "Describe a model, or list what is packaged."),
+    "export-bundle": ("export_bundle", "Write a model as a MONAI Bundle."),
     "doctor": ("doctor", "Check that this machine can run MAEDiff."),
     "config": ("config_cmd", "Show, validate or explain a configuration."),
 }

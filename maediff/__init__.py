@@ -22,6 +22,7 @@ _HOMES = {
     "convert_dicom": "maediff.dicom",
     "estimate_inference": "maediff.workflow",
     "evaluate": "maediff.evaluation.evaluate",
+    "export_bundle": "maediff.bundle",
     "export_dicom": "maediff.dicom",
     "infer": "maediff.workflow",
     "load_config": "maediff.config",
@@ -37,6 +38,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from maediff.bundle import export_bundle
     from maediff.config import Config, load_config
     from maediff.data.cohort import synthesise
     from maediff.dicom import convert_dicom, export_dicom, read_dicom
@@ -62,6 +64,7 @@ __all__ = [
     "convert_dicom",
     "estimate_inference",
     "evaluate",
+    "export_bundle",
     "export_dicom",
     "infer",
     "load_config",

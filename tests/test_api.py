@@ -23,6 +23,7 @@ def test_the_public_names():
         "convert_dicom",
         "estimate_inference",
         "evaluate",
+        "export_bundle",
         "export_dicom",
         "infer",
         "load_config",
