@@ -20,9 +20,19 @@ from ._options import (
 )
 
 
-@click.command(epilog=examples("maediff calibrate -m runs/first/model -i healthy_validation/"))
+@click.command(
+    epilog=examples(
+        "maediff calibrate -m runs/first/model -i healthy_validation/",
+        "maediff calibrate -m runs/first/model -i healthy_validation/ --rate 0.001",
+    )
+)
 @model_option
 @input_option("Healthy scans that the model was not trained on: a folder, a CSV/TSV table or a BIDS data set.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of healthy brain voxels above the threshold; the model's own where not given.",
+)
 @split_option
 @channel_option
 @device_option
@@ -33,6 +43,7 @@ def command(
     *,
     model: str,
     source: Path,
+    rate: float | None,
     split: str | None,
     channel: str | None,
     device: str,
@@ -41,13 +52,13 @@ def command(
     """Set a model's threshold from healthy scans.
 
     Infers the scans and stores the threshold in the model folder, above which a share of healthy brain voxels lies: the
-    model's score.false_positive_rate. This is the threshold that a clinic can have: it needs no lesion mask.
+    model's score.false_positive_rate, or --rate. This is the threshold that a clinic can have: it needs no lesion mask.
     """
     from maediff import calibrate_model
 
     from ._console import say
 
-    calibration = calibrate_model(model, source, split=split, channel=channel, device=device, on_case=say)
+    calibration = calibrate_model(model, source, split=split, channel=channel, device=device, rate=rate, on_case=say)
     if as_json:
         click.echo(json.dumps(calibration.to_dict(), indent=2))
     say(

@@ -28,7 +28,7 @@ class Calibration:
         false_positive_rate: Share of healthy brain voxels allowed above the threshold, scans weighing the same.
         n_scans: Healthy scans used.
         n_voxels: Their brain voxels together.
-        quantiles: Thresholds at other rates, keyed by the rate as text (``"0.1"`` to ``"0.0001"``).
+        quantiles: Thresholds at this rate and at those of ``RATES``, keyed by the rate as text, such as ``"0.001"``.
         case_scores: Scan-level scores of those scans, for comparison with a new scan's.
         origin: Where the threshold came from, in words.
     """
@@ -125,7 +125,7 @@ def calibrate(
         false_positive_rate=float(rate),
         n_scans=len(samples),
         n_voxels=int(candidates.size),
-        quantiles={f"{at:g}": _threshold(samples, candidates, at) for at in RATES},
+        quantiles={repr(at): _threshold(samples, candidates, at) for at in sorted({*RATES, float(rate)}, reverse=True)},
         case_scores=tuple(scores),
         origin=origin,
     )

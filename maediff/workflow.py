@@ -196,6 +196,7 @@ def calibrate_model(
     device: str = "auto",
     split: str | None = None,
     channel: str | None = None,
+    rate: float | None = None,
     on_case: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Set a model's threshold from healthy scans and store it in the model folder.
@@ -206,9 +207,11 @@ def calibrate_model(
         device: Where to compute.
         split: Use only rows of this split.
         channel: Which `image_<channel>` column of a table.
+        rate: Share of healthy brain voxels above the threshold; the model's `score.false_positive_rate` where None.
         on_case: Told the name of each scan.
 
     Raises:
+        ConfigError: ``rate`` is outside (0, 1).
         InputError: No healthy scan, or a scan that cannot be used: a threshold must not rest on fewer than was said.
     """
     cases = find_cases(source, split=split, channel=channel)
@@ -218,7 +221,8 @@ def calibrate_model(
             f"{len(labelled)} of {len(cases)} scans have a lesion label ({', '.join(labelled[:3])}, …); "
             "calibrate on healthy scans only: remove those rows"
         )
-    return _calibrate(resolve_model(model), cases, device, origin=f"{len(cases)} healthy scans", on_case=on_case)
+    origin = f"{len(cases)} healthy scans"
+    return _calibrate(resolve_model(model), cases, device, origin, rate=rate, on_case=on_case)
 
 
 def infer(
@@ -384,7 +388,13 @@ def _cases(
 
 
 def _calibrate(
-    folder: Path, cases: Sequence[Case], device: str, origin: str, on_case: Callable[[str], None] | None = None
+    folder: Path,
+    cases: Sequence[Case],
+    device: str,
+    origin: str,
+    *,
+    rate: float | None = None,
+    on_case: Callable[[str], None] | None = None,
 ) -> Calibration:
     predictor = load_model(folder, device)
 
@@ -395,7 +405,8 @@ def _calibrate(
             result = predictor.predict(case.image, case.mask)
             yield result.anomaly, result.brain_mask, result.score
 
-    found = calibrate(maps(), predictor.config.score.false_positive_rate, origin=origin)
+    usual = predictor.config.score.false_positive_rate
+    found = calibrate(maps(), usual if rate is None else rate, origin=origin)
     update_calibration(folder, found.to_dict())
     return found
 

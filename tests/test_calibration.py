@@ -98,6 +98,13 @@ def test_bad_input_is_refused():
         calibrate([(values, mask[:-1], score)], 0.1)
 
 
+def test_a_rate_of_ones_own_is_recorded_and_in_force():
+    found = calibrate(scans([np.random.default_rng(5).random(5000).astype(np.float32)]), 0.0123456789)
+    assert found.threshold == found.quantiles["0.0123456789"]
+    assert len([line for line in found.promises() if "in force" in line]) == 1
+    assert len(found.quantiles) == len(RATES) + 1
+
+
 def test_promises_name_every_recorded_rate_and_the_one_in_force():
     lines = calibrate(scans([np.random.default_rng(4).random(5000).astype(np.float32)]), 0.01).promises()
     assert len(lines) == len(RATES)
