@@ -10,7 +10,7 @@ SEED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types docs-spelling unit format lock clean
+.PHONY: help install demo docs test lint types docs-spelling unit format lock clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -29,6 +29,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP)  ## Run the whole pipeline on a synthetic cohort; open demo/report.html
 	$(BIN)/maediff demo --output demo --seed $(SEED)
+
+docs: $(STAMP)  ## Build the documentation into site/; open site/index.html
+	$(BIN)/mkdocs build --strict --quiet
 
 test: lint types docs-spelling unit  ## Run every check
 
@@ -57,11 +60,11 @@ format: $(STAMP)  ## Format the code and mend what ruff can
 lock: $(STAMP)  ## Add to requirements.lock what pyproject.toml asks for
 	$(BIN)/python -m pip install --quiet uv
 	cp requirements.lock $(VENV)/resolved.txt
-	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras --group dev --no-header \
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras --group dev --group docs --no-header \
 	  --no-annotate --no-emit-index-url --no-emit-find-links --output-file $(VENV)/resolved.txt --quiet
 	{ sed -n '/^#/p' requirements.lock; \
 	  grep -vE '^(#|nvidia-|cuda-|triton=|.*== .emscripten)' $(VENV)/resolved.txt; } > $(VENV)/requirements.lock
 	mv $(VENV)/requirements.lock requirements.lock
 
 clean:  ## Remove the environment, caches and the demo
-	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -105,3 +105,35 @@ def test_lock_covers_what_the_package_needs():
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
+
+
+class TestDockerfile:
+    """What can be held without Docker: the file fits the repository that it copies from."""
+
+    @pytest.fixture
+    def lines(self):
+        return (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+
+    def test_copies_what_is_there_and_not_ignored(self, lines):
+        let_through = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+        copied = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from" not in line]
+        for name in (name for names in copied for name in names):
+            assert (ROOT / name).exists()
+            assert f"!{name.rstrip('/')}" in let_through
+
+    def test_copies_all_that_the_wheel_is_made_of(self, lines):
+        copied = {name.rstrip("/") for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]}
+        assert set(PACKAGED) <= copied
+
+    def test_defaults_are_those_of_the_project(self, lines):
+        tomllib = pytest.importorskip("tomllib", reason="in the standard library from Python 3.11 on")
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        defaults = dict(line.split()[1].split("=", 1) for line in lines if line.startswith("ARG "))
+        assert f"Programming Language :: Python :: {defaults['PYTHON']}" in project["classifiers"]
+        assert set(defaults["EXTRAS"].split(",")) <= set(project["optional-dependencies"])
+
+    def test_finds_the_locked_torch_and_runs_as_a_user_without_rights(self, lines):
+        lock = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+        assert len([line for line in lock if line.startswith("torch==")]) == 1
+        assert "USER 1000" in lines
+        assert 'ENTRYPOINT ["maediff"]' in lines

@@ -85,6 +85,9 @@ def test_calibration_is_stored_and_needs_healthy_scans(run, table, tmp_path):
     (case,) = find_cases(table, split="val")
     result = predictor.predict(case.image, case.mask)
     assert np.mean(result.anomaly[result.brain_mask] > found.threshold) <= found.false_positive_rate + 1e-6
+    strict = calibrate_model(run, table, split="val", device="cpu", rate=0.001)
+    assert strict.false_positive_rate == 0.001
+    assert strict.threshold == found.quantiles["0.001"]
     with pytest.raises(InputError, match="have a lesion label"):
         calibrate_model(run, table, split="test", device="cpu")
 

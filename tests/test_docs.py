@@ -1,0 +1,249 @@
+"""The documentation: its links lead somewhere, its commands and code run, its site loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote, urlparse
+
+import click
+import nibabel as nib
+import pytest
+import yaml
+from maediff.cli import app
+
+from maediff.config import parse_config
+from maediff.data.phantom import subject
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MADE = {"commands.md", "configuration.md", "api.md"}
+"""Pages that the build makes."""
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def blocks(page, language):
+    return [code for kind, code in FENCE.findall(page.read_text(encoding="utf-8")) if kind == language]
+
+
+# Links in the sources
+
+
+def slug(heading):
+    from markdown.extensions.toc import slugify
+
+    return slugify(re.sub(r"\[(.*?)\]\(.*?\)|[`*]", r"\1", heading), "-")
+
+
+def anchors(page):
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    return {slug(heading) for heading in re.findall(r"^#+ (.*)$", prose, re.MULTILINE)}
+
+
+@pages
+def test_relative_links_lead_somewhere(page):
+    pytest.importorskip("markdown", reason="part of the docs group")
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if urlparse(target).scheme:
+            continue
+        name, _, anchor = target.partition("#")
+        where = (page.parent / name) if name else page
+        assert where.exists() or (page.parent == DOCS and name in MADE), target
+        if anchor and where.suffix == ".md" and where.exists():
+            assert anchor in anchors(where), target
+
+
+# Commands and code in the sources
+
+
+def command_lines(page):
+    """Every `maediff …` of a page: in code blocks, continued lines joined, and between backticks."""
+    text = page.read_text(encoding="utf-8")
+    code = "\n".join(body for _, body in FENCE.findall(text)).replace("\\\n", " ")
+    inline = re.findall(r"`(maediff [^`]+)`", FENCE.sub("", text))
+    return [line.strip() for line in (*code.splitlines(), *inline) if line.strip().startswith("maediff ")]
+
+
+def options_of(words):
+    """Find the command that words name; return the options it knows."""
+    context, command = click.Context(app, info_name="maediff"), app
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        found = command.get_command(context, words.pop(0))
+        assert found is not None
+        command = found
+    return {name for parameter in command.get_params(context) for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pages
+def test_commands_and_options_exist(page):
+    for line in command_lines(page):
+        words = shlex.split(line.replace("…", ""), comments=True)[1:]
+        if words and not re.fullmatch(r"[a-z]+", words[0]):
+            continue  # `maediff COMMAND --help`
+        known = options_of(words)
+        for word in words:
+            if re.match(r"--?[a-zA-Z]", word):
+                assert word.partition("=")[0] in known, line
+
+
+@pages
+def test_benchmarks_exist(page):
+    for name in re.findall(r"python -m benchmarks\.(\w+)", page.read_text(encoding="utf-8")):
+        assert (ROOT / "benchmarks" / f"{name}.py").is_file(), name
+
+
+@pages
+def test_python_blocks_compile(page):
+    for code in blocks(page, "python"):
+        compile(code, page.name, "exec")
+
+
+@pages
+def test_yaml_blocks_are_configurations(page):
+    for code in blocks(page, "yaml"):
+        parse_config(yaml.safe_load(code))
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """A folder with a coarse synthetic scan, as the pages' Python blocks expect it."""
+    folder = tmp_path_factory.mktemp("scan")
+    phantom = subject((5, 5), "t2", "tumour", 8)
+    (folder / "scans").mkdir()
+    for path in (folder / "scan.nii.gz", folder / "scans" / "scan.nii.gz"):
+        nib.save(nib.Nifti1Image(phantom.image, phantom.affine), path)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/own-data.md", "docs/thresholds.md"])
+def test_python_blocks_run(page, scan, monkeypatch):
+    monkeypatch.chdir(scan)
+    found = blocks(ROOT / page, "python")
+    assert found
+    for code in found:
+        exec(compile(code, page, "exec"), {"__name__": "__main__"})
+    assert list(scan.glob("*.nii.gz"))
+
+
+# The tutorial
+
+
+def steps(page):
+    """List bash blocks, each with the output that is shown right below it, or None."""
+    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    followed = [*found[1:], ("", "")]
+    return [
+        (code, below[1] if below[0] == "text" else None)
+        for (kind, code), below in zip(found, followed, strict=True)
+        if kind == "bash"
+    ]
+
+
+def shape(text):
+    """Replace every number and run of box drawing, and drop spaces, which depend on the numbers' widths."""
+    text = re.sub(r"\b[0-9a-f]{64}\b|\d[\d,.]*", "N", text)
+    return [" ".join(line.split()) for line in re.sub(r"[─━]+", "-", text).splitlines() if line.strip()]
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_and_shows_what_is_said(tmp_path):
+    home = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{home}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100"}
+    for code, output in steps(DOCS / "tutorial.md"):
+        done = subprocess.run(
+            ["bash", "-euc", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        told = done.stdout.decode()
+        assert done.returncode == 0, told
+        if output is not None:
+            assert shape(told) == shape(output), code
+    assert (tmp_path / "report.html").is_file()
+
+
+# The built site
+
+
+class Page(HTMLParser):
+    """Collects what a page loads, links to and can be linked at."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.loads, self.links, self.ids = [], [], set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.ids |= {found[name] for name in ("id", "name") if found.get(name)}
+        if tag == "a" and found.get("href") is not None:
+            self.links.append(found["href"])
+        elif tag == "link" and "canonical" not in (found.get("rel") or "") and found.get("href"):
+            self.loads.append(found["href"])
+        self.loads += [found[name] for name in ("src", "srcset", "data", "poster") if found.get(name)]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built once."""
+    pytest.importorskip("mkdocs", reason="the docs group is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "NO_MKDOCS_2_WARNING": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout.decode()
+    return SimpleNamespace(folder=folder, pages={path: Page(path) for path in sorted(folder.rglob("*.html"))})
+
+
+@pytest.mark.slow
+class TestSite:
+    def test_every_page_is_there(self, site):
+        built = {path.relative_to(site.folder).with_suffix(".md").as_posix() for path in site.pages}
+        wanted = {page.relative_to(DOCS).as_posix() for page in PAGES if DOCS in page.parents}
+        assert wanted | MADE | {"first-scan.md"} <= built
+
+    def test_nothing_is_loaded_from_other_hosts(self, site):
+        for path, page in site.pages.items():
+            assert not [load for load in page.loads if urlparse(load).netloc], path.name
+        for path in site.folder.rglob("*.css"):
+            style = path.read_text(encoding="utf-8")
+            assert not re.findall(r"url\(\s*[\"']?(?:https?:)?//|@import\s+[\"']?(?:https?:)?//", style), path.name
+
+    def test_links_and_anchors_lead_somewhere(self, site):
+        for path, page in site.pages.items():
+            if path.name == "404.html":
+                continue  # its links are from the root of the host
+            for link in page.links:
+                parts = urlparse(link)
+                if parts.scheme or parts.netloc:
+                    continue
+                where = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+                where = where / "index.html" if where.is_dir() else where
+                assert where.exists(), (path.name, link)
+                if parts.fragment and where in site.pages:
+                    assert unquote(parts.fragment) in site.pages[where].ids, (path.name, link)
+
+    def test_every_command_and_setting_is_described(self, site):
+        commands = (site.folder / "commands.html").read_text(encoding="utf-8")
+        for name in app.list_commands(click.Context(app)):
+            assert f"maediff {name}" in commands
+        settings = site.pages[site.folder / "configuration.html"]
+        assert {"data", "partition", "diffusion", "model", "peer", "train", "infer", "score"} <= settings.ids
+
+    def test_formulas_are_mathml(self, site):
+        method = (site.folder / "method.html").read_text(encoding="utf-8")
+        assert method.count("<math") >= 5
+        assert "arithmatex" not in method
