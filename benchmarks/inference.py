@@ -34,7 +34,6 @@ from maediff.hardware import resolve_device
 from maediff.inference.cost import synchronize, time_batch, window_flops, window_inputs
 from maediff.inference.memory import choose_batch, window_bytes
 from maediff.inference.predictor import Predictor
-from maediff.inference.sliding import plan
 from maediff.store import save_model
 
 _CHILD = """
@@ -67,7 +66,7 @@ def one_by_one(predictor: Predictor) -> float:
 def windows(predictor: Predictor, scan: Path) -> tuple[int, int, int]:
     """Count slices, all windows, and windows that are computed, of a scan on the working grid."""
     mask = torch.from_numpy(predictor.prepare(scan).prepared.mask)
-    layout = plan(mask, predictor.config)
+    layout = predictor.reconstruct.layout(mask)
     return len(mask), len(mask) * len(layout.corners), len(layout.windows)
 
 

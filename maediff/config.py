@@ -189,6 +189,11 @@ class InferConfig(Section):
     draws: int = Field(1, ge=1, description="Noise draws averaged for each timestep.")
     blend: Literal["uniform", "gaussian"] = "gaussian"
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
+    context: Annotated[int, Field(ge=0)] | Literal["slice", "brain"] = Field(
+        "slice",
+        description="What the U-Net sees around a window: the whole slice; the box of the slice's brain; or so many "
+        "pixels within that box. The less, the faster (docs/speed.md).",
+    )
 
 
 class ScoreConfig(Section):
@@ -330,7 +335,14 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-_LATER = (("method",), ("train", "lesion_weight"), ("peer",), ("diffusion", "variance"), ("diffusion", "bound_weight"))
+_LATER = (
+    ("method",),
+    ("train", "lesion_weight"),
+    ("peer",),
+    ("diffusion", "variance"),
+    ("diffusion", "bound_weight"),
+    ("infer", "context"),
+)
 
 
 def _overridden(tree: dict[str, Any], overrides: Iterable[str]) -> Config:

@@ -104,6 +104,66 @@ def windows_with_brain(mask: Tensor, corners: Tensor, window: int) -> Tensor:
     return (count > 0).nonzero()
 
 
+def boxes(mask: Tensor) -> Tensor:
+    """Bound the brain of each slice.
+
+    Args:
+        mask: (S, H, W) bool, the brain.
+
+    Returns:
+        (S, 4) integers: first row, first column, and the row and column behind the last; zeros where there is no brain.
+    """
+
+    def ends(line: Tensor) -> tuple[Tensor, Tensor]:
+        first, last = line.int().argmax(1), line.shape[1] - line.int().flip(1).argmax(1)
+        return first, torch.where(line.any(1), last, 0)
+
+    (top, bottom), (left, right) = ends(mask.any(2)), ends(mask.any(1))
+    return torch.stack([top, left, bottom, right], 1)
+
+
+def views(corners: Tensor, window: int, halo: int, box: Tensor, step: int) -> Tensor:
+    """Choose the part of the slice that a network needs to see for each window. [ours]
+
+    That is the window and `halo` pixels around it, cut off where the brain ends, then grown to whole steps.
+
+    Args:
+        corners: (K, 2) first row and column of each window.
+        window: Side p, pixels.
+        halo: Pixels of context on each side.
+        box: (K, 4) the brain's box in the slice of each window, see :func:`boxes`; it meets the window's view.
+        step: What sides and origins must be multiples of; it divides the slice.
+
+    Returns:
+        (K, 4) integers: first row, first column, rows, columns.
+    """
+    first = torch.maximum(corners - halo, box[:, :2]) // step * step
+    last = -(-torch.minimum(corners + window + halo, box[:, 2:]) // step) * step
+    return torch.cat([first, last - first], 1)
+
+
+def crop(images: Tensor, index: Tensor, first: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Cut views of one shape out of images, wherever they lie.
+
+    Args:
+        images: (S, C, H, W).
+        index: (B,) which image each view is of.
+        first: (B, 2) integers, first row and column of each view.
+        shape: (h, w) of the views.
+
+    Returns:
+        (B, C, h, w), channels last in memory.
+    """
+    rows, columns = pixels_of(first, shape)
+    return images.permute(0, 2, 3, 1)[index[:, None, None], rows, columns].permute(0, 3, 1, 2)
+
+
+def pixels_of(first: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """List the rows (B, h, 1) and columns (B, 1, w) of views, to index images with."""
+    rows, columns = (first[:, axis, None] + torch.arange(shape[axis], device=first.device) for axis in (0, 1))
+    return rows[:, :, None], columns[:, None, :]
+
+
 def visible_cells(mask: Tensor, cell: int) -> Tensor:
     """Find the sub-level cells that a mask leaves whole; any touched cell is hidden.
 

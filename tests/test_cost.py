@@ -43,6 +43,16 @@ def test_the_estimate_counts_what_is_computed(model, scans, tmp_path):
     assert cost.memory_mib is None or cost.memory_mib > 10
 
 
+def test_less_context_costs_less(model, scans, tmp_path):
+    plan = plan_inference(model, scans, tmp_path / "out")
+    whole, less = (
+        estimate_inference(model, plan, device="cpu", overrides=[f"infer.context={context}"])
+        for context in ("slice", 0)
+    )
+    assert less.windows == whole.windows
+    assert 0.1 * whole.gflop < less.gflop < 0.5 * whole.gflop
+
+
 def test_finished_scans_cost_nothing(model, scans, tmp_path):
     (scans / "a.nii.gz").unlink()
     infer(model, scans, tmp_path / "out", device="cpu")

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from maediff.noise import generator
 from maediff.partition import (
     blend_weight,
+    boxes,
+    crop,
     merge,
     origins,
     partition,
     random_window,
+    views,
     visible_cells,
     window_grid,
     window_masks,
@@ -140,3 +143,41 @@ def test_masks_are_ones_inside_the_window_alone():
     assert mask.shape == (2, 1, 4, 5)
     assert mask[0, 0].nonzero().tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
     assert mask.sum().item() == 8
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31), st.floats(0, 0.2))
+def test_boxes_hold_the_brain_and_touch_it_on_all_sides(height, width, seed, density):
+    mask = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) < density
+    for brain, (top, left, bottom, right) in zip(mask, boxes(mask).tolist(), strict=True):
+        inside = brain[top:bottom, left:right]
+        assert inside.sum() == brain.sum()
+        if brain.any():
+            assert all(bool(edge.any()) for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+        else:
+            assert (top, left, bottom, right) == (0, 0, 0, 0)
+
+
+@given(layouts(), st.integers(0, 30), st.integers(1, 8), st.integers(0, 2**31))
+def test_views_are_whole_steps_that_hold_what_they_must_and_little_more(layout, halo, step, seed):
+    (height, width), window, stride = layout
+    height, width = height * step, width * step
+    rng = torch.Generator().manual_seed(seed)
+    mask = torch.rand(2, height, width, generator=rng) < 0.05
+    corners = window_grid((height, width), window, stride)
+    rows = windows_with_brain(mask, corners, window)
+    found = views(corners[rows[:, 1]], window, halo, boxes(mask)[rows[:, 0]], step)
+    assert (found % step == 0).all()
+    assert (found[:, 2:] > 0).all()
+    assert (found[:, :2] + found[:, 2:] <= torch.tensor([height, width])).all()
+    for (slice_, corner), (top, left, tall, wide) in zip(rows.tolist(), found.tolist(), strict=True):
+        hidden = window_masks(corners[corner][None], window, (height, width))[0, 0].bool() & mask[slice_]
+        assert hidden[top : top + tall, left : left + wide].sum() == hidden.sum()
+        assert max(tall, wide) < window + 2 * halo + 2 * step
+
+
+def test_crops_are_slices_of_their_images():
+    images = torch.arange(2 * 3 * 5 * 7).reshape(2, 3, 5, 7)
+    index, first = torch.tensor([1, 0, 1]), torch.tensor([[0, 0], [2, 3], [3, 5]])
+    found = crop(images, index, first, (2, 2))
+    for view, k, (row, column) in zip(found, index.tolist(), first.tolist(), strict=True):
+        assert torch.equal(view, images[k, :, row : row + 2, column : column + 2])

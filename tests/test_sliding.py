@@ -9,7 +9,8 @@ import torch
 
 from maediff import diffusion
 from maediff.inference import memory
-from maediff.inference.sliding import SlidingReconstructor, plan
+from maediff.inference.layout import plan
+from maediff.inference.sliding import SlidingReconstructor
 from maediff.noise import generator
 
 CPU = torch.device("cpu")
@@ -186,6 +187,66 @@ def test_a_grown_slice_need_not_be_a_multiple_of_the_cells(tiny, random_network,
     healthy = engine(config, random_network(config))(slices, torch.ones(1, *shape, dtype=torch.bool), (0,))
     assert healthy.mean.shape == healthy.deviation.shape == slices.shape
     assert bool((healthy.mean != slices).all())
+
+
+class Pointwise:
+    """Looks at single pixels, so that it cannot notice how much of the slice it is shown."""
+
+    def __init__(self):
+        self.shapes = []
+
+    def __call__(self, perturbed, window, steps):
+        self.shapes.append(tuple(perturbed.shape[2:]))
+        return SimpleNamespace(prediction=0.5 * perturbed + 0.25 * window)
+
+
+CONTEXTS = ("brain", "0", "3", "16")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_less_context_changes_nothing_for_a_network_that_looks_at_pixels(tiny, context, sampler):
+    slices, mask = stack()
+    whole = engine(tiny(*sampler), Pointwise())(slices, mask, (0,)).mean
+    network = Pointwise()
+    less = engine(tiny(f"infer.context={context}", *sampler), network)(slices, mask, (0,)).mean
+    torch.testing.assert_close(less[mask], whole[mask], rtol=0, atol=1e-5)
+    assert max(rows * columns for rows, columns in network.shapes) <= 32 * 16  # the brain's box in steps of 8
+
+
+def test_without_brain_around_it_the_context_is_the_window(tiny):
+    slices, mask = stack(1)
+    mask[:] = True
+    network = Pointwise()
+    engine(tiny("infer.context=0"), network)(slices, mask, (0,))
+    assert set(network.shapes) == {(16, 16)}
+    engine(tiny("infer.context=8"), network)(slices, mask, (0,))
+    assert set(network.shapes) == {(16, 16), (24, 24), (24, 32), (32, 24), (32, 32)}
+
+
+@pytest.mark.parametrize("condition", ["residual", "cross_attention", "none"])
+def test_with_less_context_other_slices_and_the_batch_size_do_not_matter(tiny, random_network, condition):
+    slices, mask = stack()
+    mask[1, 8:] = False
+    base = ("infer.context=8", f"model.condition={condition}", "model.attention=[false, true]")
+    network = random_network(tiny(*base))
+    whole = engine(tiny(*base), network)(slices, mask, (0,)).mean
+    one_by_one = engine(tiny(*base, "infer.batch_size=1"), network)(slices, mask, (0,)).mean
+    alone = engine(tiny(*base), network)(slices[:1], mask[:1], (0,)).mean
+    torch.testing.assert_close(one_by_one, whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone[0], whole[0], rtol=0, atol=1e-5)
+    full = engine(tiny(*base[1:]), network)(slices, mask, (0,)).mean
+    assert float((full - whole).abs().max()) > 1e-3  # a network that looks around notices
+
+
+def test_the_condition_is_computed_once_for_all_steps_of_the_sampler(tiny, random_network, monkeypatch):
+    config = tiny("diffusion.sampler=ddim", "diffusion.sampler_steps=3")
+    slices, mask = stack(1)
+    network, calls = random_network(config), []
+    encode = network.mae.forward
+    monkeypatch.setattr(network.mae, "forward", lambda *inputs: calls.append(len(inputs[0])) or encode(*inputs))
+    engine(config, network)(slices, mask, (0,))
+    assert sum(calls) == 9  # windows, not windows times steps
 
 
 def test_bf16_stays_close(tiny, random_network):

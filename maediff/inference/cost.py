@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maediff.errors import MAEDiffError
 from maediff.inference.cohort import PlannedCase
+from maediff.inference.layout import Plan
 from maediff.inference.predictor import Predictor, PreparedScan
-from maediff.inference.sliding import SlidingReconstructor, plan
+from maediff.inference.sliding import SlidingReconstructor
 from maediff.models.reconstructor import Reconstructor
 from maediff.provenance import peak_rss_mib
 
@@ -63,13 +64,13 @@ def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost 
         return Cost(0, 0, 0.0, 0, peak_rss_mib(), 0.0)
     scan = _first_usable(predictor, todo)
     prepared, preparing = scan.prepared, scan.seconds
-    layout = plan(torch.from_numpy(prepared.mask), config)
+    layout = engine.layout(torch.from_numpy(prepared.mask))
     shape = engine.padded_shape((prepared.mask.shape[1], prepared.mask.shape[2]))
     batch = engine.windows_a_pass(shape)
     windows = len(layout.windows) * layout.passes
-    flops = window_flops(network, shape, config.partition.window)
+    whole, flops = (window_flops(network, shape, config.partition.window, part) for part in (1.0, seen(layout, shape)))
     inputs = window_inputs(network, shape, config.partition.window, min(batch, max(1, windows)))
-    seconds = time_batch(network, inputs, bf16=engine.bf16)
+    seconds = time_batch(network, inputs, bf16=engine.bf16) * flops / whole
     gpu = device.type == "cuda"
     memory = torch.cuda.max_memory_allocated(device) / 2**20 if gpu else peak_rss_mib()
     count = len(todo)
@@ -78,12 +79,28 @@ def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost 
     )
 
 
+def seen(layout: Plan, shape: tuple[int, int]) -> float:
+    """Average the share of the slice that the network sees for a window, 0 to 1."""
+    areas = layout.views[:, 2:].prod(1).double()
+    return float(areas.mean()) / (shape[0] * shape[1]) if len(areas) else 1.0
+
+
 @torch.inference_mode()
-def window_flops(network: Reconstructor, shape: tuple[int, int], window: int) -> int:
-    """Count the floating-point operations of one window's forward pass (a multiply-add counts two), in float32."""
-    with FlopCounterMode(display=False) as counter:
-        network(*window_inputs(network, shape, window, 1))
-    return int(counter.get_total_flops())
+def window_flops(network: Reconstructor, shape: tuple[int, int], window: int, part: float = 1.0) -> float:
+    """Count the floating-point operations of one window's forward pass (a multiply-add counts two), in float32.
+
+    Args:
+        network: The network.
+        shape: (H, W) of the slice, pixels.
+        window: Side p.
+        part: Share of the slice that the U-Net sees, see :func:`seen`; the MAE sees all of it.
+    """
+    image, mask, t = window_inputs(network, shape, window, 1)
+    with FlopCounterMode(display=False) as whole:
+        network(image, mask, t)
+    with FlopCounterMode(display=False) as condition:
+        network.features(image, mask)
+    return float(condition.get_total_flops() + part * (whole.get_total_flops() - condition.get_total_flops()))
 
 
 @torch.inference_mode()

@@ -8,9 +8,7 @@ deviation over several timesteps and noise draws are ours.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,12 +17,13 @@ from torch.nn import functional as F
 
 from maediff import diffusion
 from maediff.config import Config
+from maediff.inference.layout import Batch, Plan, plan, view_step
 from maediff.inference.memory import choose_batch, is_out_of_memory, window_bytes
 from maediff.models.baselines import PatchedDDPM
 from maediff.models.objective import sampler_times
 from maediff.models.reconstructor import Reconstructor
 from maediff.noise import generator, noise_field
-from maediff.partition import blend_weight, window_grid, window_masks, windows_with_brain
+from maediff.partition import blend_weight, window_masks
 
 log = logging.getLogger(__name__)
 Key = tuple[object, ...]
@@ -40,34 +39,14 @@ class Healthy(NamedTuple):
     deviation: Tensor | None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which windows of which slices are computed.
+class _Seen(NamedTuple):
+    """Windows of a pass as the network sees them, (B, C, h, w) each, and how to see more of a slice's noise."""
 
-    Attributes:
-        corners: (N, 2) origins of the windows of a slice.
-        windows: (K, 2) slice index and index into `corners`.
-        passes: Forward passes of a window: timesteps times draws times sampler steps.
-    """
-
-    corners: Tensor
-    windows: Tensor
-    passes: int
-
-
-def plan(mask: Tensor, config: Config) -> Plan:
-    """Lay windows over slices and leave out those without brain.
-
-    Args:
-        mask: (S, H, W) bool, the brain.
-        config: Window, stride, timesteps, draws and sampler.
-    """
-    kind, side = config.diffusion, config.partition.window
-    corners = window_grid((mask.shape[1], mask.shape[2]), side, config.partition.stride)
-    windows = windows_with_brain(mask, corners, side)
-    windows = windows[windows[:, 1].argsort(stable=True)]  # one corner after another: a batch hides the same cells
-    steps = sum(len(sampler_times(kind, t)) - 1 for t in kind.test_timesteps)
-    return Plan(corners, windows, steps * config.infer.draws)
+    x0: Tensor
+    noise: Tensor
+    window: Tensor
+    features: Tensor | None
+    field: Callable[[object, int], Tensor]
 
 
 class SlidingReconstructor:
@@ -106,8 +85,7 @@ class SlidingReconstructor:
             Mean and deviation. Pixels that no computed window covers are returned as they came.
         """
         height, width = slices.shape[1:]
-        slices, mask = self._padded(slices.float(), mask)
-        layout, total = plan(mask, self.config), 0
+        layout, slices, total = self.layout(mask), self._grown(slices.float(), -1.0), 0
         count = len(self.config.diffusion.test_timesteps) * self.config.infer.draws
         mean, square = torch.zeros_like(slices), torch.zeros_like(slices)
         for t in self.config.diffusion.test_timesteps:
@@ -123,16 +101,17 @@ class SlidingReconstructor:
 
     def padded_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Return the (H, W) that the network sees: what cells and U-Net levels divide, for slices that grew."""
-        step = math.lcm(
-            self.config.partition.cell, self.config.model.patch * 2 ** (len(self.config.model.channels) - 1)
-        )
+        step = view_step(self.config)
         return shape[0] + -shape[0] % step, shape[1] + -shape[1] % step
 
-    def _padded(self, slices: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pad slices that grew beyond the trained size."""
-        height, width = self.padded_shape((slices.shape[1], slices.shape[2]))
-        extra = (0, width - slices.shape[2], 0, height - slices.shape[1])
-        return F.pad(slices, extra, value=-1.0), F.pad(mask, extra)
+    def layout(self, mask: Tensor) -> Plan:
+        """Plan the windows of slices with the brain (S, H, W), grown to what the network divides."""
+        return plan(self._grown(mask, False), self.config)
+
+    def _grown(self, stack: Tensor, value: float) -> Tensor:
+        """Pad slices to what the network divides."""
+        height, width = self.padded_shape((stack.shape[1], stack.shape[2]))
+        return F.pad(stack, (0, width - stack.shape[2], 0, height - stack.shape[1]), value=value)
 
     def _reconstruct(
         self, slices: Tensor, layout: Plan, t: int, key: Key, on_batch: Callable[[int, int], None]
@@ -146,16 +125,16 @@ class SlidingReconstructor:
         total, mass = torch.zeros_like(images), torch.zeros_like(images)
         start = 0
         while start < len(layout.windows):
-            rows = layout.windows[start : start + self.windows_a_pass(shape)]
-            where, which = rows.to(device).unbind(1)
+            batch = layout.batch(start, self.windows_a_pass(shape), device)
             try:
-                estimate = self._sample(images[where], noise[where], masks[which], t, (key, rows[:, 0]))
+                estimate = self._sample(self._seen(images, noise, masks, batch, key), t)
             except (MemoryError, RuntimeError) as error:
-                self._halve(len(rows), error)
+                self._halve(len(batch), error)
                 continue
-            total.index_add_(0, where, weights[which] * estimate)
-            mass.index_add_(0, where, weights[which])
-            start += len(rows)
+            weight, pixels = batch.see(weights, batch.which), batch.pixels(shape)
+            total.view(-1).index_add_(0, pixels, (weight * estimate).flatten())
+            mass.view(-1).index_add_(0, pixels, weight.flatten())
+            start += len(batch)
             on_batch(start, len(layout.windows))
         healthy = torch.where(mass > 0, total / mass.clamp(min=1e-12), images)
         return healthy.squeeze(1).cpu()
@@ -178,28 +157,44 @@ class SlidingReconstructor:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _sample(self, x0: Tensor, noise: Tensor, window: Tensor, t: int, source: tuple[Key, Tensor]) -> Tensor:
+    def _seen(self, images: Tensor, noise: Tensor, masks: Tensor, batch: Batch, key: Key) -> _Seen:
+        """Cut out what the network sees, and compute the features of the visible region once for all its steps."""
+        features = None
+        if isinstance(self.network, Reconstructor):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                features = self.network.features(images[batch.where], masks[batch.which])
+            if features is not None and self.config.model.condition == "residual":
+                features = batch.see_cells(features, self.config.partition.cell)
+
+        def field(name: object, step: int) -> Tensor:
+            slices, back = batch.where.unique(return_inverse=True)
+            fields = [self._field(images, (*key, name, step, index)) for index in slices.tolist()]
+            return batch.see(torch.stack(fields).to(images), back)
+
+        x0, eps = batch.see(images, batch.where), batch.see(noise, batch.where)
+        return _Seen(x0, eps, batch.see(masks, batch.which), features, field)
+
+    def _sample(self, seen: _Seen, t: int) -> Tensor:
         """Noise the window to level t and walk back down; everything outside it stays as scanned."""
-        perturbed = diffusion.partially_noise(x0, noise, window, self.abar[t].to(x0))
+        x0, window = seen.x0, seen.window
+        perturbed = diffusion.partially_noise(x0, seen.noise, window, self.abar[t].to(x0))
 
         def denoise(x_t: Tensor, step: int) -> Tensor:
-            return self._estimate(window * x_t + (1 - window) * x0, window, step)
+            return self._estimate(window * x_t + (1 - window) * x0, seen, step)
 
         def draw_noise(step: int) -> Tensor:
-            key, where = source
-            slices, back = where.unique(return_inverse=True)
-            fields = [self._field(x0, (*key, "ancestral", step, index)) for index in slices.tolist()]
-            return torch.stack(fields)[back].to(x0)
+            return seen.field("ancestral", step)
 
         ancestral = self.config.diffusion.sampler == "ancestral"
         return diffusion.sample(
             denoise, perturbed, self.abar, sampler_times(self.config.diffusion, t), draw_noise if ancestral else None
         )
 
-    def _estimate(self, perturbed: Tensor, window: Tensor, t: int) -> Tensor:
+    def _estimate(self, perturbed: Tensor, seen: _Seen, t: int) -> Tensor:
+        known = () if seen.features is None else (seen.features,)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             steps = torch.full((len(perturbed),), t, device=self.device)
-            prediction = self.network(perturbed, window, steps).prediction
+            prediction = self.network(perturbed, seen.window, steps, *known).prediction
         abar_t, abar_s = self.abar[t].to(perturbed), self.abar[t - 1].to(perturbed)
         return diffusion.x0_from(self.config.diffusion.objective, prediction.float(), perturbed, abar_t, abar_s)
 

@@ -67,17 +67,29 @@ class Reconstructor(nn.Module):
             }
         )
 
-    def forward(self, perturbed: Tensor, mask: Tensor, t: Tensor) -> Reconstruction:
+    def features(self, image: Tensor, mask: Tensor) -> Tensor | None:
+        """Compute the MAE's features of the visible region, which are the same at every timestep.
+
+        Args:
+            image: (B, 1, H, W); what lies inside the patch is not looked at.
+            mask: (B, 1, H, W), M: 1 inside the patch.
+
+        Returns:
+            (B, D, r, r'); None without a condition.
+        """
+        return None if self.mae is None else self.mae((1 - mask) * image, visible_cells(mask, self.cell))
+
+    def forward(self, perturbed: Tensor, mask: Tensor, t: Tensor, features: Tensor | None = None) -> Reconstruction:
         """Predict the target of every pixel.
 
         Args:
             perturbed: (B, 1, H, W), ``M x_t + (1 - M) x0``; H and W multiples of the cell and of the U-Net's factor.
             mask: (B, 1, H, W), M: 1 inside the patch.
             t: (B,) timesteps, 1 to T.
+            features: From :meth:`features`, where they are at hand: of the same cells, or by cross-attention of more.
         """
-        features = None
-        if self.mae is not None:
-            features = self.mae((1 - mask) * perturbed, visible_cells(mask, self.cell))
+        if features is None:
+            features = self.features(perturbed, mask)
         stacked = F.pixel_unshuffle(torch.cat([perturbed, mask], 1), self.patch)
         output = self._denoise(stacked.contiguous(memory_format=torch.channels_last), t, features)
         image = None
