@@ -2,10 +2,11 @@
 
 python -m benchmarks.kill [--kills 100] [--seed 0] [--json FILE]
 
-A job trains the `quick` preset for a few steps on a small synthetic cohort (with --resume), calibrates, and scores the
-test scans. It runs once undisturbed; then it is killed at random moments and started again with the same arguments,
-a few kills in a row, until it ends. After each kill every file under a final name must be whole; at the end the files
-must be those of the undisturbed run. Each start is a forked process, so that imports are paid once.
+Two jobs, half of the kills each: train the `quick` preset for a few steps on a small synthetic cohort (--resume, with
+calibration), and score its test scans with previews. Each runs once undisturbed; then it is killed at moments drawn
+uniformly over the undisturbed run's length and started again with the same arguments, a few kills in a row, until it
+ends. After each kill every file under a final name must be whole; at the end the files must be those of the undisturbed
+run, and nothing else may lie there. Each start is a forked process, so that imports are paid once.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib.backends.backend_agg  # noqa: F401  imported before the forks, as is all that a job needs
 import nibabel as nib
 import numpy as np
 import torch
@@ -30,21 +31,28 @@ from benchmarks._common import add_common, run, say
 from maediff.config import Config, load_config
 from maediff.data.cohort import synthesise
 from maediff.errors import ModelError
-from maediff.store import CHECKSUMS, verify_model_folder
+from maediff.store import CHECKSUMS, file_sha256, verify_model_folder
 from maediff.workflow import infer, train
 
-OVERRIDES = ("train.max_steps=12", "train.val_every=6", "train.checkpoint_every=2", "train.warmup_steps=2")
+OVERRIDES = ("train.max_steps=12", "train.val_every=6", "train.checkpoint_every=2", "train.batch_size=4")
 IN_A_ROW = 5
-LATEST = 0.6  # of the undisturbed span; a job goes on from where it was killed, so that every part is met
 _TIMES = {"seconds", "written", "images_per_second", "status", "message", "arguments", "counts", "machine", "resume"}
 """What differs between any two runs, or says how a run came to its end."""
+Job = Callable[[Path], None]
 
 
-def job(folder: Path, table: Path, config: Config) -> None:
-    """Train, calibrate and infer, going on from what is there."""
-    torch.set_num_threads(1)
-    model = train(config, table, folder / "run", resume=True, device="cpu")
-    infer(model, table, folder / "out", split="test", device="cpu", preview=True)
+def jobs(place: Path, config: Config, seed: int) -> dict[str, Job]:
+    """Make a cohort and name the jobs over it; each goes on from what is there.
+
+    `infer` uses the model of the undisturbed `train`, which runs first.
+    """
+    table = synthesise(place / "data", subjects=8, seed=seed, spacing_mm=8)
+    return {
+        "train": lambda folder: _discard(train(config, table, folder, resume=True, device="cpu")),
+        "infer": lambda folder: _discard(
+            infer(place / "train-calm" / "model", table, folder, split="test", device="cpu", preview=True)
+        ),
+    }
 
 
 def kill_at(delay: float, work: Callable[[], None]) -> bool:
@@ -71,8 +79,7 @@ def kill_at(delay: float, work: Callable[[], None]) -> bool:
 def half_written(folder: Path) -> Iterator[str]:
     """Name the files that carry a final name and are not whole."""
     for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or not path.is_file():
+        if _hidden(path, folder) or not path.is_file():
             continue
         try:
             read(path)
@@ -98,13 +105,31 @@ def read(path: Path) -> object:
     return path.read_bytes()
 
 
-def differences(calm: Path, killed: Path) -> list[str]:
-    """Compare all files of two folders, hidden ones included, leaving out times."""
-    names = [{str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} for root in (calm, killed)]
-    found = [f"{name}: in one run only" for name in sorted(names[0] ^ names[1])]
-    return found + [
-        f"{name}: differs" for name in sorted(names[0] & names[1]) if read(calm / name) != read(killed / name)
-    ]
+@dataclass
+class Comparison:
+    """Files of a killed job against those of an undisturbed one.
+
+    Attributes:
+        identical: How many have the same SHA-256.
+        timeless: Names of those that are equal but for times and how the run came to its end.
+        different: What differs, or is in one of them only (hidden files too).
+    """
+
+    identical: int = 0
+    timeless: set[str] = field(default_factory=set)
+    different: list[str] = field(default_factory=list)
+
+    def add(self, calm: Path, killed: Path) -> None:
+        """Compare all files of two folders."""
+        names = [{str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} for root in (calm, killed)]
+        self.different += [f"{killed.name}/{name}: in one run only" for name in sorted(names[0] ^ names[1])]
+        for name in sorted(names[0] & names[1]):
+            if file_sha256(calm / name) == file_sha256(killed / name):
+                self.identical += 1
+            elif _may_hold_times(name) and read(calm / name) == read(killed / name):
+                self.timeless.add(name)
+            else:
+                self.different.append(f"{killed.name}/{name}: differs")
 
 
 def sound_or_refused(model: Path) -> bool:
@@ -118,42 +143,71 @@ def sound_or_refused(model: Path) -> bool:
     return True
 
 
-def measure(place: Path, kills: int, seed: int, overrides: Sequence[str] = OVERRIDES) -> dict[str, Any]:
-    """Kill jobs until enough kills were made.
+def measure(name: str, job: Job, place: Path, kills: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Kill a job until enough kills were made.
 
     Returns:
         Counts, and the findings, which should be empty.
     """
-    table = synthesise(place / "data", subjects=8, seed=seed, spacing_mm=8)
-    config = load_config("quick", overrides)
+    calm, again = place / f"{name}-calm", place / f"{name}-again"
+    job(calm)  # in this process, so that the forked ones find everything imported
     start = time.perf_counter()
-    kill_at(3600, lambda: job(place / "calm", table, config))
+    kill_at(3600, lambda: job(again))
     span = time.perf_counter() - start
-    rng = np.random.default_rng(seed)
-    done, episodes, refused = 0, 0, 0
+    found = Comparison()
+    found.add(calm, again)  # two undisturbed runs: what differs here is no kill's doing
+    done, episodes, refused, hidden = 0, 0, 0, 0
     torn: list[str] = []
-    different: list[str] = []
+    present: list[int] = []
     while done < kills:
-        folder = place / f"killed-{episodes}"
+        folder = place / f"{name}-{episodes}"
         for _ in range(min(IN_A_ROW, kills - done)):
-            if not kill_at(float(rng.uniform(0, LATEST * span)), lambda folder=folder: job(folder, table, config)):  # type: ignore[misc]
+            if not kill_at(float(rng.uniform(0, span)), lambda folder=folder: job(folder)):  # type: ignore[misc]
                 break
             done += 1
             torn += half_written(folder)
-            refused += not sound_or_refused(folder / "run" / "model")
-        kill_at(3600, lambda folder=folder: job(folder, table, config))  # type: ignore[misc]
-        different += [f"{folder.name}/{line}" for line in differences(place / "calm", folder)]
+            refused += not sound_or_refused(folder / "model")
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            hidden += sum(_hidden(path, folder) and path.suffix != ".lock" for path in files)
+            present.append(sum(not _hidden(path, folder) for path in files))
+        kill_at(3600, lambda folder=folder: job(folder))  # type: ignore[misc]
+        found.add(calm, folder)
         episodes += 1
-        say(f"{done} kills in {episodes} jobs: {len(torn)} half-written, {len(different)} different at the end")
+        say(f"{name}: {done} kills in {episodes} jobs: {len(torn)} half-written, {len(found.different)} different")
     return {
         "kills": done,
         "jobs": episodes,
         "seconds_undisturbed": round(span, 2),
+        "files_undisturbed": sum(path.is_file() for path in calm.rglob("*")),
+        "final_files_present_at_kills": sorted(present),
+        "hidden_files_left_by_kills": hidden,
         "half_written": torn,
-        "different_at_the_end": different,
         "model_folders_refused_after_a_kill": refused,
-        "seed": seed,
+        "identical_at_the_end": found.identical,
+        "equal_but_for_times": sorted(found.timeless),
+        "different_at_the_end": found.different,
     }
+
+
+def measure_all(place: Path, kills: int, seed: int, overrides: Sequence[str] = OVERRIDES) -> dict[str, Any]:
+    """Kill both jobs, half of the times each."""
+    rng = np.random.default_rng(seed)
+    shares = {"train": kills - kills // 2, "infer": kills // 2}
+    made = jobs(place, load_config("quick", overrides), seed)
+    parts = {name: measure(name, job, place, shares[name], rng) for name, job in made.items()}
+    return {"kills": sum(part["kills"] for part in parts.values()), "seed": seed, **parts}
+
+
+def _discard(_: object) -> None:
+    """Forget what a job returns."""
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _may_hold_times(name: str) -> bool:
+    return name.endswith((".json", ".csv", ".tsv", ".pt"))
 
 
 def _timeless(row: Any) -> Any:
@@ -177,9 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=100, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the cohort and of the moments")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # the jobs fork
     with tempfile.TemporaryDirectory() as place:
-        return run(lambda: measure(Path(place), args.kills, args.seed), args.json)
+        return run(lambda: measure_all(Path(place), args.kills, args.seed), args.json)
 
 
 if __name__ == "__main__":
