@@ -3,10 +3,11 @@
 python -m benchmarks.kill [--kills 100] [--seed 0] [--json FILE]
 
 Two jobs, half of the kills each: train the `quick` preset for a few steps on a small synthetic cohort (--resume, with
-calibration), and score its test scans with previews. Each runs once undisturbed; then it is killed at moments drawn
-uniformly over the undisturbed run's length and started again with the same arguments, a few kills in a row, until it
-ends. After each kill every file under a final name must be whole; at the end the files must be those of the undisturbed
-run, and nothing else may lie there. Each start is a forked process, so that imports are paid once.
+calibration), and score its test scans with previews. Each runs undisturbed; then it is killed at moments drawn
+uniformly over the undisturbed run's processor time (which a busy machine does not stretch) and started again with the
+same arguments, a few kills in a row, until it ends. After each kill every file under a final name must be whole; at the
+end the files must be those of the undisturbed run, and nothing else may lie there. Each start is a forked process, so
+that imports are paid once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -34,7 +37,10 @@ from maediff.errors import ModelError
 from maediff.store import CHECKSUMS, file_sha256, verify_model_folder
 from maediff.workflow import infer, train
 
-OVERRIDES = ("train.max_steps=12", "train.val_every=6", "train.checkpoint_every=2", "train.batch_size=4")
+OVERRIDES = (
+    *("train.max_steps=12", "train.val_every=6", "train.checkpoint_every=2", "train.batch_size=4"),
+    *("data.size=[32,32]", "data.spacing_mm=8", "partition.window=16", "partition.stride=16"),
+)
 IN_A_ROW = 5
 _TIMES = {"seconds", "written", "images_per_second", "status", "message", "arguments", "counts", "machine", "resume"}
 """What differs between any two runs, or says how a run came to its end."""
@@ -55,25 +61,28 @@ def jobs(place: Path, config: Config, seed: int) -> dict[str, Job]:
     }
 
 
-def kill_at(delay: float, work: Callable[[], None]) -> bool:
-    """Run work in a forked process and kill it after a delay.
+def kill_at(moment: float, work: Callable[[], None]) -> float | None:
+    """Run work in a forked process and kill it at a moment of its processor time, seconds.
 
     Returns:
-        Whether it was killed; False where it had ended before.
+        None if it was killed, else the processor time that it took.
 
     Raises:
         RuntimeError: It ended with an error of its own.
     """
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
-    process.join(delay)
+    used = 0.0
+    while process.exitcode is None and used < moment:
+        time.sleep(0.005)
+        used = _processor_seconds(process.pid) or used
     if process.exitcode is None:
         process.kill()
         process.join()
-        return True
+        return None
     if process.exitcode:
         raise RuntimeError(f"the job ended with exit code {process.exitcode}")
-    return False
+    return used
 
 
 def half_written(folder: Path) -> Iterator[str]:
@@ -151,9 +160,7 @@ def measure(name: str, job: Job, place: Path, kills: int, rng: np.random.Generat
     """
     calm, again = place / f"{name}-calm", place / f"{name}-again"
     job(calm)  # in this process, so that the forked ones find everything imported
-    start = time.perf_counter()
-    kill_at(3600, lambda: job(again))
-    span = time.perf_counter() - start
+    span = kill_at(math.inf, lambda: job(again)) or 0.0
     found = Comparison()
     found.add(calm, again)  # two undisturbed runs: what differs here is no kill's doing
     done, episodes, refused, hidden = 0, 0, 0, 0
@@ -162,7 +169,7 @@ def measure(name: str, job: Job, place: Path, kills: int, rng: np.random.Generat
     while done < kills:
         folder = place / f"{name}-{episodes}"
         for _ in range(min(IN_A_ROW, kills - done)):
-            if not kill_at(float(rng.uniform(0, span)), lambda folder=folder: job(folder)):  # type: ignore[misc]
+            if kill_at(float(rng.uniform(0, span)), lambda folder=folder: job(folder)) is not None:  # type: ignore[misc]
                 break
             done += 1
             torn += half_written(folder)
@@ -170,14 +177,14 @@ def measure(name: str, job: Job, place: Path, kills: int, rng: np.random.Generat
             files = [path for path in folder.rglob("*") if path.is_file()]
             hidden += sum(_hidden(path, folder) and path.suffix != ".lock" for path in files)
             present.append(sum(not _hidden(path, folder) for path in files))
-        kill_at(3600, lambda folder=folder: job(folder))  # type: ignore[misc]
+        kill_at(math.inf, lambda folder=folder: job(folder))  # type: ignore[misc]
         found.add(calm, folder)
         episodes += 1
         say(f"{name}: {done} kills in {episodes} jobs: {len(torn)} half-written, {len(found.different)} different")
     return {
         "kills": done,
         "jobs": episodes,
-        "seconds_undisturbed": round(span, 2),
+        "processor_seconds_undisturbed": round(span, 2),
         "files_undisturbed": sum(path.is_file() for path in calm.rglob("*")),
         "final_files_present_at_kills": sorted(present),
         "hidden_files_left_by_kills": hidden,
@@ -200,6 +207,15 @@ def measure_all(place: Path, kills: int, seed: int, overrides: Sequence[str] = O
 
 def _discard(_: object) -> None:
     """Forget what a job returns."""
+
+
+def _processor_seconds(pid: int | None) -> float | None:
+    """Tell how long a process has computed; None where it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _hidden(path: Path, root: Path) -> bool:
