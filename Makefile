@@ -31,7 +31,7 @@ demo: $(STAMP)  ## Run the whole pipeline on a synthetic cohort; open demo/repor
 	$(BIN)/maediff demo --output demo --seed $(SEED)
 
 docs: $(STAMP)  ## Build the documentation into site/; open site/index.html
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: lint types docs-spelling unit  ## Run every check
 

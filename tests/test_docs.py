@@ -157,6 +157,7 @@ def shape(text):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # a minute alone, ten on a machine that eight others share
 def test_the_tutorial_runs_and_shows_what_is_said(tmp_path):
     home = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{home}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100"}
@@ -209,6 +210,7 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 class TestSite:
     def test_every_page_is_there(self, site):
         built = {path.relative_to(site.folder).with_suffix(".md").as_posix() for path in site.pages}

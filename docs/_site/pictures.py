@@ -82,7 +82,8 @@ def sliding() -> Figure:
         side = config.partition.window
         axis.add_patch(plt.Rectangle((row - 0.5, column - 0.5), side, side, fill=False, color="#c1440e", alpha=0.7))
     figure.colorbar(picture, label="windows that cover the pixel", ticks=range(int(covered.max()) + 1), shrink=0.8)
-    _plain(axis, f"windows of {config.partition.window}, step {config.partition.stride}, on {config.data.size} pixels")
+    width, height = config.data.size
+    _plain(axis, f"windows of {config.partition.window}, step {config.partition.stride}, on {width} x {height} pixels")
     return figure
 
 
@@ -109,7 +110,7 @@ def example() -> Figure:
             if mask is not None and mask[:, :, index].any():
                 line[3].contour(_upright(mask[:, :, index][frame]).astype(float), [0.5], colors=colour, linewidths=1.2)
     handles = [plt.Line2D([], [], color=c, label=n) for c, n in ((MASK_COLOUR, "mask"), (TRUTH_COLOUR, "true lesion"))]
-    axes[0, 3].legend(handles=handles, loc="lower right", fontsize=7, framealpha=0.8)
+    figure.legend(handles=handles, loc="lower right", ncols=2, frameon=False, bbox_to_anchor=(0.9, 0.02))
     return figure
 
 
@@ -143,12 +144,12 @@ def promise() -> Figure:
             np.array([max(row[f"{name}_per_million"], 1.0) for row in rates])
             for name in ("measured_voxels", "lowest_scan", "highest_scan")
         )
-        label = f"calibrated on {setting['calibrated_on']}, tested on {setting['tested_on']}"
+        label = f"calibration: {setting['calibrated_on']}; tested on {setting['tested_on']}"
         axis.errorbar(x, middle, [middle - low, high - middle], fmt="o", capsize=3, label=label)
     axis.plot([10, 3e5], [10, 3e5], color="grey", linestyle="--", linewidth=1, label="promise kept exactly")
     axis.set(xscale="log", yscale="log", xlabel="promised, voxels per million", ylabel="measured, voxels per million")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper left")
     return figure
 
 

@@ -13,7 +13,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 def calibration() -> str:
     """Promised and measured false-positive rates, in Markdown."""
     lines = [
-        "| calibrated on | tested on | promised, voxels per million | measured | lowest, highest scan | ml a scan: "
+        "| calibration | tested on | promised, voxels per million | measured | lowest, highest scan | ml a scan: "
         "promised and measured |",
         "|---|---|---:|---:|---:|---:|",
     ]
