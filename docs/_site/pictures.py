@@ -149,7 +149,7 @@ def promise() -> Figure:
     axis.plot([10, 3e5], [10, 3e5], color="grey", linestyle="--", linewidth=1, label="promise kept exactly")
     axis.set(xscale="log", yscale="log", xlabel="promised, voxels per million", ylabel="measured, voxels per million")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, loc="upper left")
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
     return figure
 
 
