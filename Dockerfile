@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # MAEDiff as a command: CPU by default, no rights, no network needed at run time. See docs/docker.md.
 #   docker build -t maediff .
-#   docker build -t maediff:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
+#   docker build -t maediff:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build

@@ -241,3 +241,11 @@ def test_the_margin_of_a_scan_is_chosen_on_the_others():
     margins, kept = module("brainmask").leave_one_out(dices)
     assert margins == [1.0, 0.0, 1.0]  # the second alone pulls to 1 mm
     np.testing.assert_array_equal(kept, [0.8, 0.5, 0.8])
+
+
+def test_calibration_counts_scans_alike_and_in_ml():
+    row = module("calibration").rate_row(0.01, 0.5, [0.0, 0.01, 0.05], volume_ml=1500.0)
+    assert row["measured_voxels_per_million"] == pytest.approx(20_000)
+    assert (row["lowest_scan_per_million"], row["highest_scan_per_million"]) == (0.0, pytest.approx(50_000))
+    assert row["scans_within_promise"] == pytest.approx(2 / 3)
+    assert (row["promised_ml_per_scan"], row["measured_ml_per_scan"]) == (pytest.approx(15), pytest.approx(30))
