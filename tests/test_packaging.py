@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,8 @@ def test_lock_covers_what_the_package_needs():
             pin = Requirement(line)
             if pin.marker is None or pin.marker.evaluate():
                 locked[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
-    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    groups = [*project["dependency-groups"].values(), *project["project"]["optional-dependencies"].values()]
+    wanted = [*project["project"]["dependencies"], *chain.from_iterable(groups)]
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
 
