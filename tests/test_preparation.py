@@ -8,6 +8,7 @@ import os
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from maediff.data.cases import find_cases
 from maediff.errors import ConfigError, GeometryError, InputError
@@ -74,6 +75,80 @@ class TestCohort:
         prepare_cohort(raw, tmp_path / "out", PLAIN)
         (case,) = find_cases(tmp_path / "out")
         assert np.asarray(nib.load(case.label).dataobj).sum() == label.sum()
+
+
+class TestChannels:
+    @pytest.fixture
+    def table(self, tmp_path, make_scan):
+        """Two subjects with two channels each, on grids of their own, and a mask of the first channel."""
+        tilted = np.array([[4.0, 0, 0, -76], [0, 3.5, 0, -84], [0, 0, 4.5, -62], [0, 0, 0, 1]])
+        rows = ["image_t1,image_flair,mask,subject"]
+        for name in ("p", "q"):
+            nib.save(make_scan(TURNED, SHAPE), tmp_path / f"{name}_t1.nii.gz")
+            nib.save(make_scan(tilted, (39, 48, 28)), tmp_path / f"{name}_flair.nii.gz")
+            brain = (np.asarray(nib.load(tmp_path / f"{name}_t1.nii.gz").dataobj) > 0).astype(np.uint8)
+            nib.save(nib.Nifti1Image(brain, TURNED), tmp_path / f"{name}_brain.nii.gz")
+            rows.append(f"{name}_t1.nii.gz,{name}_flair.nii.gz,{name}_brain.nii.gz,{name}")
+        (tmp_path / "raw.csv").write_text("\n".join(rows) + "\n")
+        return tmp_path / "raw.csv"
+
+    def test_all_channels_share_grid_and_brain_of_the_first(self, table, tmp_path):
+        summary = prepare_cohort(table, tmp_path / "out", PrepareSettings("none", "none", percentiles=None))
+        assert [case.case for case in summary.cases] == ["p_t1", "p_flair", "q_t1", "q_flair"]
+        (first, _), (second, _) = (find_cases(tmp_path / "out", channel=name) for name in ("t1", "flair"))
+        one, two = read_nifti(first.image), read_nifti(second.image)
+        mask = read_mask(second.mask, two, "brain mask")
+        assert first.mask == second.mask
+        np.testing.assert_array_equal(one.affine, two.affine)
+        np.testing.assert_array_equal(one.data != 0, mask)
+        # the same brain in the same place: what is left is interpolation, most at the rim
+        assert np.median(np.abs(one.data - two.data)[mask]) < 12
+        assert np.corrcoef(one.data[mask], two.data[mask])[0, 1] > 0.95
+
+    def test_maps_of_each_channel_return_to_its_own_voxels(self, table, tmp_path):
+        prepare_cohort(table, tmp_path / "out", PLAIN)
+        maps = tmp_path / "maps"
+        maps.mkdir()
+        (maps / "cases.tsv").write_text("case\tstatus\np_flair\tdone\n")
+        image = nib.load(tmp_path / "out" / "p_flair.nii.gz")
+        nib.save(image, maps / "p_flair_anomaly.nii.gz")
+        (path,) = restore_cohort(maps, tmp_path / "out", tmp_path / "back")
+        raw, back = nib.load(tmp_path / "p_flair.nii.gz"), nib.load(path)
+        np.testing.assert_array_equal(back.affine, raw.affine)
+        inside = ndimage.binary_erosion(raw.get_fdata() > 0, iterations=2)
+        assert np.corrcoef(back.get_fdata()[inside], raw.get_fdata()[inside])[0, 1] > 0.95
+
+    def test_finished_ones_are_skipped_until_the_first_channel_changes(self, table, tmp_path):
+        def statuses():
+            return [case.status for case in prepare_cohort(table, tmp_path / "out", PLAIN).cases]
+
+        assert statuses() == ["done"] * 4
+        assert statuses() == ["skipped"] * 4
+        image = nib.load(tmp_path / "p_t1.nii.gz")
+        nib.save(nib.Nifti1Image(image.get_fdata() * 2, image.affine), tmp_path / "p_t1.nii.gz")
+        assert statuses() == ["done", "done", "skipped", "skipped"]
+
+    def test_a_missing_channel_is_told(self, table, tmp_path):
+        table.write_text(table.read_text().replace("q_flair.nii.gz", ""))
+        with pytest.raises(InputError, match="row 2 has no image_flair; give its path or remove the row"):
+            prepare_cohort(table, tmp_path / "out", PLAIN)
+
+    def test_without_its_first_channel_or_its_last_a_scan_is_no_case(self, table, tmp_path):
+        (tmp_path / "p_t1.nii.gz").write_bytes(b"no scan")
+        (tmp_path / "q_flair.nii.gz").write_bytes(b"no scan")
+        summary = prepare_cohort(table, tmp_path / "out", PLAIN)
+        assert [case.status for case in summary.cases] == ["failed", "failed", "done", "failed"]
+        assert summary.cases[1].message == "its first channel, p_t1, failed"
+        with pytest.raises(InputError, match="names no scans"):
+            find_cases(tmp_path / "out", channel="t1")
+
+    def test_channels_of_one_name_do_not_overwrite_each_other(self, table, tmp_path):
+        for name in ("t1", "flair"):
+            (tmp_path / name).mkdir()
+            (tmp_path / f"p_{name}.nii.gz").rename(tmp_path / name / "p.nii.gz")
+        table.write_text("image_t1,image_flair\nt1/p.nii.gz,flair/p.nii.gz\n")
+        summary = prepare_cohort(table, tmp_path / "out", PLAIN)
+        assert [case.case for case in summary.cases] == ["p_t1", "p_flair"]
 
 
 class TestWayBack:
@@ -195,6 +270,17 @@ class TestRegistration:
         points = np.argwhere(atlas.brain)[::500] @ atlas.affine[:3, :3].T + atlas.affine[:3, 3]
         error = np.linalg.norm(points @ (found - truth)[:3, :3].T + (found - truth)[:3, 3], axis=1)
         assert error.max() < 2.0
+
+    def test_another_contrast_is_laid_over_the_first_channel(self):
+        atlas = itk.template()
+        truth = np.eye(4)
+        truth[:2, :2] = [[0.998, -0.0632], [0.0632, 0.998]]
+        truth[:3, 3] = [4, -3, 5]
+        other = np.where(atlas.brain, atlas.data.max() - atlas.data, 0)
+        found = itk.register_rigid(atlas, other, truth @ atlas.affine, "the scan")
+        points = np.argwhere(atlas.brain)[::500] @ atlas.affine[:3, :3].T + atlas.affine[:3, 3]
+        error = np.linalg.norm(points @ (found - truth)[:3, :3].T + (found - truth)[:3, 3], axis=1)
+        assert error.max() < 0.5
 
     def test_bias_and_corrected_scan_give_the_scan_back(self, make_scan):
         scan = make_scan(np.diag([4.0, 4, 4, 1]) - np.array([[0, 0, 0, 80]] * 3 + [[0] * 4]), (40, 40, 40))

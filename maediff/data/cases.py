@@ -101,6 +101,24 @@ def find_cases(
     return _unique_ids(cases if split is None else _of_split(cases, split, source))
 
 
+def channels_of(source: str | Path) -> tuple[str, ...]:
+    """Name the channels of a table with columns ``image_<channel>``, in their order; none where one is called image.
+
+    Args:
+        source: As for :func:`find_cases`.
+
+    Raises:
+        InputError: The table cannot be read.
+    """
+    source = Path(source).expanduser()
+    tables = [source] if source.is_file() else [source / "cases.csv", source / "cases.tsv"]
+    path = next((path for path in tables if path.is_file() and path.suffix.lower() in TABLES), None)
+    if path is None or (source / "dataset_description.json").is_file():
+        return ()
+    columns = read_table(path).columns
+    return () if "image" in columns else tuple(c.removeprefix("image_") for c in columns if c.startswith("image_"))
+
+
 def shard(cases: Sequence[Case], k: int, n: int) -> list[Case]:
     """Take share ``k`` of ``n`` of the cases; the shares are disjoint, together whole, and equal to within one.
 

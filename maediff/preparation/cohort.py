@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +15,19 @@ import numpy as np
 
 from maediff import __version__
 from maediff.data.bids import SPACE
-from maediff.data.cases import Case, find_cases
-from maediff.dicom import convert_dicom, holds_dicom
+from maediff.data.cases import Case
 from maediff.errors import InputError, MAEDiffError, OutputError
+from maediff.preparation.channels import FirstChannel, prepare_channel
+from maediff.preparation.grid import Brain, Grid, space_code
 from maediff.preparation.scan import PrepareSettings, prepare_scan, resample_label
+from maediff.preparation.sources import RawScan, raw_scans
 from maediff.provenance import run_record, without_names, write_run
 from maediff.store import file_sha256, read_json, write_json
 from maediff.tables import write_table
 from maediff.volume import read_mask, read_nifti, write_like
 
 log = logging.getLogger(__name__)
-_TABLE = ("image", "mask", "label", "subject", "session", "split")
+_COLUMNS = ("mask", "label", "subject", "session", "split")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def prepare_cohort(
         out: Output folder.
         settings: Which steps; the defaults where None.
         mask: Brain mask of a single scan.
-        channel: Which ``image_<channel>`` column of a table.
+        channel: The only ``image_<channel>`` column wanted of a table; without it, all of them are brought to the grid
+            and the brain of the first, to which mask and label belong.
         series: DICOM Series Number, where folders hold several series.
         overwrite: Prepare again what is finished.
         on_case: Told the outcome of each scan.
@@ -106,21 +109,23 @@ def prepare_cohort(
     out, settings = Path(out), settings or PrepareSettings()
     if out.resolve() == Path(source).resolve():
         raise InputError(f"{out} holds the raw scans; choose another folder for the prepared ones")
-    dicom = holds_dicom(source)
-    if dicom and channel is not None:
-        raise InputError(f"{source} is DICOM, which has no channel {channel!r}; leave the channel out")
-    found = _dicom_cases(Path(source), out / "raw", mask, series) if dicom else find_cases(source, mask, None, channel)
-    cases = [case for case in found if isinstance(case, Case)]
-    outcomes = []
-    for case in found:
-        outcome = _prepared(case, out, settings, overwrite) if isinstance(case, Case) else case
-        outcomes.append(outcome)
-        write_table(out / "prepare.tsv", map(asdict, outcomes), [f.name for f in fields(PreparedCase)], missing="n/a")
-        if on_case:
-            on_case(outcome)
-    usable = {outcome.case for outcome in outcomes if outcome.status != "failed"}
-    rows = [_row(case, out, settings) for case in cases if case.id in usable]
-    write_table(out / "cases.csv", rows, [*_TABLE, *(["bids"] if any(row["bids"] for row in rows) else [])])
+    raw = raw_scans(Path(source), out / "raw", mask=mask, channel=channel, series=series)
+    outcomes: list[PreparedCase] = []
+    rows = []
+    for scan in raw.scans:
+        usable = True
+        for outcome in _prepared_scan(scan, out, settings, overwrite):
+            outcomes.append(outcome)
+            usable = usable and outcome.status != "failed"
+            columns = [item.name for item in fields(PreparedCase)]
+            write_table(out / "prepare.tsv", map(asdict, outcomes), columns, missing="n/a")
+            if on_case:
+                on_case(outcome)
+        if usable:
+            rows.append(_row(scan, raw.channels, out, settings))
+    images = [f"image_{name}" for name in raw.channels] or ["image"]
+    bids = ["bids"] if any(row["bids"] for row in rows) else []
+    write_table(out / "cases.csv", rows, [*images, *_COLUMNS, *bids])
     summary = PrepareSummary(tuple(outcomes))
     arguments = {"source": source, "out": out, "mask": mask, "channel": channel, "series": series}
     arguments["overwrite"] = overwrite
@@ -129,28 +134,30 @@ def prepare_cohort(
     return summary
 
 
-def _dicom_cases(source: Path, folder: Path, mask: str | Path | None, series: int | None) -> list[Case | PreparedCase]:
-    """Convert DICOM series; those that cannot be are outcomes already."""
-    converted = convert_dicom(source, folder, series)
-    if mask is not None and len(converted) > 1:
-        raise InputError(f"a brain mask can be given for a single scan, and {source} holds {len(converted)} series")
-    return [
-        PreparedCase(item.case, "failed", message=item.message)
-        if item.path is None
-        else find_cases(item.path, mask=mask)[0]
-        for item in converted
-    ]
+def _prepared_scan(scan: RawScan, out: Path, settings: PrepareSettings, overwrite: bool) -> Iterator[PreparedCase]:
+    """Prepare the channels of a scan, the first one first: the others need it."""
+    if scan.problem:
+        yield PreparedCase(scan.name, "failed", message=scan.problem)
+        return
+    first, *others = scan.channels
+    outcome = _prepared(first, None, out, settings, overwrite=overwrite)
+    yield outcome
+    for case in others:
+        if outcome.status == "failed":
+            yield PreparedCase(case.id, "failed", message=f"its first channel, {first.id}, failed")
+        else:
+            yield _prepared(case, first, out, settings, overwrite=overwrite)
 
 
-def _prepared(case: Case, out: Path, settings: PrepareSettings, overwrite: bool) -> PreparedCase:
+def _prepared(case: Case, first: Case | None, out: Path, settings: PrepareSettings, *, overwrite: bool) -> PreparedCase:
     files = PreparedFiles.of(case.id, out)
     start = time.perf_counter()
     try:
-        key = _key(case, settings)
+        key = _key(case, first, settings)
         if not overwrite and _finished(files, key):
             found = read_json(files.sidecar).get("brain_mask", {})
             return PreparedCase(case.id, "skipped", found.get("method"), found.get("volume_ml"))
-        record = _prepare_one(case, files, settings)
+        record = _prepare_one(case, files, settings, None if first is None else _first_channel(first, out))
         write_json(files.sidecar, record | {"key": key, "seconds": round(time.perf_counter() - start, 1)})
     except OutputError:
         raise
@@ -162,13 +169,27 @@ def _prepared(case: Case, out: Path, settings: PrepareSettings, overwrite: bool)
     return PreparedCase(case.id, "done", brain["method"], brain["volume_ml"], seconds, notes)
 
 
-def _prepare_one(case: Case, files: PreparedFiles, settings: PrepareSettings) -> dict[str, Any]:
+def _first_channel(case: Case, out: Path) -> FirstChannel:
+    """Read back what the other channels of a scan need of the first."""
+    files = PreparedFiles.of(case.id, out)
+    raw, found = read_nifti(case.image), read_json(files.sidecar)
+    brain = Brain(
+        read_mask(files.mask, read_nifti(files.image), "brain mask"), read_mask(files.raw_mask, raw, "brain mask")
+    )
+    affine, (x, y, z) = (found["prepared_grid"][name] for name in ("affine", "shape"))
+    code = space_code(found["settings"]["register"])
+    return FirstChannel(raw, brain, Grid(np.array(affine), (x, y, z), code, np.array(found["prepared_to_raw_mm"])))
+
+
+def _prepare_one(
+    case: Case, files: PreparedFiles, settings: PrepareSettings, first: FirstChannel | None
+) -> dict[str, Any]:
     for path in asdict(files).values():
         path.unlink(missing_ok=True)  # until the new files are complete, none is finished
     raw = read_nifti(case.image)
     given = None if case.mask is None else read_mask(case.mask, raw, "brain mask")
     label = None if case.label is None else read_mask(case.label, raw, "lesion mask")
-    done = prepare_scan(raw, given, settings)
+    done = prepare_scan(raw, given, settings) if first is None else prepare_channel(raw, first, settings)
     write_like(files.image, done.volume.data, done.volume)
     write_like(files.mask, done.mask, done.volume, np.uint8)
     write_like(files.raw_mask, done.native_mask, raw, np.uint8)
@@ -178,9 +199,10 @@ def _prepare_one(case: Case, files: PreparedFiles, settings: PrepareSettings) ->
     return facts | done.record | {"maediff": __version__, "use": "research use only"}
 
 
-def _key(case: Case, settings: PrepareSettings) -> str:
-    """Hash what a prepared scan depends on: the files, the settings and the version."""
-    parts = [file_sha256(path) if path else None for path in (case.image, case.mask, case.label)]
+def _key(case: Case, first: Case | None, settings: PrepareSettings) -> str:
+    """Hash what a prepared scan depends on: the files, its first channel's, the settings and the version."""
+    paths = [path for scan in (case, first) if scan for path in (scan.image, scan.mask, scan.label)]
+    parts = [file_sha256(path) if path else None for path in paths]
     text = json.dumps([parts, settings.to_dict(), __version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -190,9 +212,16 @@ def _finished(files: PreparedFiles, key: str) -> bool:
     return present and read_json(files.sidecar).get("key") == key
 
 
-def _row(case: Case, out: Path, settings: PrepareSettings) -> dict[str, str | None]:
-    files = PreparedFiles.of(case.id, out)
-    label = files.label.name if case.label else None
-    named = (files.image.name, files.mask.name, label, case.subject, case.session, case.split)
-    bids = case.bids if case.bids is None or settings.register == "none" else case.bids.in_space(SPACE)
-    return dict(zip(_TABLE, named, strict=True)) | {"bids": bids.scan if bids else None}
+def _row(scan: RawScan, channels: tuple[str, ...], out: Path, settings: PrepareSettings) -> dict[str, str | None]:
+    first = scan.channels[0]
+    files = PreparedFiles.of(first.id, out)
+    names = [f"image_{name}" for name in channels] or ["image"]
+    images = [PreparedFiles.of(case.id, out).image.name for case in scan.channels]
+    label = files.label.name if first.label else None
+    bids = first.bids if first.bids is None or settings.register == "none" else first.bids.in_space(SPACE)
+    rest = (files.mask.name, label, first.subject, first.session, first.split)
+    return (
+        dict(zip(names, images, strict=True))
+        | dict(zip(_COLUMNS, rest, strict=True))
+        | {"bids": bids.scan if bids else None}
+    )

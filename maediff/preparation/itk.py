@@ -26,12 +26,13 @@ TEMPLATE_MM = 2
 # A brain is neither half nor twice the template's size along any direction.
 _SCALES = (0.6, 1.6)
 _HEAD_MM, _BRAIN_HALF_MM = 110.0, 75.0
+_RIM_MM = 8.0  # around the brain, where the metric looks too
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
-class Template:
-    """The skull-stripped template: intensities and brain (X, Y, Z), and its affine to RAS mm."""
+class Target:
+    """What a scan is registered to: intensities and brain (X, Y, Z), and the affine to RAS mm."""
 
     data: Array
     brain: BoolArray
@@ -42,10 +43,15 @@ class Template:
         """Middle of the brain's bounding box, RAS mm."""
         return _centre(self.brain, self.affine)
 
+    @property
+    def finest_mm(self) -> float:
+        """Shortest side of a voxel, mm."""
+        return float(np.linalg.norm(self.affine[:3, :3], axis=0).min())
+
 
 @lru_cache(maxsize=1)
-def template() -> Template:
-    """Load the template that nilearn bundles, at 2 mm; nothing is downloaded."""
+def template() -> Target:
+    """Load the template that nilearn bundles, skull-stripped, at 2 mm; nothing is downloaded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from nilearn import datasets
@@ -53,7 +59,7 @@ def template() -> Template:
         image = datasets.load_mni152_template(resolution=TEMPLATE_MM)
         mask = datasets.load_mni152_brain_mask(resolution=TEMPLATE_MM)
     brain = np.asarray(mask.dataobj) > 0.5
-    return Template(np.where(brain, np.asarray(image.dataobj), 0), brain, np.asarray(image.affine, np.float64))
+    return Target(np.where(brain, np.asarray(image.dataobj), 0), brain, np.asarray(image.affine, np.float64))
 
 
 def simpleitk() -> Any:
@@ -123,24 +129,54 @@ def register(data: Array, affine: Array, brain: BoolArray | None, name: str) -> 
     rigid.SetCenter(centre.tolist())
     rigid.SetTranslation((_LPS[:3, :3] @ start - centre).tolist())
     try:
-        _optimise(moving, rigid, ((4, 6.0, 0.3), (2, 3.0, 0.2)), step_mm=2.0)
+        _optimise(atlas, moving, rigid, ((4, 6.0, 0.3), (2, 3.0, 0.2)), step_mm=2.0)
         full = sitk.AffineTransform(3)
         full.SetCenter(rigid.GetCenter())
         full.SetMatrix(rigid.GetMatrix())
         full.SetTranslation(rigid.GetTranslation())
-        _optimise(moving, full, ((4, 4.0, 0.5), (2, 2.0, 0.3), (1, 0.0, 0.1)), step_mm=1.0)
+        _optimise(atlas, moving, full, ((4, 4.0, 0.5), (2, 2.0, 0.3), (1, 0.0, 0.1)), step_mm=1.0)
     except RuntimeError as error:  # what SimpleITK raises for everything
         raise InputError(f"{name} could not be registered to the template: {_reason(error)}; {_ADVICE}") from error
-    linear = np.array(full.GetMatrix()).reshape(3, 3)
-    matrix = np.eye(4)
-    matrix[:3, :3] = linear
-    matrix[:3, 3] = np.array(full.GetTranslation()) + centre - linear @ centre
-    scales = np.linalg.svd(linear, compute_uv=False)
+    matrix = _matrix(full)
+    scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if not (_SCALES[0] <= scales.min() and scales.max() <= _SCALES[1]):
         raise InputError(
             f"{name} could not be registered to the template: sizes would change by {scales.min():.2f} to "
             f"{scales.max():.2f}, and {_SCALES[0]:g} to {_SCALES[1]:g} is plausible; {_ADVICE}"
         )
+    return matrix
+
+
+def register_rigid(fixed: Target, data: Array, affine: Array, name: str) -> Array:
+    """Lay a scan's brain over another scan of the same head, rigidly, from where the headers put them.
+
+    Args:
+        fixed: The scan whose brain is known.
+        data: The other scan (X, Y, Z), of any contrast.
+        affine: Its voxel index to RAS mm (4, 4).
+        name: What messages call it.
+
+    Returns:
+        RAS mm of the first to RAS mm of the other (4, 4).
+
+    Raises:
+        InputError: No plausible place was found.
+    """
+    rigid = simpleitk().Euler3DTransform()
+    rigid.SetCenter((_LPS[:3, :3] @ fixed.centre_mm).tolist())
+    try:
+        _optimise(fixed, _image(data, affine), rigid, ((4, 4.0, 0.5), (2, 2.0, 0.3), (1, 0.0, 0.1)), step_mm=1.0)
+    except RuntimeError as error:
+        raise InputError(f"{name} could not be registered to its first channel: {_reason(error)}; {_ADVICE}") from error
+    return _matrix(rigid)
+
+
+def _matrix(transform: Any) -> Array:
+    """Turn a transform with a centre, LPS, into a matrix (4, 4), RAS."""
+    linear, centre = np.array(transform.GetMatrix()).reshape(3, 3), np.array(transform.GetCenter())
+    matrix = np.eye(4)
+    matrix[:3, :3] = linear
+    matrix[:3, 3] = np.array(transform.GetTranslation()) + centre - linear @ centre
     result: Array = _LPS @ matrix @ _LPS
     return result
 
@@ -162,16 +198,17 @@ def rigid_part(matrix: Array, centre_mm: Array) -> Array:
     return result
 
 
-def _optimise(moving: Any, transform: Any, levels: tuple[tuple[int, float, float], ...], step_mm: float) -> None:
+def _optimise(
+    fixed: Target, moving: Any, transform: Any, levels: tuple[tuple[int, float, float], ...], *, step_mm: float
+) -> None:
     """Improve a transform in place; a level is (shrink factor, smoothing in mm, share of voxels sampled)."""
     sitk = simpleitk()
-    atlas = template()
     shrink, smooth, share = zip(*levels, strict=True)
     method = sitk.ImageRegistrationMethod()
     method.SetNumberOfThreads(1)  # sums in one order: equal input gives equal output
     method.SetMetricAsMattesMutualInformation(32)
-    rim = ndimage.binary_dilation(atlas.brain, iterations=4)
-    method.SetMetricFixedMask(sitk.Cast(_image(rim, atlas.affine), sitk.sitkUInt8))
+    rim = ndimage.binary_dilation(fixed.brain, iterations=max(1, round(_RIM_MM / fixed.finest_mm)))
+    method.SetMetricFixedMask(sitk.Cast(_image(rim, fixed.affine), sitk.sitkUInt8))
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentagePerLevel(share, seed=1)
     method.SetInterpolator(sitk.sitkLinear)
@@ -181,7 +218,7 @@ def _optimise(moving: Any, transform: Any, levels: tuple[tuple[int, float, float
     method.SetSmoothingSigmasPerLevel(smooth)
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(_image(atlas.data, atlas.affine), moving)
+    method.Execute(_image(fixed.data, fixed.affine), moving)
 
 
 def _crown_start(data: Array, affine: Array) -> Array:

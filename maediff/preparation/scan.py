@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
 from maediff.errors import ConfigError, InputError
 from maediff.preparation import itk, masks
+from maediff.preparation.grid import Brain, Grid, lay_grid, resample_brain, shape_of
 from maediff.preprocess.brainmask import largest_component
 from maediff.preprocess.intensity import Scale
 from maediff.preprocess.resample import index_map, resample
@@ -18,7 +18,6 @@ from maediff.volume import Volume, new_header
 
 Array = npt.NDArray[Any]
 BoolArray = npt.NDArray[np.bool_]
-Shape = tuple[int, int, int]
 _CHOICES = {"bias": ("n4", "none"), "register": ("none", "rigid", "affine")}
 
 
@@ -105,32 +104,61 @@ def prepare_scan(volume: Volume, mask: BoolArray | None, settings: PrepareSettin
     to_scan = itk.register(data, volume.affine, known, volume.name) if needed else None
     brain, expected = known, None
     if to_scan is not None:
-        expected = masks.template_mask(volume.affine, _shape(data), to_scan)
+        expected = masks.template_mask(volume.affine, shape_of(data), to_scan)
         brain = expected if brain is None else brain
     if brain is None or not brain.any():
         raise InputError(f"no brain was found in {volume.name}; give a brain mask")
     facts, warnings = masks.check_mask(brain, volume.voxel_mm3, None if method == "template" else expected)
-    affine, shape, to_native = _target(volume, brain, to_scan, settings)
-    image, new_mask = _resampled(data, brain, volume.affine, to_native @ affine, shape)
+    grid = lay_grid(volume, to_scan, settings.register, settings.spacing_mm)
+    image, new_mask = resample_brain(data, brain, volume.affine, grid)
     if not new_mask.any():
         raise InputError(f"the brain of {volume.name} lies outside the template's grid; use --register none")
-    scale = _scale(image[new_mask], settings, volume.name)
-    if scale is not None:
-        image = (image - np.float32(scale.low)) * np.float32(1000 / (scale.high - scale.low))
-    image = np.where(new_mask, image, 0).astype(np.float32)
-    notes = (*volume.notes, *_said(method), *warnings)
-    record = {
+    steps = {
         "brain_mask": {"method": method, "approximate": method == "template", **facts},
         "registration": None if to_scan is None else {"target": itk.TEMPLATE, "template_to_scan": to_scan.tolist()},
-        "raw_grid": {"affine": volume.affine.tolist(), "shape": list(data.shape)},
-        "prepared_grid": {"affine": affine.tolist(), "shape": list(shape)},
-        "prepared_to_raw_mm": to_native.tolist(),
+    }
+    notes = (*volume.notes, *_said(method), *warnings)
+    return finish_scan(volume, image, Brain(new_mask, brain), grid, settings=settings, steps=steps, notes=notes)
+
+
+def finish_scan(
+    volume: Volume,
+    image: Array,
+    brain: Brain,
+    grid: Grid,
+    *,
+    settings: PrepareSettings,
+    steps: dict[str, Any],
+    notes: tuple[str, ...],
+) -> PreparedScan:
+    """Scale the intensities of a resampled scan, clear what is no brain, and put the record together.
+
+    Args:
+        volume: The raw scan.
+        image: Its intensities on the prepared grid.
+        brain: Brain on both grids.
+        grid: The prepared grid.
+        settings: Which steps.
+        steps: What was done before, for the record.
+        notes: What a person should be told.
+
+    Raises:
+        InputError: The brain has no contrast.
+    """
+    scale = _scale(image[brain.prepared], settings, volume.name)
+    if scale is not None:
+        image = (image - np.float32(scale.low)) * np.float32(1000 / (scale.high - scale.low))
+    image = np.where(brain.prepared, image, 0).astype(np.float32)
+    record = {
+        **steps,
+        "raw_grid": {"affine": volume.affine.tolist(), "shape": list(volume.data.shape)},
+        "prepared_grid": {"affine": grid.affine.tolist(), "shape": list(grid.shape)},
+        "prepared_to_raw_mm": grid.to_native.tolist(),
         "intensity": None if scale is None else {"becomes_0": scale.low, "becomes_1000": scale.high},
         "notes": list(notes),
     }
-    codes = "mni" if settings.register != "none" else "scanner"
-    prepared = Volume(image, affine, new_header(affine, shape, codes), volume.source)
-    return PreparedScan(prepared, new_mask, brain, to_native, record, notes)
+    prepared = Volume(image, grid.affine, new_header(grid.affine, grid.shape, grid.code), volume.source)
+    return PreparedScan(prepared, brain.prepared, brain.native, grid.to_native, record, notes)
 
 
 def _stripped(settings: PrepareSettings, volume: Volume) -> bool:
@@ -141,7 +169,7 @@ def _stripped(settings: PrepareSettings, volume: Volume) -> bool:
 def resample_label(label: Array, prepared: PreparedScan, raw: Volume) -> BoolArray:
     """Bring a label of the raw scan to the prepared grid: True where at least half of the voxel is label."""
     matrix = index_map(raw.affine, prepared.to_native @ prepared.volume.affine)
-    result: BoolArray = resample(label, matrix, _shape(prepared.mask)) >= 0.5
+    result: BoolArray = resample(label, matrix, shape_of(prepared.mask)) >= 0.5
     return result
 
 
@@ -160,44 +188,6 @@ def _said(method: str) -> tuple[str, ...]:
     }.get(method, ())
 
 
-def _target(
-    volume: Volume, brain: BoolArray, to_scan: Array | None, settings: PrepareSettings
-) -> tuple[Array, Shape, Array]:
-    """Lay the new grid: affine, shape, and prepared RAS mm to raw RAS mm."""
-    if to_scan is not None and settings.register != "none":
-        atlas = itk.template()
-        whole = settings.register == "affine"
-        to_native = to_scan if whole else itk.rigid_part(to_scan, atlas.centre_mm)
-        return (*_respaced(atlas.affine, _shape(atlas.brain), settings.spacing_mm), to_native)
-    order = nib.io_orientation(volume.affine)
-    shape = tuple(int(volume.data.shape[int(np.flatnonzero(order[:, 0] == axis)[0])]) for axis in range(3))
-    affine = volume.affine @ nib.orientations.inv_ornt_aff(order, volume.data.shape)
-    return (*_respaced(affine, (shape[0], shape[1], shape[2]), settings.spacing_mm), np.eye(4))
-
-
-def _respaced(affine: Array, shape: Shape, spacing_mm: float | None) -> tuple[Array, Shape]:
-    """Change the voxel size of a grid, keeping its field of view."""
-    if spacing_mm is None:
-        return affine, shape
-    old = np.linalg.norm(affine[:3, :3], axis=0)
-    new = [max(1, round(float(n * o / spacing_mm))) for n, o in zip(shape, old, strict=True)]
-    result = affine.copy()
-    result[:3, :3] = affine[:3, :3] / old * spacing_mm
-    middle = (np.array(shape) - 1) / 2
-    result[:3, 3] = affine[:3, :3] @ middle + affine[:3, 3] - result[:3, :3] @ ((np.array(new) - 1) / 2)
-    return result, (new[0], new[1], new[2])
-
-
-def _resampled(data: Array, brain: BoolArray, source: Array, target: Array, shape: Shape) -> tuple[Array, BoolArray]:
-    """Resample the brain alone: values are normalised by the share of brain, so that no skull bleeds in."""
-    matrix = index_map(source, target)
-    share = resample(brain, matrix, shape)
-    inside: BoolArray = share >= 0.5
-    values = resample(np.where(brain, data, 0), matrix, shape)
-    np.divide(values, share, out=values, where=inside)
-    return values, inside
-
-
 def _scale(values: Array, settings: PrepareSettings, name: str) -> Scale | None:
     if settings.percentiles is None:
         return None
@@ -205,8 +195,3 @@ def _scale(values: Array, settings: PrepareSettings, name: str) -> Scale | None:
     if not high > low:
         raise InputError(f"the brain of {name} has no contrast (percentiles are both {low:g}); check scan and mask")
     return Scale(low, high)
-
-
-def _shape(data: Array) -> Shape:
-    x, y, z = data.shape
-    return x, y, z

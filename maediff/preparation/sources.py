@@ -1,0 +1,89 @@
+"""What there is to prepare: scans of one channel or of several, as NIfTI files, or DICOM series that become such."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from maediff.data.cases import Case, channels_of, find_cases
+from maediff.dicom import convert_dicom, holds_dicom
+from maediff.errors import InputError
+
+
+@dataclass(frozen=True)
+class RawScan:
+    """A scan to prepare.
+
+    Attributes:
+        name: What it is called.
+        channels: Its channels, of which the first leads; empty where it cannot be prepared.
+        problem: Why it cannot be prepared.
+    """
+
+    name: str
+    channels: tuple[Case, ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class RawScans:
+    """Scans and the names of their channels; a single channel has none."""
+
+    scans: tuple[RawScan, ...]
+    channels: tuple[str, ...] = ()
+
+
+def raw_scans(
+    source: Path, folder: Path, *, mask: str | Path | None, channel: str | None, series: int | None
+) -> RawScans:
+    """List the scans of a source; a table with several ``image_<channel>`` columns gives scans of several channels.
+
+    Args:
+        source: NIfTI file, folder, table, BIDS data set or folder of DICOM series.
+        folder: Where DICOM series go as NIfTI files.
+        mask: Brain mask of a single scan.
+        channel: The only channel wanted, of several.
+        series: DICOM Series Number, where folders hold several series.
+
+    Raises:
+        InputError: No scan found, a channel that a row lacks, or an option that does not go with the source.
+        ConfigError: The source is DICOM, and pydicom or highdicom is missing.
+    """
+    if holds_dicom(source):
+        if channel is not None:
+            raise InputError(f"{source} is DICOM, which has no channel {channel!r}; leave the channel out")
+        return RawScans(_from_dicom(source, folder, mask, series))
+    names = channels_of(source) if channel is None else ()
+    if len(names) < 2:
+        cases = find_cases(source, mask=mask, channel=channel or next(iter(names), None))
+        return RawScans(tuple(RawScan(case.id, (case,)) for case in cases))
+    if mask is not None:
+        raise InputError(f"a brain mask can be given for a single scan, not for {source}; use its mask column")
+    return RawScans(_several_channels(source, names), names)
+
+
+def _from_dicom(source: Path, folder: Path, mask: str | Path | None, series: int | None) -> tuple[RawScan, ...]:
+    converted = convert_dicom(source, folder, series)
+    if mask is not None and len(converted) > 1:
+        raise InputError(f"a brain mask can be given for a single scan, and {source} holds {len(converted)} series")
+    return tuple(
+        RawScan(item.case, (), item.message)
+        if item.path is None
+        else RawScan(item.case, (find_cases(item.path, mask=mask)[0],))
+        for item in converted
+    )
+
+
+def _several_channels(source: Path, names: tuple[str, ...]) -> tuple[RawScan, ...]:
+    """Join the channels of each row; mask and label belong to the first, and names tell channels apart."""
+    columns = [find_cases(source, channel=name) for name in names]
+    count = Counter(case.id for column in columns for case in column)
+    unique = max(count.values()) == 1
+    scans = []
+    for row in zip(*columns, strict=True):
+        first, *others = (
+            case if unique else replace(case, id=f"{case.id}_{name}") for case, name in zip(row, names, strict=True)
+        )
+        scans.append(RawScan(first.id, (first, *(replace(case, mask=None, label=None) for case in others))))
+    return tuple(scans)
