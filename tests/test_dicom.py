@@ -96,6 +96,15 @@ def _slice(pixels):
     return data
 
 
+def write_multi_frame(path, plane="oblique"):
+    """Write a series as one legacy converted enhanced MR image."""
+    images = [pydicom.dcmread(p) for p in sorted(write_series(path.parent / "frames", plane).iterdir())]
+    for image in images:
+        image.Laterality, image.PositionReferenceIndicator = "", ""
+    hd.legacy.LegacyConvertedEnhancedMRImage(images, generate_uid(), 5, generate_uid(), 1).save_as(path)
+    return path
+
+
 def in_lps(affine, shape):
     """LPS mm of every voxel of a RAS affine, (*shape, 3)."""
     return (np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]) * [-1, -1, 1]
@@ -132,13 +141,7 @@ class TestReading:
         np.testing.assert_array_equal(read_dicom(packed).data, read_dicom(plain).data)
 
     def test_a_multi_frame_file_is_read(self, tmp_path):
-        folder = write_series(tmp_path / "s", "oblique")
-        images = [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
-        for image in images:
-            image.Laterality, image.PositionReferenceIndicator = "", ""
-        merged = hd.legacy.LegacyConvertedEnhancedMRImage(images, generate_uid(), 5, generate_uid(), 1)
-        merged.save_as(tmp_path / "merged.dcm")
-        volume = read_dicom(tmp_path / "merged.dcm")
+        volume = read_dicom(write_multi_frame(tmp_path / "merged.dcm"))
         np.testing.assert_allclose(volume.data, expected(volume.affine, volume.data.shape), atol=0.26)
 
     def test_a_series_is_chosen_by_number(self, tmp_path):
@@ -267,6 +270,17 @@ class TestExport:
         (description,) = segmentation.SegmentSequence
         assert "research use only" in description.SegmentLabel
         assert "threshold=0.25" in str(description.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters)
+
+    def test_maps_of_a_multi_frame_file_lie_over_it(self, tmp_path):
+        source = write_multi_frame(tmp_path / "merged.dcm")
+        volume = read_dicom(source)
+        write_like(tmp_path / "maps" / "merged_anomaly.nii.gz", volume.data / 1000, volume)
+        write_like(tmp_path / "maps" / "merged_anomaly-mask.nii.gz", volume.data > 1000, volume, np.uint8)
+        (item,) = export_dicom(tmp_path / "maps", source, tmp_path / "out")
+        grid = hd.imread(item.files[0]).get_volume(dtype=np.float32)
+        np.testing.assert_allclose(grid.array * 1000, expected(grid.get_affine("RAS"), grid.spatial_shape), atol=0.26)
+        mask = hd.seg.segread(item.files[1]).get_volume(combine_segments=True).match_geometry(grid)
+        np.testing.assert_array_equal(mask.array > 0, grid.array > 1)
 
     def test_the_hospital_finds_patient_study_and_images(self, exported, tmp_path):
         item, _, _ = exported
