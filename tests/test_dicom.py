@@ -345,6 +345,22 @@ class TestExport:
         assert item.status == "failed"
         assert "maediff restore" in item.message
 
+    def test_maps_of_another_patient_are_refused(self, exported, tmp_path):
+        def other(data, k):
+            pixels = np.random.default_rng(k).integers(1, 4000, (ROWS, COLUMNS), np.uint16)
+            data.PixelData = pixels.tobytes()
+
+        item, volume, _ = exported
+        sidecar = tmp_path / "maps" / "head_anomaly.json"
+        write_like(tmp_path / "head.nii.gz", volume.data, volume)
+        sidecar.write_text(json.dumps({"image": str(tmp_path / "head.nii.gz")}))
+        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "again")
+        assert item.status == "done"
+        write_series(tmp_path / "mixed" / "head", "oblique", change=other)
+        (item,) = export_dicom(tmp_path / "maps", tmp_path / "mixed", tmp_path / "mixed-out")
+        assert (item.status, item.files) == ("failed", ())
+        assert "shows something else than the DICOM series" in item.message
+
     def test_no_map_is_told(self, exported, tmp_path):
         with pytest.raises(InputError, match=r"head_anomaly\.nii\.gz"):
             export_dicom(tmp_path / "out", tmp_path / "in", tmp_path / "again")

@@ -23,6 +23,7 @@ from maediff.volume import GRID_TOLERANCE_VOXELS, read_mask, read_nifti
 
 Array = npt.NDArray[Any]
 
+_SAME_SCAN = 0.9  # correlation; heads of two people in one place stay well below
 _SERIES_NUMBER = 90000  # plus the input's: far from what scanners count
 # Attributes that an image must have, if only empty, and that de-identified ones often lack.
 _MAY_BE_EMPTY = (
@@ -84,11 +85,13 @@ def _export(case: str, folder: Path, results: Path, out: Path, number: int | Non
     try:
         series = read_series(folder, number)
         anomaly = read_nifti(path)
+        sidecar = read_json(results / f"{case}_anomaly.json")
+        _check_scan(sidecar, series)
         files = [_write(out, path, _parametric_map, series, on_grid(anomaly.data, anomaly.affine, series, path))]
         path = results / f"{case}_anomaly-mask.nii.gz"
         if path.is_file():
             mask = read_mask(path, anomaly, "anomaly mask")
-            make = partial(_segmentation, _facts(results / f"{case}_anomaly.json"))
+            make = partial(_segmentation, _facts(sidecar))
             files.append(_write(out, path, make, series, on_grid(mask, anomaly.affine, series, path)))
     except OutputError:
         raise
@@ -118,10 +121,31 @@ def on_grid(values: Array, affine: Array, series: Series, path: Path) -> Array:
     return resample(values, turn, (slices, rows, columns), order=0)
 
 
-def _facts(sidecar: Path) -> dict[str, str]:
+def _check_scan(sidecar: Mapping[str, Any], series: Series) -> None:
+    """Refuse maps of another scan: series and maps find each other by name, and a mix-up must not reach an archive.
+
+    The scan that infer read may be stripped or corrected, so that it need not equal the series, but it looks like it.
+
+    Raises:
+        InputError: The scan and the series show different things.
+    """
+    path = Path(str(sidecar.get("image", ""))).expanduser()
+    if not path.is_file():
+        return
+    scan = read_nifti(path)
+    values = on_grid(scan.data, scan.affine, series, path)
+    seen = values != 0
+    likeness = float(np.corrcoef(values[seen], series.grid.array[seen])[0, 1])
+    if not likeness > _SAME_SCAN:
+        raise InputError(
+            f"the maps are of {path}, which shows something else than the DICOM series in {series.folder} "
+            f"(correlation {likeness:.2f}); give the DICOM folder that these maps came from"
+        )
+
+
+def _facts(sidecar: Mapping[str, Any]) -> dict[str, str]:
     """Look up what the SEG says of the algorithm, as far as infer recorded it."""
-    found = read_json(sidecar)
-    return {name: str(found[name]) for name in ("model_hash", "threshold") if found.get(name) is not None}
+    return {name: str(sidecar[name]) for name in ("model_hash", "threshold") if sidecar.get(name) is not None}
 
 
 def _write(out: Path, path: Path, make: Callable[..., Any], series: Series, values: Array) -> Path:
