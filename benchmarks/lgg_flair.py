@@ -36,6 +36,7 @@ from benchmarks._methods import (
 )
 from benchmarks._pictures import Shown, write_montage
 from maediff.calibration import Calibration
+from maediff.card import with_calibration
 from maediff.config import Config, ScoreConfig, load_config
 from maediff.data.cases import Case, find_cases
 from maediff.errors import InputError
@@ -184,7 +185,7 @@ def _infer(options: argparse.Namespace, config: Config, calibration: Calibration
     """Store the calibrated model as ``RUN/chosen`` and score the test patients with it; finished ones are kept."""
     chosen, out = options.run / "chosen", options.run / "out"
     stored = load_model_folder(options.run / "model")
-    save_model(chosen, stored.weights, config, calibration.to_dict(), stored.card)
+    save_model(chosen, stored.weights, config, calibration.to_dict(), with_calibration(stored.card, calibration))
 
     def told(outcome: CaseOutcome) -> None:
         say(f"score: {outcome.case} {outcome.status}, {outcome.seconds or 0:.0f} s")

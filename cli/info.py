@@ -15,19 +15,23 @@ from ._options import examples, json_option, talk
 @json_option
 @talk
 def command(*, model: str | None, as_json: bool) -> None:
-    """Describe a model, or list what is packaged.
+    """Describe a model and show its card, or list what is packaged.
 
     MODEL is a model folder, a training run, or the name of a packaged model; its checksums are verified. Without MODEL,
     the packaged models and configuration presets are listed.
     """
+    from maediff.card import readable
     from maediff.store import describe_model, resolve_model
 
     facts = _packaged() if model is None else describe_model(resolve_model(model))
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
+    card = facts.pop("card", None)
     for name, value in facts.items():
         click.echo(f"{name + ':':<15} {_text(value)}")
+    if card is not None:
+        click.echo(f"\n{readable(card)}", nl=False)
 
 
 def _packaged() -> dict[str, Any]:

@@ -20,6 +20,7 @@ _HOMES = {
     "Volume": "maediff.volume",
     "calibrate_model": "maediff.workflow",
     "convert_dicom": "maediff.dicom",
+    "document_model": "maediff.evaluation.document",
     "estimate_inference": "maediff.workflow",
     "evaluate": "maediff.evaluation.evaluate",
     "export_bundle": "maediff.bundle",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from maediff.data.cohort import synthesise
     from maediff.dicom import convert_dicom, export_dicom, read_dicom
     from maediff.errors import MAEDiffError
+    from maediff.evaluation.document import document_model
     from maediff.evaluation.evaluate import evaluate
     from maediff.inference.predictor import AnomalyResult, Predictor, load_model
     from maediff.preparation.cohort import prepare_cohort
@@ -62,6 +64,7 @@ __all__ = [
     "__version__",
     "calibrate_model",
     "convert_dicom",
+    "document_model",
     "estimate_inference",
     "evaluate",
     "export_bundle",

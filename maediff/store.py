@@ -45,7 +45,7 @@ WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST = (
 )
 FILES = (WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST)
 CHECKSUMS = "SHA256SUMS"
-_NEXT_CHECKSUMS = ".SHA256SUMS.next"  # of a calibration that is being put in
+_NEXT_CHECKSUMS = ".SHA256SUMS.next"  # of a calibration or a card that is being put in
 PACKAGED = Path(__file__).parent / "weights"
 _MAX_TEXT_BYTES = 64 * 1024**2  # no file of a model folder but the weights is anywhere near
 _ADVICE = {
@@ -266,7 +266,7 @@ def verify_model_folder(folder: str | Path) -> str:
 def _sums_in_force(folder: Path) -> str:
     """Verify a model folder and return the text of the checksums that fit it.
 
-    They are those of SHA256SUMS or, where :func:`update_calibration` was killed between its two files, the next ones.
+    They are those of SHA256SUMS or, where :func:`_replace` was killed between its two files, the next ones.
     """
     if not folder.is_dir():
         raise ModelError(
@@ -315,12 +315,25 @@ def update_calibration(folder: str | Path, calibration: Mapping[str, Any]) -> st
         ModelError: The folder is not a sound model.
         OutputError: It cannot be written.
     """
-    folder = Path(folder)
+    return _replace(Path(folder), CALIBRATION, _json_text(dict(calibration)))
+
+
+def update_card(folder: str | Path, card: str) -> str:
+    """Put another model card into a verified model folder; returns and errors as :func:`update_calibration`.
+
+    Args:
+        folder: A model folder.
+        card: The card, Markdown.
+    """
+    return _replace(Path(folder), CARD, card)
+
+
+def _replace(folder: Path, name: str, content: str) -> str:
+    """Replace one file of a model folder; a replacement that is cut off leaves a sound model, old or new."""
     sums = _parse_sums(_sums_in_force(folder), folder)
-    content = _json_text(dict(calibration))
-    text = _format_sums({**sums, CALIBRATION: hashlib.sha256(content.encode()).hexdigest()})
+    text = _format_sums({**sums, name: hashlib.sha256(content.encode()).hexdigest()})
     write_text(folder / _NEXT_CHECKSUMS, text)
-    write_text(folder / CALIBRATION, content)
+    write_text(folder / name, content)
     try:
         os.replace(folder / _NEXT_CHECKSUMS, folder / CHECKSUMS)
     except OSError as error:
@@ -333,7 +346,7 @@ def describe_model(folder: str | Path) -> dict[str, Any]:
     """Verify a model folder and tell what it is, without torch and without loading its weights.
 
     Returns:
-        Plain values: hash, version, parameters, sizes, how it works and its calibration.
+        Plain values: hash, version, parameters, sizes, how it works, its calibration and its card (Markdown).
 
     Raises:
         ModelError: As :func:`load_model_folder`.
@@ -362,6 +375,7 @@ def describe_model(folder: str | Path) -> dict[str, Any]:
         "test_timesteps": list(config.diffusion.test_timesteps),
         "score": config.score.model_dump(mode="json"),
         "calibration": None if calibration is None else {key: calibration.get(key) for key in keys},
+        "card": _read_text(folder / CARD),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from maediff import card
 from maediff.calibration import Calibration, calibrate
 from maediff.config import UNTRAINED, Config, config_hash, dump_yaml, load_config, override
 from maediff.data.bids import DERIVATIVE_FILES, describe_derivatives
@@ -38,6 +39,7 @@ from maediff.locking import folder_lock
 from maediff.provenance import run_record, write_run
 from maediff.report.preview import write_preview
 from maediff.store import (
+    CARD,
     CHECKSUMS,
     FILES,
     load_model_folder,
@@ -45,6 +47,7 @@ from maediff.store import (
     resolve_model,
     save_model,
     update_calibration,
+    update_card,
     verify_model_folder,
     write_text,
 )
@@ -149,9 +152,10 @@ def _train(
             initial=initial,
             on_progress=on_progress,
         )
-    card = model_card(config, training, validation, result)
+    slices = describe_slices(training, validation)
+    text = card.model_card(config, data=slices, steps=result.steps, loss=result.best_loss)
     model = run_dir / "model"
-    save_model(model, result.weights, config, None, card)
+    save_model(model, result.weights, config, None, text)
     unreadable = {name for name, _ in validation.failed}
     healthy = [case for case in held_out if case.label is None and case.id not in unreadable]
     if healthy:
@@ -160,7 +164,7 @@ def _train(
         log.warning("no held-out scan is wholly healthy: the model has no threshold; run `maediff calibrate`")
     arguments = {"source": source, "run_dir": run_dir, "resume": resume, "split": split, "channel": channel}
     hashes = {"model": verify_model_folder(model), "config": config_hash(config)}
-    facts = {"slices": describe_slices(training, validation), "failed": [*training.failed, *validation.failed]}
+    facts = {"slices": slices, "failed": [*training.failed, *validation.failed]}
     record = run_record("train", arguments, seed=config.train.seed, device=str(chosen), hashes=hashes, **facts)
     write_run(run_dir, record)
     return model
@@ -358,29 +362,6 @@ def describe_slices(training: SliceSet, validation: SliceSet) -> str:
     return text + (f"; {failed} scans could not be read" if failed else "")
 
 
-def model_card(config: Config, training: SliceSet, validation: SliceSet, result: FitResult) -> str:
-    """Write the model card that travels with the weights (Hugging Face layout)."""
-    spacing, size, batch = config.data.spacing_mm, config.data.size, config.train.batch_size * config.train.accumulate
-    ours = f"masked-autoencoder-enhanced diffusion (arXiv 2401.10561), condition `{config.model.condition}`"
-    method = ours if config.method == "maediff" else f"`{config.method}`, a method to compare MAEDiff with"
-    return f"""---
-library_name: maediff
-license: other
-tags: [anomaly-detection, brain-mri, diffusion, masked-autoencoder]
----
-# MAEDiff model
-
-**Research use only.** Not a medical device; its maps show departures from the training scans, not disease.
-
-- Method: {method}.
-- Training data: {describe_slices(training, validation)}.
-- Working grid: {size[0]} x {size[1]} pixels of {spacing:g} mm, axial slices, align `{config.data.align}`.
-- Training: {result.steps} steps of {batch} slices, seed {config.train.seed}.
-- Validation loss (for MAEDiff: x0, in the patch, working units): {result.best_loss:.4f}.
-- Use on scans of the same contrast and preparation; calibrate on healthy scans of your own scanner.
-"""
-
-
 def _cases(
     source: str | Path, mask: str | Path | None, part: tuple[int, int], split: str | None, channel: str | None
 ) -> list[Case]:
@@ -408,6 +389,7 @@ def _calibrate(
     usual = predictor.config.score.false_positive_rate
     found = calibrate(maps(), usual if rate is None else rate, origin=origin)
     update_calibration(folder, found.to_dict())
+    update_card(folder, card.with_calibration((folder / CARD).read_text(encoding="utf-8"), found))
     return found
 
 

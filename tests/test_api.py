@@ -21,6 +21,7 @@ def test_the_public_names():
         "__version__",
         "calibrate_model",
         "convert_dicom",
+        "document_model",
         "estimate_inference",
         "evaluate",
         "export_bundle",

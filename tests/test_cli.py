@@ -247,6 +247,7 @@ class TestInfo:
         result = run("info", model)
         assert result.exit_code == 0
         assert "parameters:" in result.stdout
+        assert result.stdout.endswith("\n# Card\n")
 
     def test_lists_what_is_packaged(self, run):
         facts = json.loads(run("info", "--json").stdout)

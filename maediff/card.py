@@ -1,0 +1,213 @@
+"""The model card: ``README.md`` of a model folder, in the layout that Hugging Face reads.
+
+What MAEDiff writes later (calibration, measured results) stands between comments, so that it can be replaced without
+touching what a person wrote around it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from maediff.calibration import Calibration
+from maediff.config import Config
+from maediff.errors import InputError
+
+METRICS = {
+    "voxel.auroc": ("roc_auc", "AUROC of voxels, mean over scans"),
+    "voxel.auprc": ("average_precision", "AUPRC of voxels, mean over scans"),
+    "voxel.dice": ("dice", "Dice at the calibrated threshold, mean over scans"),
+    "voxel.dice_oracle": ("dice_oracle", "Oracle Dice, at the best threshold for each scan"),
+    "lesion.f1": ("lesion_f1", "Lesion-wise F1"),
+    "case.auroc": ("scan_roc_auc", "AUROC of scans, with a lesion against healthy"),
+}
+"""Which keys of ``metrics.json`` a card shows, with the name in its front matter and the name for people."""
+
+_FRONT = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)
+_MARKS = re.compile(r"<!-- /?maediff:\w+ -->\n?")
+_TAGS = ["anomaly-detection", "brain-mri", "medical-imaging", "unsupervised", "diffusion", "masked-autoencoder"]
+_SIGNS = {
+    "abs": "The map shows what is brighter or darker than expected.",
+    "bright": "The map shows only what is brighter than expected: dark lesions are missed.",
+    "dark": "The map shows only what is darker than expected: bright lesions are missed.",
+}
+
+
+def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
+    """Write the card of a trained model.
+
+    Args:
+        config: Its configuration.
+        data: What it was trained on, in a sentence.
+        steps: Training steps.
+        loss: Best validation loss; NaN for a method without one.
+    """
+    front = yaml.safe_dump({"library_name": "maediff", "license": "other", "tags": _TAGS}, sort_keys=False)
+    grid, train = config.data, config.train
+    ours = f"masked-autoencoder-enhanced diffusion (arXiv 2401.10561), condition `{config.model.condition}`"
+    method = ours if config.method == "maediff" else f"`{config.method}`, a method to compare MAEDiff with"
+    slices = "as acquired" if grid.align == "voxel" else "across the scanner axes"
+    scale = (
+        f"in-mask percentiles {grid.percentiles[0]:g} and {grid.percentiles[1]:g} to -1 and 1, cut at {grid.clip:g}"
+        if grid.scaling == "percentile"
+        else f"0 to -1 and the in-mask median to 0, cut at {grid.clip:g}"
+    )
+    result = f" Best validation loss (for MAEDiff: x0, in the patch, working units): {loss:.4f}."
+    return f"""---
+{front}---
+# MAEDiff model
+
+**Research use only.** Not a medical device; its maps show departures from the training scans, not disease.
+
+- Method: {method}.
+- Input: one brain MRI, skull-stripped or with a brain mask, of the same contrast and preparation as the training scans.
+- Output, on the scan's grid: healthy reconstruction, anomaly map, scan-level score and, once calibrated, anomaly mask.
+
+## Data and training
+
+- Training data: {data}. Only scans, or slices, held to be healthy are learned from.
+- {steps} steps of {train.batch_size * train.accumulate} slices, seed {train.seed}.{"" if math.isnan(loss) else result}
+
+## Preprocessing
+
+It is part of the model and applied by MAEDiff.
+
+- Slices {slices} (`align: {grid.align}`), {grid.size[0]} x {grid.size[1]} pixels of {grid.spacing_mm:g} mm.
+- Intensities: {scale}; -1 outside the brain.
+
+## Intended use
+
+Research on anomaly detection: to point to places of a brain MRI that are unlike the training scans. Not for diagnosis,
+treatment, triage or any decision about a patient.
+
+## Limits
+
+- {_SIGNS[config.score.sign]}
+- Unusual anatomy, artefacts, another scanner or sequence and another age depart from the training scans as lesions do.
+- A threshold holds for scans like those that it was calibrated on: calibrate on healthy scans of your own scanner.
+- What was not measured below is not known.
+"""
+
+
+def with_calibration(card: str, calibration: Calibration) -> str:
+    """Put a calibration into a card; results that were measured with another one go.
+
+    Args:
+        card: The card before.
+        calibration: What is in force now.
+    """
+    scores = calibration.case_scores
+    spread = f" Their scan-level scores: {min(scores):.3f} to {max(scores):.3f}." if scores else ""
+    text = f"""## Calibration
+
+Threshold from {calibration.origin}, {calibration.n_scans} in all.{spread} What each threshold allows on such scans:
+
+"""
+    text += "".join(f"- {line}\n" for line in calibration.promises())
+    return _with_section(without_results(card), "calibration", text)
+
+
+def with_results(card: str, metrics: Mapping[str, Any], model_hash: str, data: str) -> str:
+    """Put measured results into a card, with intervals, for people and for Hugging Face.
+
+    Args:
+        card: The card before.
+        metrics: Content of ``metrics.json`` of ``maediff evaluate``.
+        model_hash: Of the model as it is.
+        data: What was measured on, such as the name of a data set.
+
+    Raises:
+        InputError: The results are another model's, or there are none.
+    """
+    measured = {str(value) for value in (metrics.get("settings") or {}).get("model_hashes", [])}
+    if len(measured) != 1 or not (model_hash in measured or f"`{next(iter(measured))}`" in _section(card, "results")):
+        names = ", ".join(sorted(value[:12] for value in measured)) or "no model"
+        raise InputError(f"these results were measured with {names}, not with this model ({model_hash[:12]})")
+    rows = {key: value for key in METRICS if (value := metrics.get(key))}
+    if not rows:
+        raise InputError(f"the metrics hold none of {', '.join(METRICS)}; give what `maediff evaluate` wrote")
+    cases = metrics.get("cases") or {}
+    counted = (
+        f"{cases.get('scored')} scans of {cases.get('patients')} patients, {cases.get('with_lesion')} with a lesion"
+    )
+    text = f"""## Measured
+
+On {data}: {counted}; 95 % intervals by bootstrap over patients. Measured with the model `{measured.pop()}`
+(the hash before these results were written here).
+
+| metric | value | 95 % interval | scans |
+|---|---|---|---|
+"""
+    text += "".join(f"| {METRICS[key][1]} | {_row(row)} |\n" for key, row in rows.items())
+    listed = [
+        {"type": METRICS[key][0], "name": METRICS[key][1], "value": round(float(row["mean"]), 4)}
+        for key, row in rows.items()
+    ]
+    result = {
+        "task": {"type": "image-segmentation", "name": "Unsupervised anomaly detection"},
+        "dataset": {"type": "brain-mri", "name": data},
+        "metrics": listed,
+    }
+    front = {"metrics": [item["type"] for item in listed], "model-index": [{"name": "MAEDiff", "results": [result]}]}
+    return with_front_matter(_with_section(card, "results", text), front)
+
+
+def without_results(card: str) -> str:
+    """Take measured results out of a card."""
+    if not _section(card, "results"):
+        return card
+    return with_front_matter(_with_section(card, "results", ""), {"metrics": None, "model-index": None})
+
+
+def with_front_matter(card: str, values: Mapping[str, Any]) -> str:
+    r"""Set keys of a card's front matter; None takes one away.
+
+    Example:
+        >>> with_front_matter("---\nlicense: other\n---\n# A\n", {"license": "mit"})
+        '---\nlicense: mit\n---\n# A\n'
+    """
+    front = {key: value for key, value in (front_matter(card) | dict(values)).items() if value is not None}
+    text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True) if front else ""
+    return f"---\n{text}---\n{_FRONT.sub('', card, count=1) if _FRONT.match(card) else card}"
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """Read a card's front matter; empty where there is none that can be read."""
+    match = _FRONT.match(card)
+    try:
+        found = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def readable(card: str) -> str:
+    """Return a card as a person reads it: without front matter and marks."""
+    return _MARKS.sub("", _FRONT.sub("", card, count=1) if _FRONT.match(card) else card).strip() + "\n"
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    interval = "–" if row.get("ci_low") is None else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
+    return f"{row['mean']:.3f} | {interval} | {row['n']}"
+
+
+def _marked(name: str) -> re.Pattern[str]:
+    return re.compile(rf"\n?<!-- maediff:{name} -->\n(.*?)<!-- /maediff:{name} -->\n", re.DOTALL)
+
+
+def _section(card: str, name: str) -> str:
+    match = _marked(name).search(card)
+    return match[1] if match else ""
+
+
+def _with_section(card: str, name: str, text: str) -> str:
+    """Replace a marked section, or add it at the end; an empty text takes it away."""
+    block = f"\n<!-- maediff:{name} -->\n{text}<!-- /maediff:{name} -->\n" if text else ""
+    pattern = _marked(name)
+    if pattern.search(card):
+        return pattern.sub(lambda _: block, card, count=1)
+    return f"{card.rstrip()}\n{block}" if block else card

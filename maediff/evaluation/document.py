@@ -1,0 +1,55 @@
+"""Put what was measured into a model's card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maediff import card
+from maediff.errors import ConfigError, InputError
+from maediff.evaluation.evaluate import METRICS_FILE
+from maediff.store import CARD, read_json, resolve_model, update_card, verify_model_folder
+
+
+def document_model(
+    model: str | Path,
+    *,
+    metrics: str | Path | None = None,
+    data: str | None = None,
+    licence: str | None = None,
+) -> str:
+    """Put measured results or a licence into a model's card.
+
+    The card is one of the files that the model's hash covers, so the hash changes: a later ``maediff infer`` into
+    an earlier output folder computes again.
+
+    Args:
+        model: Model folder; the packaged model must be copied first.
+        metrics: What :func:`maediff.evaluate` wrote: its folder or `metrics.json`; of this very model.
+        data: What it was measured on, such as the name of a data set; needed with `metrics`.
+        licence: Of the weights, as an SPDX identifier in small letters, such as "cc-by-4.0".
+
+    Returns:
+        The new model hash.
+
+    Raises:
+        ModelError: The folder is not a sound model.
+        InputError: The metrics cannot be read or are another model's.
+        ConfigError: Nothing to change, or metrics without `data`.
+        OutputError: The folder cannot be written.
+    """
+    if metrics is None and licence is None:
+        raise ConfigError("nothing to put into the card; give metrics, a licence or both")
+    if metrics is not None and not data:
+        raise ConfigError("metrics need the name of the data that they were measured on (--data)")
+    folder = resolve_model(model)
+    model_hash = verify_model_folder(folder)
+    text = (folder / CARD).read_text(encoding="utf-8")
+    if licence is not None:
+        text = card.with_front_matter(text, {"license": licence})
+    if metrics is not None:
+        path = Path(metrics) / METRICS_FILE if Path(metrics).is_dir() else Path(metrics)
+        found = read_json(path)
+        if not found:
+            raise InputError(f"{path} cannot be read as JSON; give what `maediff evaluate -o` wrote")
+        text = card.with_results(text, found, model_hash, str(data))
+    return update_card(folder, text)

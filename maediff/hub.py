@@ -1,0 +1,129 @@
+"""Model folders on the Hugging Face Hub: only when asked, verified on the way out and on the way in.
+
+Needs the extra ``hub``. Nothing else in MAEDiff reaches the network.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+from maediff.errors import ConfigError, InputError, ModelError, OutputError
+from maediff.store import CHECKSUMS, FILES, cannot_write, resolve_model, verify_model_folder
+
+log = logging.getLogger(__name__)
+_NAMES = [*FILES, CHECKSUMS]
+
+
+class HubApi(Protocol):
+    """What is used of ``huggingface_hub.HfApi``."""
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> Any:
+        """Make a repository, or find it."""
+        ...
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, allow_patterns: list[str], commit_message: str) -> Any:
+        """Send files."""
+        ...
+
+    def snapshot_download(
+        self, repo_id: str, *, revision: str | None, local_dir: str, allow_patterns: list[str]
+    ) -> Any:
+        """Fetch files."""
+        ...
+
+
+def push_model(model: str | Path, repo: str, *, private: bool = True, api: HubApi | None = None) -> str:
+    """Send a model folder to the Hugging Face Hub.
+
+    The folder is verified first, and only its own files go: whatever else lies in it stays.
+
+    Args:
+        model: Model folder, a training run or the name of a packaged model.
+        repo: ``OWNER/NAME`` on the Hub.
+        private: Whether a new repository is private; one that exists stays as it is.
+        api: Client, logged in by Hugging Face's own means; its default one where not given.
+
+    Returns:
+        The hash of the model that was sent.
+
+    Raises:
+        ModelError: The folder is not a sound model.
+        OutputError: The Hub did not take it.
+        ConfigError: ``huggingface_hub`` is not installed.
+    """
+    folder = resolve_model(model)
+    model_hash = verify_model_folder(folder)
+    api = api or _default_api()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=str(folder),
+            allow_patterns=list(_NAMES),
+            commit_message=f"MAEDiff model {model_hash[:12]}",
+        )
+    except Exception as error:  # whatever the client or the network says
+        raise OutputError(f"cannot push to {repo}: {_told(error)}; check the name and `hf auth login`") from error
+    return model_hash
+
+
+def pull_model(repo: str, folder: str | Path, *, revision: str | None = None, api: HubApi | None = None) -> str:
+    """Fetch a model folder from the Hugging Face Hub; it is present only when whole and verified.
+
+    Args:
+        repo: ``OWNER/NAME`` on the Hub.
+        folder: Where to write; it must not exist or be empty.
+        revision: Branch, tag or commit; the main branch where not given.
+        api: As for :func:`push_model`.
+
+    Returns:
+        The model's hash. Compare it with the one that its author names: the checksums inside tell damage, not forgery.
+
+    Raises:
+        OutputError: ``folder`` holds something already or cannot be written.
+        InputError: The Hub did not give it.
+        ModelError: What it gave is not a sound model.
+        ConfigError: ``huggingface_hub`` is not installed.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is there already; choose a folder that does not exist yet or is empty")
+    api = api or _default_api()
+    staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        model_hash = _fetch(api, repo, revision, staging)
+        staging.replace(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return model_hash
+
+
+def _fetch(api: HubApi, repo: str, revision: str | None, folder: Path) -> str:
+    try:
+        api.snapshot_download(repo, revision=revision, local_dir=str(folder), allow_patterns=list(_NAMES))
+    except Exception as error:  # whatever the client or the network says
+        raise InputError(f"cannot pull {repo}: {_told(error)}; check the name, access and network") from error
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own notes
+    try:
+        return verify_model_folder(folder)
+    except ModelError as error:
+        raise ModelError(f"{repo} holds no sound MAEDiff model: {str(error).replace(str(folder), repo)}") from error
+
+
+def _default_api() -> HubApi:
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise ConfigError("the Hugging Face Hub needs its client: pip install 'maediff[hub]'") from error
+    api: HubApi = HfApi(library_name="maediff")
+    return api
+
+
+def _told(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:300]
