@@ -97,6 +97,17 @@ def test_maps_come_as_they_lie_and_the_scan_without_its_header(viewer, cohort):
     assert b"JANE" not in gzip.decompress(content)
 
 
+def test_uncertainty_is_a_layer_with_its_own_scale(viewer, cohort):
+    number, case = first(viewer)
+    assert json.loads(ask(viewer, f"cases/{number}.json")[2])["uncertainty_top"] is None
+    shutil.copyfile(cohort.out / f"{case}_anomaly.nii.gz", cohort.out / f"{case}_uncertainty.nii.gz")
+    with serving(cohort.out) as server:
+        details = json.loads(ask(server, f"cases/{number}.json")[2])
+        assert details["layers"][-1] == "uncertainty"
+        assert 0 < details["uncertainty_top"] <= cohort.scans[case].map.max() * 1.1
+        assert ask(server, f"cases/{number}/uncertainty.nii.gz")[0] == 200
+
+
 def first(server):
     run = json.loads(ask(server, "run.json")[2])
     return 0, run["cases"][0]["case"]

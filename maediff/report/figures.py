@@ -27,6 +27,7 @@ PLANES = ("axial", "coronal", "sagittal")
 _LAYOUT = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}  # world axis of slice, row and column
 _OVERLAY_OPACITY = 0.6
 _TOP_SHARE = 0.01
+_TOP_PERCENTILE = 99.9  # of a map's brain voxels: where the shared colour scale ends
 _WINDOW = (0.5, 99.8)  # grey window, percentiles of the scan within the brain
 _PLACE_MM = 3.0  # standard deviation of the smoothing that keeps one noisy voxel from being the place
 Bytes = npt.NDArray[np.uint8]
@@ -145,6 +146,11 @@ def grey_window(shown: FloatArray, brain: BoolArray) -> tuple[float, float]:
     """
     low, high = np.percentile(shown[brain] if brain.any() else shown, _WINDOW)
     return (min(0.0, float(low)) if low < 0 else float(low) * 0.5, float(high))
+
+
+def high_value(values: FloatArray, brain: BoolArray) -> float:
+    """Return the value of a map within the brain that only a thousandth of its voxels exceed; 0 without a brain."""
+    return float(np.percentile(values[brain], _TOP_PERCENTILE)) if brain.any() else 0.0
 
 
 def _highest(values: FloatArray) -> FloatArray:

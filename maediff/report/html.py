@@ -136,7 +136,6 @@ def write_report(
         "not_scored": figures.get("cases", {}).get("not_scored", []) if figures else [],
         "methods_title": "By lesion kind" if table is None else "Methods compared",
         "methods": _methods(table if table is not None else _own_table(figures)),
-        "uncertain": any("uncertainty" in case.files for case in shown),
         "distribution": distribution(finished, record, truths),
         "placed": {case.case: placed_among_healthy(case, record) for case in shown},
         "curves": curve_charts(evaluation.cases) if evaluation else [],

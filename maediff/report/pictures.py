@@ -22,6 +22,7 @@ from maediff.report.figures import (
     grey,
     grey_window,
     heat,
+    high_value,
     most_anomalous_place,
     overlay,
     plane_slices,
@@ -33,7 +34,6 @@ from maediff.volume import Volume, read_mask, read_nifti
 
 logger = logging.getLogger(__name__)
 
-_TOP_PERCENTILE = 99.9  # of a map's brain voxels: where the shared colour scale ends
 
 _SIDES = {"axial": ("R", "A"), "coronal": ("R", "S"), "sagittal": ("A", "S")}  # left and upper edge of the picture
 _COUNTED_FROM = {"axial": "below", "coronal": "the back", "sagittal": "the patient's left"}
@@ -65,12 +65,14 @@ class Gallery:
     Attributes:
         views: Views of each case, by its id.
         top: Upper end of the shared colour scale.
+        uncertainty_top: Upper end of the colour scale of all uncertainties; None where there are none.
         findings: Where the anomalous volume of each case lies; none for cases without a mask.
         notes: What could not be shown, by case id.
     """
 
     views: dict[str, list[View]]
     top: float
+    uncertainty_top: float | None
     findings: dict[str, Findings]
     notes: dict[str, str]
 
@@ -90,6 +92,7 @@ class _Scan:
     """What a scan's pictures are drawn from."""
 
     top: float
+    spread: float | None
     window: tuple[float, float]
     slices: list[_Slice]
     findings: Findings | None
@@ -117,9 +120,11 @@ def build_gallery(cases: Sequence[OutputCase], reference: Reference | None) -> G
             notes[case.case] = note
     thresholds = [case.threshold for case in cases if case.threshold is not None]
     top = scale_top([scan.top for scan in scans.values()], max(thresholds, default=None))
-    views = {name: [_render(item, scan.window, top) for item in scan.slices] for name, scan in scans.items()}
+    spreads = [scan.spread for scan in scans.values() if scan.spread is not None]
+    tops = (top, scale_top(spreads, None) if spreads else None)
+    views = {name: [_render(item, scan.window, tops) for item in scan.slices] for name, scan in scans.items()}
     findings = {name: scan.findings for name, scan in scans.items() if scan.findings}
-    return Gallery(views, top, findings, notes)
+    return Gallery(views, *tops, findings, notes)
 
 
 def _extract(case: OutputCase, reference: Reference | None) -> tuple[_Scan, str]:
@@ -129,7 +134,8 @@ def _extract(case: OutputCase, reference: Reference | None) -> tuple[_Scan, str]
     brain = values > 0
     shown = layers.get("scan", layers.get("reconstruction", values))
     window = grey_window(shown, brain)
-    top = float(np.percentile(values[brain], _TOP_PERCENTILE)) if brain.any() else 0.0
+    top = high_value(values, brain)
+    spread = high_value(layers["uncertainty"], brain) if "uncertainty" in layers else None
     place = most_anomalous_place(values, affine)
     slices = [_cut(layers, affine, plane, place[plane]) for plane in PLANES]
     truth = layers.get("truth")
@@ -140,7 +146,7 @@ def _extract(case: OutputCase, reference: Reference | None) -> tuple[_Scan, str]
     if "mask" in layers:
         inside = layers["reconstruction"] != 0 if "reconstruction" in layers else brain
         findings = locate(layers["mask"], inside, affine)
-    return _Scan(top, window, slices, findings), note
+    return _Scan(top, spread, window, slices, findings), note
 
 
 def _cut(
@@ -185,11 +191,15 @@ def _layers(case: OutputCase, volume: Volume, reference: Reference | None) -> tu
     return layers, " ".join(notes)
 
 
-def _render(item: _Slice, window: tuple[float, float], top: float) -> View:
-    return View(item.plane, item.place, item.aspect, _SIDES[item.plane], _panels(item.parts, window, top))
+def _render(item: _Slice, window: tuple[float, float], tops: tuple[float, float | None]) -> View:
+    return View(item.plane, item.place, item.aspect, _SIDES[item.plane], _panels(item.parts, window, tops))
 
 
-def _panels(parts: dict[str, npt.NDArray[Any]], window: tuple[float, float], top: float) -> list[tuple[str, str]]:
+def _panels(
+    parts: dict[str, npt.NDArray[Any]], window: tuple[float, float], tops: tuple[float, float | None]
+) -> list[tuple[str, str]]:
+    """Draw a slice; ``tops`` end the colour scales of the map and of the uncertainty."""
+    top, spread = tops
     base = parts.get("scan", parts.get("reconstruction"))
     backdrop = grey(base, *window) if base is not None else heat(parts["map"], top)
     panels = []
@@ -198,8 +208,8 @@ def _panels(parts: dict[str, npt.NDArray[Any]], window: tuple[float, float], top
     if "reconstruction" in parts:
         panels.append(("Healthy reconstruction", grey(parts["reconstruction"], *window)))
     panels.append(("Anomaly map", heat(parts["map"], top)))
-    if "uncertainty" in parts:
-        panels.append(("Uncertainty", heat(parts["uncertainty"], top)))
+    if "uncertainty" in parts and spread is not None:
+        panels.append((f"Uncertainty, 0 to {spread:g}", heat(parts["uncertainty"], spread)))
     if "mask" in parts:
         panels.append(("Anomaly mask", overlay(backdrop, parts["mask"], MASK_COLOUR)))
     if "truth" in parts:

@@ -22,7 +22,8 @@ import numpy as np
 
 from maediff.errors import InputError, MAEDiffError
 from maediff.evaluation.outputs import OutputCase, read_outputs
-from maediff.report.figures import colour_table, grey_window, most_anomalous_voxel, scale_top
+from maediff.report.figures import colour_table, grey_window, high_value, most_anomalous_voxel, scale_top
+from maediff.scoring import BoolArray
 from maediff.volume import SUFFIXES, Volume, image_like, read_nifti
 
 SCAN = "scan"
@@ -78,7 +79,8 @@ class Catalogue:
             number: Of a finished case in :attr:`cases`.
 
         Returns:
-            Plain values: ``layers`` to load, the most anomalous ``place_mm`` (RAS), the grey ``window`` and ``notes``.
+            Plain values: ``layers`` to load, the most anomalous ``place_mm`` (RAS), the grey ``window``,
+            where the colours of the uncertainty end (None without one) and ``notes``.
 
         Raises:
             InputError: No finished case has this number, or its map cannot be read.
@@ -93,6 +95,7 @@ class Catalogue:
             "layers": layers,
             "place_mm": (anomaly.affine @ [*most_anomalous_voxel(values, anomaly.affine), 1])[:3].tolist(),
             "window": list(grey_window(values if shown is None else shown.data, values > 0)),
+            "uncertainty_top": self._uncertainty_top(case, values > 0),
             "notes": [str(text) for text in _list(case.sidecar.get("notes"))] + ([note] if note else []),
         }
 
@@ -124,6 +127,12 @@ class Catalogue:
 
     def _reconstruction(self, case: OutputCase) -> Volume | None:
         return read_nifti(self._inside(case.files["reconstruction"])) if "reconstruction" in case.files else None
+
+    def _uncertainty_top(self, case: OutputCase, brain: BoolArray) -> float | None:
+        if "uncertainty" not in case.files:
+            return None
+        spread = read_nifti(self._inside(case.files["uncertainty"])).data
+        return scale_top([high_value(spread, brain)], None)
 
     def _inside(self, path: Path) -> Path:
         """Follow links, and refuse what is no NIfTI file inside the output folder."""

@@ -47,7 +47,8 @@ async function getJson(path) {
 
 function look(kind) {
   const [low, high] = state.details.window;
-  if (kind === MAP || kind === SPREAD) return { colormap: "maediff", cal_min: state.threshold, cal_max: top_() };
+  if (kind === MAP) return { colormap: "maediff", cal_min: state.threshold, cal_max: top_() };
+  if (kind === SPREAD) return { colormap: "maediff", cal_min: 0, cal_max: state.details.uncertainty_top };
   if (kind === MASK) return { colormap: "maediff-mask", cal_min: 0.5, cal_max: 1 };
   return { colormap: "gray", cal_min: low, cal_max: high };
 }
@@ -68,7 +69,7 @@ function redraw() { // at most once a frame, however fast a slider moves
     state.details.layers.forEach((kind, index) => {
       if (nv.volumes[index]) nv.volumes[index].opacity = opacity(kind);
     });
-    if (layer(MAP)) layer(MAP).cal_min = state.threshold;
+    layer(MAP).cal_min = state.threshold;
     nv.updateGLVolume();
     controls();
   });
@@ -76,7 +77,6 @@ function redraw() { // at most once a frame, however fast a slider moves
 
 function above() { // ml of the map above the threshold
   const map = layer(MAP);
-  if (!map) return null;
   let count = 0;
   for (const value of map.img) count += value > state.threshold;
   const [, x, y, z] = map.hdr.pixDims;
@@ -99,6 +99,7 @@ function controls() {
     $(id).disabled = !has(kind) || (kind === BASE && !has("scan"));
   }
   $("uncertainty").hidden = !has(SPREAD);
+  $("units").textContent = state.uncertainty ? `uncertainty in these colours, from 0 to ${state.details.uncertainty_top}` : state.run.units;
   for (const button of $("views").children) button.setAttribute("aria-pressed", String(Number(button.dataset.view) === nv.opts.sliceType));
 }
 
@@ -119,10 +120,11 @@ async function show(index) {
   const details = await getJson(`cases/${index}.json`);
   state.number = index;
   state.details = details;
+  state.uncertainty &&= has(SPREAD);
   if (state.threshold === null) state.threshold = chosen.threshold ?? top_() / 2;
   await nv.loadVolumes(details.layers.map(kind => ({ url: `cases/${index}/${kind}.nii.gz`, name: `${kind}.nii.gz`,
     opacity: opacity(kind), ...look(kind) })));
-  for (const kind of [MAP, SPREAD]) if (layer(kind)) layer(kind).colormapType = 2; // colours from 0, nothing below cal_min
+  layer(MAP).colormapType = 2; // colours from 0, nothing below cal_min
   nv.updateGLVolume();
   describe(chosen);
   goToPeak();
@@ -138,8 +140,8 @@ function describe(chosen) {
     ["Anomalous volume", chosen.volume_ml === null ? "–" : `${number(chosen.volume_ml, 1)} ml`],
     ["Scan", `${state.number + 1} of ${state.run.cases.filter(item => item.finished).length}, by score`]]);
   const notes = [...state.details.notes];
-  if (chosen.threshold === null) notes.push("The model has no calibration: there is no threshold and no mask, and the slider starts anywhere.");
-  $("notes").textContent = notes.join(" ");
+  if (chosen.threshold === null) notes.push("the model has no calibration: there is no threshold and no mask, and the slider starts anywhere.");
+  $("notes").textContent = notes.map(note => note[0].toUpperCase() + note.slice(1).replace(/\.?$/, ".")).join(" ");
   $("notes").hidden = notes.length === 0;
   for (const button of $("scans").querySelectorAll("button")) {
     const isCurrent = Number(button.dataset.number) === state.number;
@@ -231,7 +233,6 @@ async function start() {
   state.run = await getJson("run.json");
   const finished = state.run.cases.filter(item => item.finished).length, failed = state.run.cases.length - finished;
   $("counts").textContent = `${finished} scan${finished === 1 ? "" : "s"}${failed ? `, ${failed} without a map` : ""}`;
-  $("units").textContent = state.run.units;
   $("top").textContent = String(state.run.top);
   const colours = state.run.colours, channel = index => colours.map(colour => colour[index]);
   $("bar").style.background = `linear-gradient(90deg, ${colours.filter((_, i) => i % 15 === 0).map(c => `rgb(${c})`).join(", ")})`;
