@@ -174,7 +174,7 @@ _HOW_TO = """
 
 ## Running this bundle
 
-It needs MAEDiff (`pip install maediff fire`). From this folder:
+It needs MAEDiff (`pip install 'maediff[bundle]'`). From this folder:
 
 ```
 python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS --output_dir OUT

@@ -6,6 +6,7 @@ import json
 import runpy
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import nibabel as nib
 import numpy as np
@@ -68,6 +69,11 @@ SCHEMA = {
 }
 
 
+needs_command = pytest.mark.skipif(
+    not all(find_spec(name) for name in ("fire", "jsonschema")), reason="MONAI's bundle command needs maediff[bundle]"
+)
+
+
 @pytest.fixture(scope="module")
 def model(make_model, tiny, tmp_path_factory):
     calibration = {"threshold": 0.1, "false_positive_rate": 0.01, "n_scans": 2, "n_voxels": 9, "quantiles": {}}
@@ -98,6 +104,7 @@ def configs(bundle):
     ]
 
 
+@needs_command
 @pytest.mark.filterwarnings("default")  # MONAI's own
 def test_monai_verifies_the_metadata(bundle, tmp_path, monkeypatch):
     schema = tmp_path / "schema.json"
@@ -111,6 +118,7 @@ def test_monai_verifies_the_metadata(bundle, tmp_path, monkeypatch):
         monai(monkeypatch, "verify_metadata", "--meta_file", tmp_path / "metadata.json", "--filepath", schema)
 
 
+@needs_command
 @pytest.mark.filterwarnings("default")  # MONAI's own
 def test_monai_verifies_what_the_network_takes_and_gives(bundle, monkeypatch):
     monai(monkeypatch, "verify_net_in_out", "network_def", *configs(bundle), "--device", "cpu")
@@ -119,6 +127,7 @@ def test_monai_verifies_what_the_network_takes_and_gives(bundle, monkeypatch):
         monai(monkeypatch, "verify_net_in_out", "network_def", *configs(bundle), "--device", "cpu", *wrong)
 
 
+@needs_command
 @pytest.mark.slow
 def test_monai_runs_it_with_the_maps_of_infer(bundle, model, make_scan, tmp_path):
     scans = tmp_path / "scans"
