@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
+from threading import Thread
 
 import click
 
@@ -28,9 +29,9 @@ def command(*, out: Path, port: int, browser: bool) -> None:
 
     with open_viewer(out, port) as server:
         click.echo(server.url)
-        say("serving to this machine only; Ctrl-C ends it")
-        if browser and not webbrowser.open(server.launch_url()):
-            say("no browser could be opened: open the address above")
+        say("open this address; it is served to this machine only, and Ctrl-C ends it")
+        if browser:  # beside the server: a browser in a terminal would wait for it
+            Thread(target=webbrowser.open, args=(server.launch_url(),), daemon=True).start()
         try:
             server.serve_forever()
         except KeyboardInterrupt:

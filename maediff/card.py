@@ -28,7 +28,7 @@ METRICS = {
 """Which keys of ``metrics.json`` a card shows, with the name in its front matter and the name for people."""
 
 _FRONT = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)
-_MARKS = re.compile(r"<!-- /?maediff:\w+ -->\n?")
+_MARKS = re.compile(r"<!-- (/?maediff:\w+|[0-9a-f]{64}) -->\n?")
 _TAGS = ["anomaly-detection", "brain-mri", "medical-imaging", "unsupervised", "diffusion", "masked-autoencoder"]
 _SIGNS = {
     "abs": "The map shows what is brighter or darker than expected.",
@@ -108,7 +108,7 @@ Threshold from {calibration.origin}, {calibration.n_scans} in all.{spread} What 
 
 """
     text += "".join(f"- {line}\n" for line in calibration.promises())
-    return _with_section(without_results(card), "calibration", text)
+    return _with_section(_with_section(without_results(card), "earlier", ""), "calibration", text)
 
 
 def with_results(card: str, metrics: Mapping[str, Any], model_hash: str, data: str) -> str:
@@ -124,7 +124,7 @@ def with_results(card: str, metrics: Mapping[str, Any], model_hash: str, data: s
         InputError: The results are another model's, or there are none.
     """
     measured = {str(value) for value in (metrics.get("settings") or {}).get("model_hashes", [])}
-    if len(measured) != 1 or not (model_hash in measured or f"`{next(iter(measured))}`" in _section(card, "results")):
+    if len(measured) != 1 or not (model_hash in measured or _hidden(next(iter(measured))) in _section(card, "earlier")):
         names = ", ".join(sorted(value[:12] for value in measured)) or "no model"
         raise InputError(f"these results were measured with {names}, not with this model ({model_hash[:12]})")
     rows = {key: value for key in METRICS if (value := metrics.get(key))}
@@ -154,6 +154,11 @@ On {data}: {counted}; 95 % intervals by bootstrap over patients. Measured with t
     }
     front = {"metrics": [item["type"] for item in listed], "model-index": [{"name": "MAEDiff", "results": [result]}]}
     return with_front_matter(_with_section(card, "results", text), front)
+
+
+def with_earlier_hash(card: str, model_hash: str) -> str:
+    """Note, out of sight, the hash that a model had before its card was changed: results that name it are its own."""
+    return _with_section(card, "earlier", _section(card, "earlier") + _hidden(model_hash))
 
 
 def without_results(card: str) -> str:
@@ -193,6 +198,10 @@ def readable(card: str) -> str:
 def _row(row: Mapping[str, Any]) -> str:
     interval = "–" if row.get("ci_low") is None else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
     return f"{row['mean']:.3f} | {interval} | {row['n']}"
+
+
+def _hidden(model_hash: str) -> str:
+    return f"<!-- {model_hash} -->\n"
 
 
 def _marked(name: str) -> re.Pattern[str]:

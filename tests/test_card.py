@@ -107,8 +107,13 @@ def test_the_card_of_a_folder_changes_and_the_folder_stays_sound(folder, tmp_pat
     assert before in text
     assert card.front_matter(text)["license"] == "cc-by-4.0"
     assert store.load_model_folder(folder).calibration == CALIBRATION.to_dict()
-    document_model(folder, metrics=path, data="another name")  # the same results, though the hash has changed
-    assert "On another name:" in store.load_model_folder(folder).card
+    for licence in ("mit", "cc0-1.0"):  # the same results, though the hash has changed
+        document_model(folder, licence=licence)
+    document_model(folder, metrics=path, data="another name")
+    text = store.load_model_folder(folder).card
+    assert "On another name:" in text
+    assert before not in card.readable(text).replace(f"`{before}`", "")
+    assert before not in card.with_calibration(text, CALIBRATION)  # another threshold: another model
 
 
 def test_what_cannot_be_written_into_a_card(folder, tmp_path):

@@ -10,6 +10,7 @@ import http.client
 import io
 import json
 import os
+import queue
 import re
 import shutil
 import signal
@@ -22,6 +23,8 @@ from importlib import resources
 import nibabel as nib
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from maediff.cli import app
 from matplotlib import image
 
 from maediff.errors import InputError, OutputError
@@ -304,6 +307,21 @@ def test_the_command_prints_its_address_and_ends_on_ctrl_c(cohort):
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 0
     assert errors.strip() == "viewer closed"
+
+
+def test_the_command_sends_the_browser_to_an_address_for_once(cohort, monkeypatch):
+    opened = queue.Queue()
+    monkeypatch.setattr("webbrowser.open", opened.put)
+    monkeypatch.setattr("maediff.viewer.ViewerServer.serve_forever", lambda _self: _interrupt())
+    result = CliRunner().invoke(app, ["view", str(cohort.out)])
+    assert result.exit_code == 0, result.output
+    url = opened.get(timeout=20)
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/open/[\w-]{43}", url)
+    assert url not in result.output
+
+
+def _interrupt():
+    raise KeyboardInterrupt
 
 
 class Browser:

@@ -52,4 +52,4 @@ def document_model(
         if not found:
             raise InputError(f"{path} cannot be read as JSON; give what `maediff evaluate -o` wrote")
         text = card.with_results(text, found, model_hash, str(data))
-    return update_card(folder, text)
+    return update_card(folder, card.with_earlier_hash(text, model_hash))
