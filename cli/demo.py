@@ -28,7 +28,7 @@ def command(*, out: Path, quick: bool, seed: int) -> None:
 
     summary = run_demo(out, quick=quick, seed=seed, on_message=say)
     _show(summary["methods"])
-    say(f"report: {out / 'report.html'}")
+    say(f"report: {out / 'report.html'}; to look at the maps: maediff view {out / 'out'}")
 
 
 def _show(methods: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:

@@ -309,3 +309,21 @@ def test_uncalibrated_models_are_told_to_calibrate(cohort):
     for path in cohort.out.glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"threshold": None}))
     assert "maediff calibrate" in write_report(cohort.out, cohort.root / "r.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_report_works_in_a_real_browser(cohort, browser):
+    path = write_report(cohort.out, cohort.root / "r.html")
+    browser.send("Page.navigate", url=path.as_uri())
+    browser.wait_for("document.readyState == 'complete' && document.images.length == 48")
+    assert browser.value("[...document.images].every(picture => picture.naturalWidth > 5)")
+    scores = "[...document.querySelectorAll('table.sortable td:nth-child(3)')].map(cell => cell.textContent).join(' ')"
+    falling = browser.value(scores)
+    browser.value("[...document.querySelectorAll('th button')].find(b => b.textContent == 'Score').click()")
+    assert browser.value(scores) == falling  # numbers fall at the first click, the failed scan last
+    browser.value("[...document.querySelectorAll('th button')].find(b => b.textContent == 'Score').click()")
+    assert browser.value(scores).split() == [*falling.split()[-2::-1], "–"]
+    assert browser.value("document.documentElement.scrollWidth <= window.innerWidth")
+    asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    assert all(url.startswith(("data:", path.as_uri())) for url in asked)
+    assert [e for e in browser.events if e["method"] in {"Log.entryAdded", "Runtime.exceptionThrown"}] == []

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import gzip
 import hashlib
 import http.client
-import io
 import json
-import os
 import queue
 import re
 import shutil
@@ -17,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from importlib import resources
 
 import nibabel as nib
@@ -25,15 +21,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from maediff.cli import app
-from matplotlib import image
 
 from maediff.errors import InputError, OutputError
 from maediff.report.figures import most_anomalous_voxel
 from maediff.viewer import open_viewer
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 
 
 @contextlib.contextmanager
@@ -324,119 +315,44 @@ def _interrupt():
     raise KeyboardInterrupt
 
 
-class Browser:
-    """Headless Chromium, spoken to over two pipes in the DevTools protocol."""
-
-    FLAGS = ("--headless=new", "--no-sandbox", "--no-first-run", "--disable-background-networking", "--disable-sync")
-    WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-
-    def __init__(self, profile):
-        there, to_browser = os.pipe()
-        from_browser, back = os.pipe()
-        arguments = [
-            *self.FLAGS,
-            *self.WEBGL,
-            f"--user-data-dir={profile}",
-            "--window-size=1200,800",
-            "--remote-debugging-pipe",
-        ]
-        self.process = subprocess.Popen(
-            ["bash", "-c", f'exec "$0" "$@" 3<&{there} 4>&{back}', CHROMIUM, *arguments, "about:blank"],
-            pass_fds=(there, back),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(there)
-        os.close(back)
-        self.sink, self.source = os.fdopen(to_browser, "wb", buffering=0), os.fdopen(from_browser, "rb")
-        self.events, self.count, self.session = [], 0, None
-
-    def __enter__(self):
-        (page,) = (t for t in self.send("Target.getTargets")["targetInfos"] if t["type"] == "page")
-        self.session = self.send("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable")
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-        self.sink.close()
-        self.source.close()
-
-    def send(self, method, **parameters):
-        self.count += 1
-        message = {"id": self.count, "method": method, "params": parameters}
-        if self.session:
-            message["sessionId"] = self.session
-        self.sink.write(json.dumps(message).encode() + b"\0")
-        while True:
-            answer = json.loads(b"".join(iter(lambda: self.source.read(1), b"\0")))
-            if answer.get("id") == self.count:
-                return answer["result"]
-            self.events.append(answer)
-
-    def value(self, expression):
-        return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
-
-    def wait_for(self, expression):
-        deadline = time.monotonic() + 90
-        while not self.value(expression):
-            assert time.monotonic() < deadline, f"{expression}: {self.value('document.body.innerText')}"
-            time.sleep(0.05)
-
-    def press(self, key):
-        for kind in ("keyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key=key)
-
-    def orange_pixels(self):
-        """Count pixels of the stage that are as warm as the map's colours above its threshold."""
-        box = self.value("(b => ({x: b.x, y: b.y, width: b.width, height: b.height}))(canvas.getBoundingClientRect())")
-        picture = self.send("Page.captureScreenshot", format="png", clip={**box, "scale": 1})["data"]
-        pixels = image.imread(io.BytesIO(base64.b64decode(picture)))
-        return int(np.count_nonzero(pixels[..., 0] - pixels[..., 2] > 0.3))
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_the_page_shows_the_maps_in_a_real_browser(viewer, cohort, tmp_path):
+def test_the_page_shows_the_maps_in_a_real_browser(viewer, cohort, browser):
     run = json.loads(ask(viewer, "run.json")[2])
     names = [case["case"] for case in run["cases"]]
     values = cohort.scans[names[0]].map
     ready = "document.body?.dataset.state == 'ready' && document.body.dataset.number == '{}'"
-    with Browser(tmp_path / "profile") as browser:
-        browser.send("Page.navigate", url=viewer.launch_url())
-        browser.wait_for("document.body?.dataset.state != 'loading'")
-        browser.wait_for(ready.format(0))
-        assert browser.value("document.getElementById('name').textContent") == names[0]
-        assert "0.600 (calibrated)" in browser.value("document.getElementById('cut').textContent")
-        expected = np.count_nonzero(values > np.float32(cohort.threshold)) * 2.0 * 1.5 * 3.0 / 1000
-        assert browser.value("document.getElementById('above').textContent") == f"{expected:.1f} ml"
-        place = json.loads(ask(viewer, "cases/0.json")[2])["place_mm"]
-        peak = np.rint(np.linalg.inv(cohort.affine) @ [*place, 1]).astype(int)[:3]
-        assert f"Anomaly map\n{values[tuple(peak)]:.3f}" in browser.value("document.getElementById('here').innerText")
-        assert "Research use only" in browser.value("document.body.innerText")
-        assert "e_T2w" in browser.value("document.querySelector('.failed').innerText")
+    browser.send("Page.navigate", url=viewer.launch_url())
+    browser.wait_for("document.body?.dataset.state != 'loading'")
+    browser.wait_for(ready.format(0))
+    assert browser.value("document.getElementById('name').textContent") == names[0]
+    assert "0.600 (calibrated)" in browser.value("document.getElementById('cut').textContent")
+    expected = np.count_nonzero(values > np.float32(cohort.threshold)) * 2.0 * 1.5 * 3.0 / 1000
+    assert browser.value("document.getElementById('above').textContent") == f"{expected:.1f} ml"
+    place = json.loads(ask(viewer, "cases/0.json")[2])["place_mm"]
+    peak = np.rint(np.linalg.inv(cohort.affine) @ [*place, 1]).astype(int)[:3]
+    assert f"Anomaly map\n{values[tuple(peak)]:.3f}" in browser.value("document.getElementById('here').innerText")
+    assert "Research use only" in browser.value("document.body.innerText")
+    assert "e_T2w" in browser.value("document.querySelector('.failed').innerText")
 
-        warm = browser.orange_pixels()
-        browser.press(" ")
-        browser.wait_for("!waiting && !state.map")
-        assert warm > 50 > browser.orange_pixels()
-        browser.press(" ")
-        for _ in range(50):
-            browser.press(",")
-        browser.wait_for("!waiting && state.threshold == 0")
-        assert browser.orange_pixels() > warm
-        browser.press("n")
-        browser.wait_for(ready.format(1))
-        assert browser.value("document.getElementById('name').textContent") == names[1]
-        for key in ("p", "p"):  # round the corner, past the failed scan
-            browser.press(key)
-        browser.wait_for(ready.format(3))
+    warm = browser.orange_pixels()
+    browser.press(" ")
+    browser.wait_for("!waiting && !state.map")
+    assert warm > 50 > browser.orange_pixels()
+    browser.press(" ")
+    for _ in range(50):
+        browser.press(",")
+    browser.wait_for("!waiting && state.threshold == 0")
+    assert browser.orange_pixels() > warm
+    browser.press("n")
+    browser.wait_for(ready.format(1))
+    assert browser.value("document.getElementById('name').textContent") == names[1]
+    for key in ("p", "p"):  # round the corner, past the failed scan
+        browser.press(key)
+    browser.wait_for(ready.format(3))
 
-        asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
-        origin = "/".join(viewer.url.split("/")[:3]) + "/"
-        assert len(asked) > 10
-        assert all(url.startswith((origin, "data:")) for url in asked)
-        complaints = [e for e in browser.events if e["method"] in {"Log.entryAdded", "Runtime.exceptionThrown"}]
-        assert complaints == []
+    asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    origin = "/".join(viewer.url.split("/")[:3]) + "/"
+    assert len(asked) > 10
+    assert all(url.startswith((origin, "data:")) for url in asked)
+    complaints = [e for e in browser.events if e["method"] in {"Log.entryAdded", "Runtime.exceptionThrown"}]
+    assert complaints == []

@@ -12,7 +12,7 @@ const nv = new niivue.Niivue({
   isRadiologicalConvention: true, sagittalNoseLeft: true, multiplanarShowRender: 1, multiplanarLayout: 2, tileMargin: 6,
   multiplanarPadPixels: 6, backColor: [0, 0, 0, 1], crosshairColor: [0.55, 0.71, 1, 0.65], crosshairWidth: 0.5,
   crosshairWidthUnit: "mm", crosshairGap: 12,
-  fontColor: [0.79, 0.83, 0.92, 1], dragAndDropEnabled: false, dragMode: 3, logLevel: "warn", isAntiAlias: true, loadingText: "",
+  fontColor: [0.79, 0.83, 0.92, 1], dragAndDropEnabled: false, dragMode: 3, logLevel: "error", isAntiAlias: true, loadingText: "",
   viewModeHotKey: "none", clipPlaneHotKey: "none", cycleClipPlaneHotKey: "none", renderOverlayBlend: 0.7,
   clipPlaneColor: [0, 0, 0, 0], isClipAllVolumes: true,
 });
