@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +18,24 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks._common import ROOT
 from maediff.config import Config
-from maediff.hardware import use_bf16
-from maediff.inference.cost import synchronize
+from maediff.hardware import synchronize, use_bf16
 from maediff.inference.predictor import Predictor
 from maediff.models.reconstructor import Reconstructor
 
+_CHILD = """
+import json, sys, time
+start = time.perf_counter()
+from maediff import infer
+from maediff.provenance import peak_rss_mib
+if __name__ == "__main__":
+    model, source, out, device, workers = sys.argv[1:]
+    summary = infer(model, source, out, device=device, overwrite=True, workers=int(workers) or None)
+    assert summary.failed == 0, summary
+    print(json.dumps({"process_seconds": time.perf_counter() - start, "seconds": [c.seconds for c in summary.cases],
+                      "peak_rss_mib": peak_rss_mib()}))
+"""
 BRAIN_MM = (68.0, 86.0, 74.0)
 """Half axes of the ellipsoid that stands for a brain: about 1.8 litres, reaching as far as an adult's in MNI space."""
 
@@ -41,13 +56,6 @@ def best_seconds(job: Callable[[], object], device: torch.device, repeats: int =
         synchronize(device)
         found.append(time.perf_counter() - start)
     return min(found)
-
-
-def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure floating-point operations a second of a large matrix product."""
-    side = 8192 if device.type == "cuda" else 1536
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / best_seconds(lambda: left @ right, device, 5)
 
 
 def copy_bytes(device: torch.device) -> float:
@@ -83,6 +91,27 @@ def write_scan(path: Path, shape: tuple[int, int, int] = (182, 218, 182), spacin
     image.header.set_xyzt_units("mm")
     nib.save(image, path)
     return path
+
+
+def copies(folder: Path, count: int, shape: tuple[int, int, int], spacing_mm: float) -> Path:
+    """Make a folder of equal scans; their noise depends on their names, so that their maps differ."""
+    folder.mkdir(exist_ok=True)
+    first = write_scan(folder / "s000000.nii.gz", shape, spacing_mm)
+    for number in range(1, count):
+        first.with_name(f"s{number:06}.nii.gz").write_bytes(first.read_bytes())
+    return folder
+
+
+def whole_run(model: Path | str, source: Path, out: Path, device: str, workers: int | None = None) -> dict[str, Any]:
+    """Run ``maediff infer`` in a process of its own, so that its start-up and its peak of memory are its own.
+
+    Returns:
+        `process_seconds` from import to end, `seconds` of each scan, and `peak_rss_mib` of the process.
+    """
+    command = [sys.executable, "-c", _CHILD, str(model), str(source), str(out), device, str(workers or 0)]
+    done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 class ByteCounter(TorchDispatchMode):

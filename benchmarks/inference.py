@@ -3,49 +3,46 @@
 python -m benchmarks.inference [--device cpu] [--recommended PRESET] [--json FILE]
 
 The pDDPM way is the harness's own network of its configuration (`paper`) in float32, memory laid out as channels first,
-one window after another, and background included: every window of every slice of the volume. Ours is the engine of
-`maediff infer`. `speedup_same_network` compares a slice of the volume in the same network and windows;
-`speedup_recommended` compares with the preset recommended for CPUs. `seconds_per_slice` is that of the recommended
-preset, as are `seconds_per_volume` and `peak_rss_mib`, measured in a process of its own that does what `maediff infer`
-does on a 182 x 218 x 182 scan of 1 mm, native space in to native space out. `share_of_ceiling` is the paper network's
-share of the measured matrix product in the engine's precision. Windows of the slow network are sampled, not computed
-for the whole volume; both sides of each ratio are timed in turns, so that other programs disturb both alike.
+one window after another, and background included. Ours is the engine of `maediff infer`, with the whole slice around
+each window and with less (`infer.context`). All are timed in turns on the same few slices of a synthetic 1 mm head, in
+every round beside the machine's matrix products, so that clock, heat and other programs disturb both sides of each
+ratio alike; ratios are taken within a round, and their median counts.
+
+`speedup_same_network` compares a slice in the same network and windows at the context of `--context`;
+`speedup_recommended` with the preset recommended for CPUs, whose `seconds_per_slice` is stated. `seconds_per_volume`
+and `peak_rss_mib` are its, from a process of its own that does what `maediff infer` does on a 182 x 218 x 182 scan of
+1 mm, native space in to native space out. `share_of_ceiling` is the share of the bf16 (or fp32) matrix product that the
+paper network's forward pass reaches, `operators` what it spends its time on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from benchmarks._common import ROOT, add_common, run, say, table
-from benchmarks._speed import load, matmul_flops, precision, random_predictor, write_scan
-from maediff.config import load_config
-from maediff.hardware import resolve_device
-from maediff.inference.cost import synchronize, time_batch, window_flops, window_inputs
+from benchmarks._common import add_common, run, say, table
+from benchmarks._speed import load, precision, random_predictor, whole_run, write_scan
+from maediff.config import load_config, override
+from maediff.hardware import matmul_flops, resolve_device, synchronize
+from maediff.inference.cost import time_batch, window_flops, window_inputs
 from maediff.inference.memory import choose_batch, window_bytes
 from maediff.inference.predictor import Predictor
+from maediff.partition import window_grid
 from maediff.store import save_model
 
-_CHILD = """
-import json, sys, time
-from maediff import infer
-from maediff.provenance import peak_rss_mib
-start = time.perf_counter()
-summary = infer(sys.argv[1], sys.argv[2], sys.argv[3], device=sys.argv[4], overwrite=True)
-assert summary.failed == 0, summary
-print(json.dumps({"process_seconds": time.perf_counter() - start, "seconds_per_volume": summary.cases[0].seconds,
-                  "peak_rss_mib": peak_rss_mib()}))
-"""
+Row = dict[str, float]
+CONTEXTS = ("slice", "brain", "24")
 
 
 @torch.inference_mode()
@@ -63,28 +60,86 @@ def one_by_one(predictor: Predictor) -> float:
     return seconds
 
 
-def windows(predictor: Predictor, scan: Path) -> tuple[int, int, int]:
-    """Count slices, all windows, and windows that are computed, of a scan on the working grid."""
-    mask = torch.from_numpy(predictor.prepare(scan).prepared.mask)
-    layout = predictor.reconstruct.layout(mask)
-    return len(mask), len(mask) * len(layout.corners), len(layout.windows)
+@dataclass(frozen=True)
+class Sample:
+    """A few slices of a scan on the working grid of a preset: images and brain (S, H, W), and slices of the scan."""
+
+    images: Tensor
+    brain: Tensor
+    of: int
+
+    @classmethod
+    def draw(cls, predictor: Predictor, scan: Path, count: int) -> Sample:
+        """Take slices from all heights of the head."""
+        prepared = predictor.prepare(scan).prepared
+        total = len(prepared.slices)
+        picked = (np.arange(count) + 0.5) * total // count
+        parts = (torch.from_numpy(stack[picked.astype(int)]) for stack in (prepared.slices, prepared.mask))
+        return cls(*parts, total)
 
 
-def seconds_per_window(predictors: dict[str, Predictor], rounds: int) -> tuple[dict[str, float], float]:
-    """Time the presets' engines and the pDDPM way in turns; the fastest round of each, seconds a window."""
-    found: dict[str, list[float]] = {name: [] for name in (*predictors, "pDDPM way")}
-    one_by_one(predictors["paper"])
-    for index in range(rounds):
-        found["pDDPM way"].append(one_by_one(predictors["paper"]))
-        for name, predictor in predictors.items():
-            shape = predictor.config.data.size
-            size = window_bytes(predictor.config, shape, bf16=predictor.reconstruct.bf16)
-            batch = choose_batch(size, predictor.device)
-            inputs = window_inputs(predictor.network, shape, predictor.config.partition.window, batch)
-            found[name].append(time_batch(predictor.network, inputs, bf16=predictor.reconstruct.bf16))
-        say(f"round {index + 1}: " + ", ".join(f"{name} {values[-1]:.4f} s" for name, values in found.items()))
-    slow = min(found.pop("pDDPM way"))
-    return {name: min(values) for name, values in found.items()}, slow
+def engine_seconds(predictor: Predictor, sample: Sample) -> float:
+    """Time our engine on the sample, seconds a slice."""
+    synchronize(predictor.device)
+    start = time.perf_counter()
+    predictor.reconstruct(sample.images, sample.brain, (0,))
+    synchronize(predictor.device)
+    return (time.perf_counter() - start) / len(sample.images)
+
+
+def pass_share(predictor: Predictor, repeats: int = 2) -> float:
+    """Measure the share of the matrix product that a batch of whole-slice windows reaches, one beside the other."""
+    config, engine, network = predictor.config, predictor.reconstruct, predictor.network
+    shape, window = config.data.size, config.partition.window
+    size = min(2, choose_batch(window_bytes(config, shape, bf16=engine.bf16), predictor.device))
+    inputs = window_inputs(network, shape, window, size)
+    speeds, tops = [], []
+    for _ in range(repeats):
+        tops.append(matmul_flops(predictor.device, precision(predictor)))
+        speeds.append(window_flops(network, shape, window) / time_batch(network, inputs, bf16=engine.bf16))
+    return float(np.median(speeds) / np.median(tops))
+
+
+@torch.inference_mode()
+def operators(predictor: Predictor) -> dict[str, float]:
+    """Tell which operators a forward pass spends its time in: their shares, the largest first."""
+    config, network, device = predictor.config, predictor.network, predictor.device
+    inputs = window_inputs(network, config.data.size, config.partition.window, 2)
+    with torch.autocast(device.type, torch.bfloat16, enabled=predictor.reconstruct.bf16):
+        network(*inputs)
+        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+        with profile(activities=kinds) as found:
+            network(*inputs)
+            synchronize(device)
+    name = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    times = {event.key: float(getattr(event, name)) for event in found.key_averages()}
+    total = sum(times.values())
+    largest = sorted(times.items(), key=lambda item: -item[1])[:8]
+    return {key: value / total for key, value in largest}
+
+
+def rounds(options: argparse.Namespace, predictors: dict[str, Predictor], samples: dict[str, Sample]) -> list[Row]:
+    """Time everything in turns, after a round that warms up."""
+    paper = next(iter(predictors.values()))
+    rows: list[Row] = []
+    for index in range(options.rounds + 1):
+        row: Row = {"pDDPM way": one_by_one(paper) * windows_a_slice(paper)}
+        row |= {name: engine_seconds(predictor, samples[name]) for name, predictor in predictors.items()}
+        row["share of ceiling"] = pass_share(paper)
+        say(f"round {index}: " + ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
+        rows.append(row)
+    return rows[1:]
+
+
+def windows_a_slice(predictor: Predictor) -> int:
+    """Count the windows of a slice, background included."""
+    config = predictor.config
+    return len(window_grid(config.data.size, config.partition.window, config.partition.stride))
+
+
+def median(rows: Sequence[Row], name: str, over: str | None = None) -> float:
+    """Take the median over rounds of a time, or of how much longer `over` takes."""
+    return float(np.median([row[over] / row[name] if over else row[name] for row in rows]))
 
 
 def bf16_difference(predictor: Predictor) -> float:
@@ -99,52 +154,51 @@ def bf16_difference(predictor: Predictor) -> float:
     return float((here - there).abs().mean())
 
 
-def whole_scan(model: Path | str, scan: Path, out: Path, device: str) -> dict[str, Any]:
-    """Run ``maediff infer`` on the scan in a process of its own, so that its peak of memory is its own."""
-    command = [sys.executable, "-c", _CHILD, str(model), str(scan), str(out), device]
-    done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Time, print and return."""
     device = resolve_device(options.device)
-    predictors = {name: random_predictor(load_config(name), device) for name in ("paper", options.recommended)}
-    paper, ours = predictors["paper"], predictors[options.recommended]
+    paper = random_predictor(load_config("paper"), device)
+    predictors = {f"paper, {context}": seeing(paper, context) for context in (*CONTEXTS, options.context)}
+    ours = predictors[options.recommended] = random_predictor(load_config(options.recommended), device)
     with tempfile.TemporaryDirectory() as folder:
         scan = write_scan(Path(folder) / "scan.nii.gz")
-        counts = {name: windows(predictor, scan) for name, predictor in predictors.items()}
+        samples = {name: Sample.draw(predictor, scan, options.slices) for name, predictor in predictors.items()}
+        rows = rounds(options, predictors, samples)
         model = Path(folder) / "model"
         save_model(model, ours.network.state_dict(), ours.config, None, "# Random weights\n")
-        volume = whole_scan(model, scan, Path(folder) / "out", options.device)
-    fast, slow = seconds_per_window(predictors, options.rounds)
-    top = matmul_flops(device, precision(paper))
-    theirs = slow * counts["paper"][1] / counts["paper"][0]
-    per_slice = {name: fast[name] * computed / slices for name, (slices, _, computed) in counts.items()}
-    flops = {
-        name: window_flops(p.network, p.config.data.size, p.config.partition.window) for name, p in predictors.items()
-    }
+        volume = whole_run(model, scan, Path(folder) / "out", options.device)
     results = {
         "device": str(device),
         "recommended": options.recommended,
+        "context": options.context,
         "precision": str(precision(paper)),
-        "seconds_per_slice": per_slice[options.recommended],
-        "seconds_per_slice_paper": per_slice["paper"],
-        "seconds_per_slice_pddpm_way": theirs,
-        "speedup_same_network": theirs / per_slice["paper"],
-        "speedup_recommended": theirs / per_slice[options.recommended],
-        "share_of_ceiling": flops["paper"] / fast["paper"] / top,
-        "share_of_ceiling_recommended": flops[options.recommended] / fast[options.recommended] / top,
-        "ceiling_gflops": top / 1e9,
-        "speedup_of_a_window": slow / fast["paper"],
-        "windows": {name: dict(zip(("slices", "all", "computed"), c, strict=True)) for name, c in counts.items()},
+        "slices_of_the_scan": samples[options.recommended].of,
+        "seconds_per_slice": median(rows, options.recommended),
+        "seconds_per_slice_paper": median(rows, f"paper, {options.context}"),
+        "seconds_per_slice_pddpm_way": median(rows, "pDDPM way"),
+        "speedup_same_network": median(rows, f"paper, {options.context}", "pDDPM way"),
+        "speedup_recommended": median(rows, options.recommended, "pDDPM way"),
+        "share_of_ceiling": median(rows, "share of ceiling"),
         "difference_of_precision": bf16_difference(ours),
-        **volume,
+        "seconds_per_volume": volume["seconds"][0],
+        "process_seconds": volume["process_seconds"],
+        "peak_rss_mib": volume["peak_rss_mib"],
         **load(),
     }
-    print(table(["measure", "value"], [[key, value] for key, value in results.items() if not isinstance(value, dict)]))
+    results["speedup"] = {name: median(rows, name, "pDDPM way") for name in predictors}
+    results["operators"] = operators(paper)
+    results["rounds"] = rows
+    print(
+        table(["measure", "value"], [[key, value] for key, value in results.items() if isinstance(value, (str, float))])
+    )
+    print(table(["engine", "times as fast as the pDDPM way"], list(results["speedup"].items())))
+    print(table(["operator", "share of the paper network's time"], list(results["operators"].items())))
     return results
+
+
+def seeing(predictor: Predictor, context: str) -> Predictor:
+    """Share a network, with another context around its windows."""
+    return replace(predictor, config=override(predictor.config, [f"infer.context={context}"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,7 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_common(parser)
     parser.add_argument("--recommended", default="small", help="preset recommended for this device (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of timing; the fastest counts (%(default)s)")
+    parser.add_argument("--context", default="16", help="infer.context of speedup_same_network (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of timing; their median counts (%(default)s)")
+    parser.add_argument("--slices", type=int, default=2, help="slices to time the engines on (%(default)s)")
     options = parser.parse_args(arguments)
     return run(lambda: measure(options), options.json)
 

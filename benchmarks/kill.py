@@ -42,7 +42,18 @@ OVERRIDES = (
     *("data.size=[32,32]", "data.spacing_mm=8", "partition.window=16", "partition.stride=16"),
 )
 IN_A_ROW = 5
-_TIMES = {"seconds", "written", "images_per_second", "status", "message", "arguments", "counts", "machine", "resume"}
+_TIMES = {
+    "seconds",
+    "written",
+    "images_per_second",
+    "status",
+    "message",
+    "arguments",
+    "counts",
+    "machine",
+    "resume",
+    "pace",
+}
 """What differs between any two runs, or says how a run came to its end."""
 Job = Callable[[Path], None]
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from benchmarks._common import add_common, run, table
-from benchmarks._speed import ByteCounter, copy_bytes, load, matmul_flops, random_predictor
+from benchmarks._speed import ByteCounter, copy_bytes, load, random_predictor
 from maediff.config import load_config
-from maediff.hardware import resolve_device
+from maediff.hardware import matmul_flops, resolve_device
 from maediff.inference.cost import window_flops, window_inputs
 
 PRESETS = ("small", "base", "paper")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from maediff import card
 from maediff.calibration import Calibration, calibrate
@@ -51,6 +52,7 @@ from maediff.store import (
     verify_model_folder,
     write_text,
 )
+from maediff.training import processes
 from maediff.training.loop import FitResult, Progress, fit
 
 log = logging.getLogger(__name__)
@@ -94,13 +96,14 @@ def train(
         TrainingInterrupted: On SIGINT or SIGTERM, after saving.
     """
     run_dir = Path(run_dir)
-    with contextlib.nullcontext() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else _sole_training(run_dir):
+    chosen = resolve_device(device)
+    with processes.joined(chosen), _sole_training(run_dir) if processes.is_main() else contextlib.nullcontext():
         return _train(
             config,
             source,
             run_dir,
-            resume=resume,
-            device=device,
+            resume=resume or processes.restarted(),
+            device=chosen,
             split=split,
             channel=channel,
             on_progress=on_progress,
@@ -109,7 +112,7 @@ def train(
 
 @contextlib.contextmanager
 def _sole_training(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder and clear away what a killed training left half-written."""
+    """Hold a run folder and clear away what a killed training left half-written; for the main process."""
     with folder_lock(run_dir):
         for name in ("config.yaml", "run.json", "log.csv", "model", "checkpoints/last.pt"):
             remove_leftovers(run_dir / name)
@@ -126,20 +129,21 @@ def _train(
     run_dir: Path,
     *,
     resume: bool,
-    device: str,
+    device: torch.device,
     split: str | None,
     channel: str | None,
     on_progress: OnProgress | None,
 ) -> Path:
-    chosen = resolve_device(device)
     learn, held_out = split_cases(find_cases(source, channel=channel), config, split)
-    write_text(run_dir / "config.yaml", dump_yaml(config))
+    if processes.is_main():
+        write_text(run_dir / "config.yaml", dump_yaml(config))
     cache = run_dir / "cache"
-    training = healthy_slices(learn, config.data, cache)
-    validation = healthy_slices(held_out, config.data, cache)
-    log.info("%s", describe_slices(training, validation))
+    with processes.main_first():
+        training = healthy_slices(learn, config.data, cache)
+        validation = healthy_slices(held_out, config.data, cache)
+    log.log(logging.INFO if processes.is_main() else logging.DEBUG, "%s", describe_slices(training, validation))
     if config.method in UNTRAINED:
-        result = FitResult(untrained_weights(config, learn), math.nan, 0, math.nan)
+        result = FitResult(untrained_weights(config, learn), math.nan, 0, None)
     else:
         initial = load_model_folder(resolve_model(config.train.init)).weights if config.train.init else None
         result = fit(
@@ -147,27 +151,57 @@ def _train(
             training,
             validation,
             run_dir,
-            device=chosen,
+            device=device,
             resume=resume,
             initial=initial,
             on_progress=on_progress,
         )
-    slices = describe_slices(training, validation)
-    text = card.model_card(config, data=slices, steps=result.steps, loss=result.best_loss)
+    if processes.is_main():
+        arguments = {"source": source, "run_dir": run_dir, "resume": resume, "split": split, "channel": channel}
+        _finish_training(
+            config,
+            run_dir,
+            result,
+            slices=(training, validation),
+            held_out=held_out,
+            arguments=arguments,
+            device=device,
+        )
+    processes.wait_for_all()  # so that the model folder is there when any of them returns
+    return run_dir / "model"
+
+
+def _finish_training(
+    config: Config,
+    run_dir: Path,
+    result: FitResult,
+    *,
+    slices: tuple[SliceSet, SliceSet],
+    held_out: Sequence[Case],
+    arguments: Mapping[str, Any],
+    device: torch.device,
+) -> None:
+    """Write the model folder, calibrate it and write `run.json`."""
+    training, validation = slices
     model = run_dir / "model"
+    text = card.model_card(
+        config, data=describe_slices(training, validation), steps=result.steps, loss=result.best_loss
+    )
     save_model(model, result.weights, config, None, text)
     unreadable = {name for name, _ in validation.failed}
     healthy = [case for case in held_out if case.label is None and case.id not in unreadable]
     if healthy:
-        _calibrate(model, healthy, device, origin=f"{len(healthy)} held-out healthy scans of training")
+        _calibrate(model, healthy, str(device), origin=f"{len(healthy)} held-out healthy scans of training")
     else:
         log.warning("no held-out scan is wholly healthy: the model has no threshold; run `maediff calibrate`")
-    arguments = {"source": source, "run_dir": run_dir, "resume": resume, "split": split, "channel": channel}
     hashes = {"model": verify_model_folder(model), "config": config_hash(config)}
-    facts = {"slices": slices, "failed": [*training.failed, *validation.failed]}
-    record = run_record("train", arguments, seed=config.train.seed, device=str(chosen), hashes=hashes, **facts)
+    facts = {
+        "slices": describe_slices(training, validation),
+        "failed": [*training.failed, *validation.failed],
+        "pace": asdict(result.pace) if result.pace else None,
+    }
+    record = run_record("train", arguments, seed=config.train.seed, device=str(device), hashes=hashes, **facts)
     write_run(run_dir, record)
-    return model
 
 
 def split_cases(cases: Sequence[Case], config: Config, split: str | None) -> tuple[list[Case], list[Case]]:

@@ -259,6 +259,16 @@ def test_bf16_stays_close(tiny, random_network):
     assert float((coarse - exact).abs().mean()) < 0.05
 
 
+def test_convolutions_in_bf16_are_what_autocast_makes_of_them(tiny, random_network):
+    config = tiny()
+    slices, mask = stack(1)
+    run = SlidingReconstructor(random_network(config), config, CPU, bf16=True)
+    ours = run(slices, mask, (0,)).mean
+    assert run.network.unet.conv_in.conv.weight.dtype == torch.bfloat16
+    run.network = random_network(config)
+    assert torch.equal(ours, run(slices, mask, (0,)).mean)
+
+
 class Greedy:
     """Runs out of memory above a number of windows, as PyTorch's CPU allocator tells it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from maediff.config import config_hash
 from maediff.data.slices import SliceSet
 from maediff.errors import MAEDiffError, ModelError, TrainingInterrupted
-from maediff.training import loop
+from maediff.training import loop, pace
 from maediff.training.checkpoint import TrainState, load_state, save_state
 from maediff.training.loop import Losses, fit, learning_rate
 from maediff.training.stream import SampleStream
@@ -173,6 +174,33 @@ def test_training_learns(tiny, train, tmp_path):
     losses = [progress.val_loss for progress in seen if progress.val_loss is not None]
     assert losses[-1] < 0.95 * losses[0]
     assert all(p.step == k + 1 and p.max_steps == 24 and p.eta_seconds >= 0 for k, p in enumerate(seen))
+
+
+def test_the_end_tells_speed_ceiling_and_waiting(tiny, train, monkeypatch, caplog):
+    monkeypatch.setattr(pace, "LEAST_SECONDS", 0)
+    with caplog.at_level("INFO", logger="maediff"):
+        found = train(tiny("train.max_steps=3")).pace
+    assert found.images_per_second > 0
+    assert 0 < found.waiting < 1
+    assert 0 < found.share_of_ceiling < 1
+    assert f"trained 3 steps: {found.images_per_second:.1f} images/s, {found.share_of_ceiling:.0%} of" in caplog.text
+    assert train(tiny("train.max_steps=3"), resume=True).pace is None  # nothing was left to do
+
+
+def test_a_stopwatch_counts_only_the_time_spent_waiting():
+    def slow():
+        for number in range(3):
+            time.sleep(0.02)
+            yield number
+
+    watch = pace.Stopwatch()
+    seen = []
+    for number in watch.watch(slow()):
+        seen.append(number)
+        time.sleep(0.03)
+    assert seen == [0, 1, 2]
+    assert watch.waited >= 0.06
+    assert watch.seconds - watch.waited >= 0.09
 
 
 def test_precision_may_differ_between_runs_of_one_process(tiny, train):

@@ -73,6 +73,10 @@ class ScanTask:
             return replace(outcome, status="done", message="finished by a worker that was lost afterwards")
         return outcome
 
+    def abandon(self, case: Case) -> None:
+        """Remove what workers that died left of a scan that nobody will score again."""
+        Outputs.of(case, self.out).remove()
+
 
 @functools.lru_cache(maxsize=1)
 def _load_once(model: str, device: str, overrides: tuple[str, ...]) -> Predictor:
@@ -113,7 +117,7 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
 def infer_on_cluster(
     client: Client,
     cases: Sequence[Case],
-    task: Callable[[Case], CaseOutcome],
+    task: ScanTask,
     table: CaseTable,
     *,
     on_case: Callable[[CaseOutcome], None] | None = None,
@@ -123,7 +127,7 @@ def infer_on_cluster(
     Args:
         client: From :func:`connect`.
         cases: Scans.
-        task: A :class:`ScanTask`.
+        task: What scores a scan.
         table: The open table of outcomes, in the order in which scans finish until the end, then in that of `cases`.
         on_case: Told the outcome of each scan.
 
@@ -140,9 +144,7 @@ def infer_on_cluster(
     return summarize(table.outcomes)
 
 
-def _finished(
-    client: Client, cases: Sequence[Case], task: Callable[[Case], CaseOutcome]
-) -> Iterator[tuple[int, CaseOutcome]]:
+def _finished(client: Client, cases: Sequence[Case], task: ScanTask) -> Iterator[tuple[int, CaseOutcome]]:
     """Yield the outcome of each scan as it finishes, with few tasks at hand at any time."""
     from distributed import KilledWorker, as_completed
 
@@ -161,6 +163,7 @@ def _finished(
         try:
             outcome = future.result()
         except KilledWorker:
+            task.abandon(case)
             outcome = CaseOutcome(case.id, "failed", message="several workers died on this scan; is memory short?")
         future.release()
         queue.update(submit(islice(waiting, 1)))

@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maediff.errors import MAEDiffError
+from maediff.hardware import synchronize
 from maediff.inference.cohort import PlannedCase
 from maediff.inference.layout import Plan
 from maediff.inference.predictor import Predictor, PreparedScan
@@ -115,12 +116,6 @@ def time_batch(network: Reconstructor, inputs: tuple[torch.Tensor, torch.Tensor,
         synchronize(device)
         seconds = time.perf_counter() - start
     return seconds / len(inputs[0])
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _first_usable(predictor: Predictor, todo: Sequence[PlannedCase]) -> PreparedScan:

@@ -7,12 +7,13 @@ deviation over several timesteps and noise draws are ours.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maediff import diffusion
@@ -27,6 +28,7 @@ from maediff.partition import blend_weight, window_masks
 
 log = logging.getLogger(__name__)
 Key = tuple[object, ...]
+Network = TypeVar("Network")
 
 
 class Healthy(NamedTuple):
@@ -62,7 +64,7 @@ class SlidingReconstructor:
     def __init__(
         self, network: Reconstructor | PatchedDDPM, config: Config, device: torch.device, *, bf16: bool
     ) -> None:
-        self.network = network
+        self.network = with_bf16_convolutions(network) if bf16 else network
         self.config = config
         self.device = device
         self.bf16 = bf16
@@ -207,6 +209,20 @@ class SlidingReconstructor:
 
     def _field(self, like: Tensor, key: Key) -> Tensor:
         return noise_field(self.config.diffusion.noise, (like.shape[-2], like.shape[-1]), generator(*key))
+
+
+def with_bf16_convolutions(network: Network) -> Network:
+    """Copy a network with its convolutions in bf16: autocast would convert them anew in each pass, to the same values.
+
+    Callables that are no modules, such as stand-ins of tests, are returned as they are.
+    """
+    if not isinstance(network, nn.Module):
+        return network
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(torch.bfloat16)
+    return network
 
 
 def _placed(weight: Tensor, corners: Tensor, shape: tuple[int, int]) -> Tensor:

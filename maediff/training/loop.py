@@ -10,7 +10,6 @@ import csv
 import logging
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -33,7 +32,9 @@ from maediff.models import objective
 from maediff.models.baselines import build_network
 from maediff.models.reconstructor import Reconstructor
 from maediff.store import atomic_path, cannot_write
+from maediff.training import processes
 from maediff.training.checkpoint import TrainState, Weights, load_state, save_state
+from maediff.training.pace import Pace, Stopwatch
 from maediff.training.stream import Sample, SampleStream, Span
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class FitResult:
-    """Best averaged weights of a run and how it went."""
+    """Best averaged weights of a run and how it went; `pace` is None where no step was left to do."""
 
     weights: Weights
     best_loss: float
     steps: int
-    images_per_second: float
+    pace: Pace | None
 
 
 class Losses(nn.Module):
@@ -175,27 +176,46 @@ class _Run:
     def go(self, training: SliceSet, validation: SliceSet, on_progress: Callable[[Progress], None] | None) -> FitResult:
         """Train to the last step."""
         train = self.config.train
-        start_step, start = self.state.step, time.perf_counter()
-        speed = 0.0
+        start_step, watch = self.state.step, Stopwatch()
         with _signals() as stop, self.log:
-            for batches in self._batches(training):
-                loss, mae_loss, norm = self._step(batches)
+            for batches in watch.watch(self._batches(training)):
+                loss, mae_loss, norm, stopped = self._step(batches, bool(stop))
                 step = self.state.step = self.state.step + 1
                 val_loss = (
                     self._validate(validation) if step % train.val_every == 0 or step == train.max_steps else None
                 )
-                speed = (step - start_step) * self.batch / (time.perf_counter() - start)
                 if step % train.log_every == 0 or val_loss is not None:
+                    speed = (step - start_step) * self.batch / watch.seconds
                     self._report(Progress(step, train.max_steps, float(loss), val_loss, speed, 0), on_progress)
                     self.log.write(step, float(loss), float(mae_loss), val_loss, self._lr(), float(norm), speed)
                     self._track(step, loss, val_loss)
-                if step % train.checkpoint_every == 0 or step == train.max_steps or stop:
+                stopped = stopped or (bool(stop) and not processes.several())
+                if step % train.checkpoint_every == 0 or step == train.max_steps or stopped:
                     self._save()
-                if stop and step < train.max_steps:
-                    raise TrainingInterrupted(f"stopped by {stop[0]} after step {step}; continue with --resume")
+                if stopped and step < train.max_steps:
+                    raise TrainingInterrupted(f"stopped by {_first(stop)} after step {step}; continue with --resume")
         if not self.state.best:
             raise MAEDiffError("the validation loss was never finite; lower train.lr or set train.precision=fp32")
-        return FitResult(self.state.best, self.state.best_loss, self.state.step, speed)
+        pace = self._pace(watch, self.state.step - start_step, training)
+        return FitResult(self.state.best, self.state.best_loss, self.state.step, pace)
+
+    def _pace(self, watch: Stopwatch, steps: int, training: SliceSet) -> Pace | None:
+        """Sum up how fast the steps of this run were, and tell it."""
+        if not steps:
+            return None
+
+        def step() -> None:
+            sample = SampleStream(training, self.config, 1, augmented=False)[0]
+            batch = {name: value[None].to(self.accelerator.device) for name, value in sample.items()}
+            loss, mae_loss = self.accelerator.unwrap_model(self.losses)(batch)
+            (loss + self.config.model.mae_loss_weight * mae_loss).backward()
+
+        bf16 = self.accelerator.mixed_precision == "bf16"
+        count, device = self.accelerator.num_processes, self.accelerator.device
+        pace = watch.pace(steps * self.batch, count, device, step, bf16=bf16)
+        if self.accelerator.is_main_process:
+            log.info("trained %d steps: %s", steps, pace)
+        return pace
 
     def _batches(self, training: SliceSet) -> Iterator[list[Sample]]:
         """Yield the micro-batches of each step that is left to do; samples are numbered over the whole run."""
@@ -213,30 +233,31 @@ class _Run:
                 yield micro
                 micro = []
 
-    def _step(self, batches: list[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(self, batches: list[Sample], stop: bool) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """Take a step; returns both losses, the gradient's norm, and whether any process was told to stop before it."""
         train = self.config.train
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr()
         self.losses.train()
-        total = torch.zeros(2, device=self.accelerator.device)
+        total = torch.tensor([0.0, 0.0, float(stop)], device=self.accelerator.device)
         for index, batch in enumerate(batches):
             last = index + 1 == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.losses):
                 loss, mae_loss = self.losses(batch)
                 whole = loss + self.config.model.mae_loss_weight * mae_loss
                 self.accelerator.backward(whole / len(batches))
-            total += torch.stack([loss.detach(), mae_loss.detach()]) / len(batches)
+            total[:2] += torch.stack([loss.detach(), mae_loss.detach()]) / len(batches)
         norm = self.accelerator.clip_grad_norm_(self.losses.parameters(), train.grad_clip)
         total = self.accelerator.reduce(total, "mean")
         if not bool(torch.isfinite(total).all()):
             raise MAEDiffError(
-                f"the loss is {total.tolist()} at step {self.state.step + 1}; lower train.lr (now {train.lr:g}) "
+                f"the loss is {total[:2].tolist()} at step {self.state.step + 1}; lower train.lr (now {train.lr:g}) "
                 "or set train.precision=fp32, and resume from the last checkpoint"
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._average()
-        return total[0], total[1], norm
+        return total[0], total[1], norm, bool(total[2] > 0)
 
     def _lr(self) -> float:
         return learning_rate(self.state.step, self.config)
@@ -306,12 +327,23 @@ def _accelerator(config: Config, device: torch.device, run_dir: Path) -> Acceler
         )
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         AcceleratorState._reset_state(reset_partial_state=True)  # else a process keeps its first run's precision
+    # only MAEDiff's own losses are known to reach every parameter in each step
+    every = config.method == "maediff" and (config.model.condition == "none" or config.model.mae_loss_weight > 0)
     accelerator = Accelerator(
-        mixed_precision=precision, cpu=device.type == "cpu", log_with=tracker, project_dir=str(run_dir)
+        mixed_precision=precision,
+        cpu=device.type == "cpu",
+        log_with=tracker,
+        project_dir=str(run_dir),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=not every)],
     )
     if tracker:
         accelerator.init_trackers("tensorboard")
     return accelerator
+
+
+def _first(stop: list[str]) -> str:
+    """Name the signal that stopped this process; another process may have been told instead."""
+    return stop[0] if stop else "a signal to another process"
 
 
 def _copy(network: nn.Module) -> Weights:

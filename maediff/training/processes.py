@@ -1,0 +1,75 @@
+"""Training on several processes, as torchrun and accelerate start them: who writes, who waits, and what a restart does.
+
+Only the main process writes; the others wait until its files are there. torchrun restarts all processes when one dies
+(`--max-restarts`); a restarted training goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+
+_PATIENCE = timedelta(hours=3)
+"""How long processes wait for each other, as for the main one that reads the scans; torchrun notices who died."""
+
+
+def several() -> bool:
+    """Tell whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_main() -> bool:
+    """Tell whether this process is the one that writes; a single one is."""
+    return int(os.environ.get("RANK", "0")) == 0 or not several()
+
+
+def restarted() -> bool:
+    """Tell whether torchrun has started this training again, because a process died."""
+    return several() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Join the other processes for the time of a training, and leave them in order."""
+    before = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not several() or before:
+        yield
+        return
+    store, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
+        # torchrun of torch 2.13 keeps one store for all attempts, in which a new one finds the addresses of the dead.
+        # Attempts are numbered alike on one machine only; for several, docs/cluster.md turns that store off.
+        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE)
+    PartialState._reset_state()
+    PartialState(cpu=device.type == "cpu")
+    yield
+    if torch.distributed.is_initialized():  # after an error the others may be dead, and leaving would wait for them
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main process go through a block alone, then the others: they find what it wrote."""
+    if not several():
+        yield
+        return
+    if not is_main():
+        wait_for_all()
+    yield
+    if is_main():
+        wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Wait until all processes are here."""
+    if several():
+        PartialState().wait_for_everyone()

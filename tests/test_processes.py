@@ -1,0 +1,179 @@
+"""Training on several real processes: what one process does, with one writer, also where one of them is killed."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from maediff.config import config_hash, dump_yaml
+from maediff.store import load_model_folder, read_json, verify_model_folder
+from maediff.training import processes
+from maediff.training.checkpoint import load_state
+from maediff.workflow import train
+
+AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
+STEPS = 24
+pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+
+
+@pytest.fixture(scope="module")
+def scans(make_scan, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    for number in range(3):
+        nib.save(make_scan(AFFINE, (17, 20, 12), seed=number), folder / f"s{number}.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    """Four slices a step of two processes."""
+    return tiny(f"train.max_steps={STEPS}", "train.batch_size=4", "train.val_every=8", "train.checkpoint_every=2")
+
+
+def process(rank, port, config, scans, out):
+    """Train as one of two processes that a launcher started."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    model = train(config, scans, out, device="cpu")
+    assert verify_model_folder(model)  # also where the other process wrote it
+    assert not torch.distributed.is_initialized()
+
+
+def train_on_two(config, scans, out):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    both = [fork.Process(target=process, args=(rank, port, config, scans, out)) for rank in (0, 1)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(120)
+    assert [one.exitcode for one in both] == [0, 0]
+    return out
+
+
+@pytest.fixture(scope="module")
+def on_two(config, scans, tmp_path_factory):
+    """The run folder of an undisturbed training on two processes."""
+    return train_on_two(config, scans, tmp_path_factory.mktemp("two"))
+
+
+def rows(folder):
+    with (folder / "log.csv").open(newline="") as file:
+        return [
+            {k: float(v or "nan") for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_training(one, other, config, rtol, atol):
+    for first, second in zip(rows(one), rows(other), strict=True):
+        assert first == pytest.approx(second, rel=rtol, nan_ok=True)
+    states = [load_state(folder / "checkpoints" / "last.pt", digest) for folder, digest in config.items()]
+    assert states[0].step == states[1].step == STEPS
+    for name, value in states[0].model.items():
+        torch.testing.assert_close(value, states[1].model[name], rtol=rtol, atol=atol)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_same_global_batch(config, tiny, scans, on_two, tmp_path):
+    alone = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 8})})
+    train(alone, scans, tmp_path, device="cpu")
+    digests = {tmp_path: config_hash(alone), on_two: config_hash(config)}
+    assert_same_training(
+        tmp_path, on_two, digests, rtol=1e-3, atol=1e-4
+    )  # AdamW enlarges the rounding of small gradients
+    assert rows(tmp_path)[0] == pytest.approx(rows(on_two)[0], rel=1e-5, nan_ok=True)  # loss and gradient of step 1
+
+
+@pytest.mark.slow
+def test_one_process_writes_one_model_folder_and_one_log(on_two):
+    assert sorted(path.name for path in on_two.iterdir()) == [
+        "cache",
+        "checkpoints",
+        "config.yaml",
+        "log.csv",
+        "model",
+        "run.json",
+    ]
+    assert [row["step"] for row in rows(on_two)] == list(range(1, STEPS + 1))
+    assert load_model_folder(on_two / "model").calibration is not None
+    assert read_json(on_two / "run.json")["pace"]["images_per_second"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["model.mae_loss_weight=0", "method=vae"])
+def test_parameters_that_a_loss_does_not_reach_stop_nothing(tiny, scans, tmp_path, change):
+    config = tiny("train.max_steps=3", "train.batch_size=2", change)
+    train_on_two(config, scans, tmp_path)
+    assert len(rows(tmp_path)) == 3
+
+
+def ranks(launcher):
+    """Find the processes that a launcher started: process number by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher:
+                places = dict(
+                    line.split("=", 1) for line in (folder / "environ").read_text().split("\0") if "=" in line
+                )
+                found[int(places["RANK"])] = int(folder.name)
+        except (OSError, KeyError, ValueError):
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_after_a_rank_is_killed_torchrun_finishes_with_nothing_lost(config, scans, on_two, tmp_path):
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
+    command += ["--master-port=0", "--standalone", "-m", "maediff", "train", "-c", str(tmp_path / "config.yaml")]
+    command += ["-i", str(scans), "-o", str(out), "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 200
+        while not (out / "checkpoints" / "last.pt").is_file():
+            assert launcher.poll() is None, launcher.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(ranks(launcher.pid)[1], signal.SIGKILL)
+        told = launcher.communicate(timeout=200)[1]
+    finally:
+        if launcher.poll() is None:
+            launcher.terminate()  # it takes its processes along
+            launcher.communicate()
+    assert launcher.returncode == 0, told
+    assert "resumed after step" in told
+    digests = dict.fromkeys((out, on_two), config_hash(config))
+    assert_same_training(out, on_two, digests, rtol=1e-4, atol=1e-5)
+    weights = [load_model_folder(folder / "model").weights for folder in (out, on_two)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
+    assert told.count("next: maediff infer") == 1
+
+
+def test_a_single_process_is_the_main_one_and_waits_for_nobody(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "3")  # as other tools set it
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert processes.is_main()
+    assert not processes.restarted()
+    with processes.joined(torch.device("cpu")), processes.main_first():
+        processes.wait_for_all()
+    assert not torch.distributed.is_initialized()
