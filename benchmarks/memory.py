@@ -25,7 +25,7 @@ from maediff.hardware import resolve_device
 from maediff.store import save_model
 
 SIZES = ((91, 109, 91), (128, 154, 128), (182, 218, 182))
-SMALL, SMALL_MM, FEW = (46, 55, 46), 4.0, 5
+SMALL, SMALL_MM, FEW = (24, 28, 12), 8.0, 5
 LIMIT_MIB = 2048
 
 

@@ -27,7 +27,7 @@ from maediff.config import load_config
 from maediff.hardware import resolve_device
 from maediff.store import save_model
 
-SHAPE, SPACING_MM = (46, 55, 46), 4.0
+SHAPE, SPACING_MM = (24, 28, 12), 8.0
 MILLION = 10**6
 MACHINES = (1, 10, 100, 1000)
 

@@ -23,7 +23,7 @@ from ._options import (
     epilog=examples(
         "maediff train -c tiny -i healthy/ -o runs/first",
         "maediff train -c base -i cases.csv --split train -o runs/base --set train.lr=1e-4",
-        "torchrun --nproc-per-node 4 -m maediff train -c base -i cases.csv -o runs/base",
+        "torchrun --nproc-per-node 4 --max-restarts 3 -m maediff train -c base -i cases.csv -o runs/base",
     )
 )
 @click.option("-c", "--config", required=True, metavar="PRESET|FILE", help="Preset or YAML file; see `maediff config`.")
@@ -54,6 +54,7 @@ def command(
     """
     from maediff import train
     from maediff.config import load_config
+    from maediff.training.processes import is_main
 
     from ._console import say, step_progress
 
@@ -69,5 +70,7 @@ def command(
             channel=channel,
             on_progress=on_progress,
         )
+    if not is_main():
+        return
     say(f"model: {folder}")
     say(f"next: maediff infer -m {folder} -i SCANS -o OUT")

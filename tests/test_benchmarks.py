@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -32,7 +33,11 @@ def module(name):
     return import_module(f"benchmarks.{name}")
 
 
-@pytest.mark.parametrize("name", ["brainmask", "calibration", "demo", "lgg_flair", "native_space"])
+BENCHMARKS = ["brainmask", "calibration", "cluster", "context", "demo", "inference", "lgg_flair", "limits", "memory"]
+BENCHMARKS += ["native_space", "scaling", "startup", "training"]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         module(name).main(["--help"])
@@ -249,3 +254,36 @@ def test_calibration_counts_scans_alike_and_in_ml():
     assert (row["lowest_scan_per_million"], row["highest_scan_per_million"]) == (0.0, pytest.approx(50_000))
     assert row["scans_within_promise"] == pytest.approx(2 / 3)
     assert (row["promised_ml_per_scan"], row["measured_ml_per_scan"]) == (pytest.approx(15), pytest.approx(30))
+
+
+def test_a_simulated_queue_keeps_its_machines_busy():
+    simulate = module("scaling").simulate
+    assert simulate([2.0], 10.0, 1000, 1) == pytest.approx((10 + 2000) / 3600)
+    assert simulate([2.0], 10.0, 1000, 100) == pytest.approx((10 + 20) / 3600)
+    assert simulate([2.0], 10.0, 1001, 100) == pytest.approx((10 + 22) / 3600)  # one machine takes one more
+    mixed = simulate([1.0, 3.0], 0.0, 2000, 10) * 3600
+    assert 380 < mixed < 430  # 2000 scans of 2 s on average
+
+
+def test_the_process_that_writes_an_unfinished_output_is_found(tmp_path):
+    cluster = module("cluster")
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("looks for processes in /proc")
+    code = (
+        f"import sys, time; f = open({str(tmp_path / '.a.12345678.nii.gz')!r}, 'w'); print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        try:
+            other.stdout.readline()
+            assert list(cluster.writers(tmp_path)) == [(other.pid, ".a.12345678.nii.gz")]
+        finally:
+            other.kill()
+    assert list(cluster.writers(tmp_path)) == []
+
+
+def test_maps_that_differ_or_lack_are_named(tmp_path):
+    for folder, files in {"one": {"a": b"1", "b": b"2", "c": b"3"}, "two": {"a": b"1", "b": b"0"}}.items():
+        (tmp_path / folder).mkdir()
+        for name, content in files.items():
+            (tmp_path / folder / f"{name}.nii.gz").write_bytes(content)
+    assert module("cluster").differences(tmp_path / "one", tmp_path / "two") == ["b.nii.gz", "c.nii.gz"]
