@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from maediff.calibration import Calibration
+from maediff.data.cases import Case
 from maediff.errors import ConfigError
-from maediff.inference.cluster import connect
+from maediff.inference.cluster import ScanTask, connect
 from maediff.store import read_json
 from maediff.tables import read_table
 from maediff.workflow import infer
@@ -69,6 +70,16 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(model, scans, tmp_pat
     assert read_json(tmp_path / "dask" / "run.json")["device"] == "cpu on Dask workers"
     again = infer(model, scans, tmp_path / "dask", device="cpu", workers=1)
     assert (again.done, again.skipped, again.failed) == (0, SCANS, 1)
+
+
+def test_what_dead_workers_left_of_an_abandoned_scan_is_removed(tmp_path):
+    half_written = tmp_path / ".s1_anomaly.0123abcd.nii.gz"
+    others = tmp_path / ".s2_anomaly.0123abcd.nii.gz"
+    for path in (half_written, others, tmp_path / "s1_reconstruction.nii.gz"):
+        path.write_bytes(b"half")
+    case = Case("s1", tmp_path / "s1.nii.gz", None, None, "s1", None, None, "s1")
+    ScanTask("model", "cpu", (), tmp_path, 0, False, 0, None).abandon(case)
+    assert list(tmp_path.iterdir()) == [others]  # another worker may be writing it
 
 
 def test_without_dask_the_message_names_the_extra(monkeypatch):

@@ -18,13 +18,15 @@ import pytest
 import torch
 
 from maediff.config import config_hash, dump_yaml
+from maediff.errors import TrainingInterrupted
 from maediff.store import load_model_folder, read_json, verify_model_folder
 from maediff.training import processes
 from maediff.training.checkpoint import load_state
 from maediff.workflow import train
 
 AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
-STEPS = 24
+STEPS = 16
+STOPPED = 7
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 
 
@@ -42,27 +44,46 @@ def config(tiny):
     return tiny(f"train.max_steps={STEPS}", "train.batch_size=4", "train.val_every=8", "train.checkpoint_every=2")
 
 
-def process(rank, port, config, scans, out):
+def process(rank, port, config, scans, out, resume):
     """Train as one of two processes that a launcher started."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
-    model = train(config, scans, out, device="cpu")
+    try:
+        model = train(config, scans, out, device="cpu", resume=resume)
+    except TrainingInterrupted:
+        sys.exit(STOPPED)
     assert verify_model_folder(model)  # also where the other process wrote it
     assert not torch.distributed.is_initialized()
 
 
-def train_on_two(config, scans, out):
+def start_two(config, scans, out, resume=False):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     fork = multiprocessing.get_context("fork")
-    both = [fork.Process(target=process, args=(rank, port, config, scans, out)) for rank in (0, 1)]
+    both = [fork.Process(target=process, args=(rank, port, config, scans, out, resume)) for rank in (0, 1)]
     for one in both:
         one.start()
+    return both
+
+
+def exit_codes(both):
     for one in both:
         one.join(120)
-    assert [one.exitcode for one in both] == [0, 0]
+    return [one.exitcode for one in both]
+
+
+def train_on_two(config, scans, out, resume=False):
+    assert exit_codes(start_two(config, scans, out, resume)) == [0, 0]
     return out
+
+
+def wait_for_checkpoint(out, alive):
+    deadline = time.monotonic() + 200
+    while not (out / "checkpoints" / "last.pt").is_file():
+        assert alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +135,22 @@ def test_one_process_writes_one_model_folder_and_one_log(on_two):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["model.mae_loss_weight=0", "method=vae"])
-def test_parameters_that_a_loss_does_not_reach_stop_nothing(tiny, scans, tmp_path, change):
-    config = tiny("train.max_steps=3", "train.batch_size=2", change)
+def test_parameters_that_a_loss_does_not_reach_stop_nothing(tiny, scans, tmp_path):
+    config = tiny("train.max_steps=3", "train.batch_size=2", "model.mae_loss_weight=0")
     train_on_two(config, scans, tmp_path)
     assert len(rows(tmp_path)) == 3
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_all_after_the_same_step_and_loses_nothing(config, scans, on_two, tmp_path):
+    both = start_two(config, scans, tmp_path)
+    wait_for_checkpoint(tmp_path, both[1].is_alive)
+    both[1].terminate()
+    assert exit_codes(both) == [STOPPED, STOPPED]
+    stopped = load_state(tmp_path / "checkpoints" / "last.pt", config_hash(config)).step
+    assert 2 <= stopped == len(rows(tmp_path)) < STEPS
+    train_on_two(config, scans, tmp_path, resume=True)
+    assert_same_training(tmp_path, on_two, dict.fromkeys((tmp_path, on_two), config_hash(config)), rtol=1e-4, atol=1e-5)
 
 
 def ranks(launcher):
@@ -147,11 +179,7 @@ def test_after_a_rank_is_killed_torchrun_finishes_with_nothing_lost(config, scan
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launcher = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 200
-        while not (out / "checkpoints" / "last.pt").is_file():
-            assert launcher.poll() is None, launcher.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_checkpoint(out, lambda: launcher.poll() is None)
         os.kill(ranks(launcher.pid)[1], signal.SIGKILL)
         told = launcher.communicate(timeout=200)[1]
     finally:
