@@ -6,7 +6,6 @@ Hugging Face accelerate places the model, chooses precision, accumulates gradien
 from __future__ import annotations
 
 import contextlib
-import csv
 import logging
 import math
 import signal
@@ -31,14 +30,13 @@ from maediff.hardware import use_bf16
 from maediff.models import objective
 from maediff.models.baselines import build_network
 from maediff.models.reconstructor import Reconstructor
-from maediff.store import atomic_path, cannot_write
 from maediff.training import processes
 from maediff.training.checkpoint import TrainState, Weights, load_state, save_state
+from maediff.training.losslog import LossLog
 from maediff.training.pace import Pace, Stopwatch
 from maediff.training.stream import Sample, SampleStream, Span
 
 log = logging.getLogger(__name__)
-_COLUMNS = ("step", "loss", "mae_loss", "val_loss", "lr", "grad_norm", "images_per_second")
 _VALIDATION_SAMPLES = 64
 
 
@@ -155,7 +153,7 @@ class _Run:
         if resume and self.checkpoint.is_file():
             self._restore()
         self.batch = config.train.batch_size * self.accelerator.num_processes * config.train.accumulate
-        self.log = _LossLog(run_dir / "log.csv", self.state.step, self.accelerator.is_main_process)
+        self.log = LossLog(run_dir / "log.csv", self.state.step, self.accelerator.is_main_process)
 
     def start_from(self, weights: Weights) -> None:
         """Take over the weights of a trained network.
@@ -354,45 +352,6 @@ def _leave_signals(_worker: int) -> None:
     """Let only the main process answer SIGTERM and SIGINT, which schedulers and terminals send to the whole group."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-class _LossLog:
-    """`log.csv`: one row a logged step; rows behind the resumed step are dropped."""
-
-    def __init__(self, path: Path, step: int, writes: bool) -> None:
-        self.path, self.step, self.writes = path, step, writes
-
-    def __enter__(self) -> _LossLog:
-        if not self.writes:
-            return self
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = self._rows_until(self.step) if self.step else []
-        with atomic_path(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([_COLUMNS, *rows])
-        self.file = self.path.open("a", newline="", encoding="utf-8")
-        self.writer = csv.writer(self.file)
-        return self
-
-    def write(self, step: int, loss: float, mae_loss: float, val_loss: float | None, *rest: float) -> None:
-        if self.writes:
-            shown = "" if val_loss is None else repr(val_loss)
-            try:
-                self.writer.writerow([step, repr(loss), repr(mae_loss), shown, *(f"{value:.6g}" for value in rest)])
-                self.file.flush()
-            except OSError as error:
-                raise cannot_write(self.path, error) from error
-
-    def __exit__(self, *_: object) -> None:
-        if self.writes:
-            with contextlib.suppress(OSError):  # rows that found no room; the write has told it already
-                self.file.close()
-
-    def _rows_until(self, step: int) -> list[list[str]]:
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))[1:]
-        return [row for row in rows if len(row) == len(_COLUMNS) and row[0].isdecimal() and int(row[0]) <= step]
 
 
 @contextlib.contextmanager
