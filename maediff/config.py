@@ -27,21 +27,30 @@ UNTRAINED = frozenset({"intensity", "zscore"})
 """Methods without a network."""
 _MAX_CHARACTERS = 2**18
 _MAX_SHOWN = 120
+# Upper limits, far above what anyone uses: beyond lies a slip or an attack, which is refused before memory is taken.
+# Whether a network of allowed sizes fits into this machine is checked where it is built.
+_MANY, _STEPS, _WIDTH, _DEPTH = 2**16, 2**40, 8192, 64
+Percent = Annotated[float, Field(ge=0, le=100)]
+Side = Annotated[int, Field(ge=4, le=2048)]
+Width = Annotated[int, Field(ge=1, le=_WIDTH)]
+Spacing = Annotated[float, Field(ge=0.02, le=50)]
 
 
 class Section(BaseModel):
     """A frozen part of the configuration; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Section):
     """From a scan to working slices."""
 
-    size: tuple[int, int] = Field((96, 96), description="Working slice (x, y), pixels; grows where a brain needs more.")
-    spacing_mm: float = Field(2.0, gt=0, description="In-plane spacing of the working grid, mm.")
-    slice_spacing_mm: float | None = Field(
-        None, gt=0, description="Spacing between slices, mm; null keeps that of the scan."
+    size: tuple[Side, Side] = Field(
+        (96, 96), description="Working slice (x, y), pixels; grows where a brain needs more."
+    )
+    spacing_mm: Spacing = Field(2.0, description="In-plane spacing of the working grid, mm.")
+    slice_spacing_mm: Spacing | None = Field(
+        None, description="Spacing between slices, mm; null keeps that of the scan."
     )
     align: Literal["voxel", "world"] = Field(
         "voxel",
@@ -51,8 +60,8 @@ class DataConfig(Section):
     scaling: Literal["percentile", "median"] = Field(
         "percentile", description="percentile: in-mask percentiles to -1 and 1; median: 0 to -1, in-mask median to 0."
     )
-    percentiles: tuple[float, float] = Field((1.0, 99.0), description="In-mask percentiles mapped to -1 and 1.")
-    clip: float = Field(1.5, ge=1.0, description="Upper limit of scaled intensities (the lower is -1).")
+    percentiles: tuple[Percent, Percent] = Field((1.0, 99.0), description="In-mask percentiles mapped to -1 and 1.")
+    clip: float = Field(1.5, ge=1.0, le=1000, description="Upper limit of scaled intensities (the lower is -1).")
     min_brain_fraction: float = Field(
         0.02, ge=0.0, lt=1.0, description="Training leaves out slices with a smaller share of brain pixels."
     )
@@ -60,13 +69,22 @@ class DataConfig(Section):
         0.15, gt=0.0, lt=1.0, description="Share of subjects held out for validation where no split is given."
     )
 
+    @model_validator(mode="after")
+    def _rises(self) -> DataConfig:
+        low, high = self.percentiles
+        if low >= high:
+            raise ValueError(f"percentiles {low:g} and {high:g} must rise")
+        return self
+
 
 class PartitionConfig(Section):
     """Hierarchical patch partition: upper-level windows and sub-level cells."""
 
-    window: int = Field(48, ge=4, description="Side p of the upper-level window.")
-    stride: int = Field(24, ge=1, description="Step s of the sliding window at test time.")
-    cell: int = Field(8, ge=2, description="Side of a sub-level cell; the grid is r = size / cell cells a side.")
+    window: int = Field(48, ge=4, le=2048, description="Side p of the upper-level window.")
+    stride: int = Field(24, ge=1, le=2048, description="Step s of the sliding window at test time.")
+    cell: int = Field(
+        8, ge=2, le=2048, description="Side of a sub-level cell; the grid is r = size / cell cells a side."
+    )
 
     @model_validator(mode="after")
     def _covers(self) -> PartitionConfig:
@@ -78,17 +96,19 @@ class PartitionConfig(Section):
 class DiffusionConfig(Section):
     """Forward process, training objective and the timesteps used at test time."""
 
-    timesteps: int = Field(1000, ge=2, description="Length T of the chain.")
+    timesteps: int = Field(1000, ge=2, le=_MANY, description="Length T of the chain.")
     schedule: Literal["linear", "scaled_linear", "cosine"] = "cosine"
     objective: Literal["eps", "x0", "v", "mu"] = Field("v", description="What the network predicts.")
     loss: Literal["x0_l1", "x0_l2", "simple"] = Field(
         "x0_l1", description="x0_l1, x0_l2: distance of the x0 estimate; simple: squared error of the prediction."
     )
     train_timesteps: tuple[int, int] = Field((1, 1000), description="First and last timestep drawn in training.")
-    test_timesteps: tuple[int, ...] = Field((500,), min_length=1, description="Timesteps averaged at test time.")
+    test_timesteps: tuple[int, ...] = Field(
+        (500,), min_length=1, max_length=1000, description="Timesteps averaged at test time."
+    )
     noise: Literal["gaussian", "simplex", "coarse"] = "gaussian"
     sampler: Literal["single_step", "ddim", "ancestral"] = "single_step"
-    sampler_steps: int = Field(10, ge=1, description="Steps of the ddim sampler; ancestral takes them all.")
+    sampler_steps: int = Field(10, ge=1, le=_MANY, description="Steps of the ddim sampler; ancestral takes them all.")
     variance: Literal["posterior", "beta", "learned"] = Field(
         "posterior", description="Variance of ancestral steps: beta~, beta, or learned between them (method ddpm)."
     )
@@ -110,19 +130,23 @@ class DiffusionConfig(Section):
 class ModelConfig(Section):
     """Denoising U-Net and the MAE condition."""
 
-    channels: tuple[int, ...] = Field((128, 256, 256), min_length=2, description="U-Net channels, a level each.")
-    patch: int = Field(1, ge=1, description="Pixels folded into channels before the U-Net (1: none); 2 is 4x faster.")
-    num_res_blocks: int = Field(3, ge=1)
+    channels: tuple[Width, ...] = Field(
+        (128, 256, 256), min_length=2, max_length=8, description="U-Net channels, a level each."
+    )
+    patch: int = Field(
+        1, ge=1, le=64, description="Pixels folded into channels before the U-Net (1: none); 2 is 4x faster."
+    )
+    num_res_blocks: int = Field(3, ge=1, le=16)
     attention: tuple[bool, ...] = Field((False, False, False), description="Self-attention, a level each.")
-    norm_groups: int = Field(32, ge=1)
+    norm_groups: int = Field(32, ge=1, le=_WIDTH)
     input_skip: bool = Field(False, description="The network predicts the change of its input (objective x0 only).")
     condition: Literal["residual", "cross_attention", "none"] = Field(
         "residual", description="How MAE features enter the U-Net; none is the ablation."
     )
-    mae_width: int = Field(192, ge=8, multiple_of=8)
-    mae_depth: int = Field(4, ge=1)
-    mae_heads: int = Field(4, ge=1)
-    mae_decoder_depth: int = Field(1, ge=1)
+    mae_width: int = Field(192, ge=8, le=_WIDTH, multiple_of=8)
+    mae_depth: int = Field(4, ge=1, le=_DEPTH)
+    mae_heads: int = Field(4, ge=1, le=_WIDTH)
+    mae_decoder_depth: int = Field(1, ge=1, le=_DEPTH)
     mae_loss_weight: float = Field(0.1, ge=0.0, description="Weight of the auxiliary MAE loss; 0 turns it off.")
 
     @model_validator(mode="after")
@@ -140,31 +164,33 @@ class ModelConfig(Section):
 class PeerConfig(Section):
     """What the methods that MAEDiff is compared with need besides the sections above."""
 
-    latent: int = Field(128, ge=1, description="Size of the code of vae, of the embedding of cddpm.")
-    latent_channels: int = Field(4, ge=1, description="Channels of the latent image of latent_diffusion.")
-    latent_levels: int = Field(2, ge=1, description="Halvings from the slice to the latent image.")
+    latent: int = Field(128, ge=1, le=_WIDTH, description="Size of the code of vae, of the embedding of cddpm.")
+    latent_channels: int = Field(4, ge=1, le=_WIDTH, description="Channels of the latent image of latent_diffusion.")
+    latent_levels: int = Field(2, ge=1, le=8, description="Halvings from the slice to the latent image.")
     kl_weight: float = Field(1e-4, ge=0.0, description="Weight of vae's KL divergence against the mean error.")
     noise_std: float = Field(0.4, gt=0.0, description="Standard deviation of the coarse noise of dae, working units.")
     suspect_quantile: float = Field(
         0.95, gt=0.0, lt=1.0, description="autoddpm: residuals above this quantile of healthy ones are repainted."
     )
-    repaint_timestep: int = Field(50, ge=1, description="autoddpm: timestep from which stitched slices are harmonised.")
-    repaint_rounds: int = Field(5, ge=1, description="autoddpm: how often each harmonising step is repeated.")
+    repaint_timestep: int = Field(
+        50, ge=1, le=_MANY, description="autoddpm: timestep from which stitched slices are harmonised."
+    )
+    repaint_rounds: int = Field(5, ge=1, le=1000, description="autoddpm: how often each harmonising step is repeated.")
 
 
 class TrainConfig(Section):
     """Optimisation."""
 
-    max_steps: int = Field(100_000, ge=1)
-    batch_size: int = Field(32, ge=1, description="Slices a step and process, before accumulation.")
-    accumulate: int = Field(1, ge=1, description="Batches whose gradients make one step.")
+    max_steps: int = Field(100_000, ge=1, le=_STEPS)
+    batch_size: int = Field(32, ge=1, le=_MANY, description="Slices a step and process, before accumulation.")
+    accumulate: int = Field(1, ge=1, le=_MANY, description="Batches whose gradients make one step.")
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    warmup_steps: int = Field(500, ge=0)
+    warmup_steps: int = Field(500, ge=0, le=_STEPS)
     grad_clip: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     init: str | None = Field(None, description="Model folder, or phantom: weights to start from; the same network.")
     augment: bool = Field(True, description="Flips, small affine changes, brightness, contrast and gamma.")
     pseudo_lesions: float = Field(
@@ -173,20 +199,22 @@ class TrainConfig(Section):
     lesion_weight: float = Field(
         0.0, ge=0, description="Weight of the x0 error inside pseudo-lesions, each slice counting the same; 0: none."
     )
-    workers: int = Field(0, ge=0, description="Processes that prepare batches; 0 prepares them in the main one.")
-    val_every: int = Field(500, ge=1)
-    checkpoint_every: int = Field(500, ge=1)
-    log_every: int = Field(50, ge=1)
+    workers: int = Field(
+        0, ge=0, le=1024, description="Processes that prepare batches; 0 prepares them in the main one."
+    )
+    val_every: int = Field(500, ge=1, le=_STEPS)
+    checkpoint_every: int = Field(500, ge=1, le=_STEPS)
+    log_every: int = Field(50, ge=1, le=_STEPS)
     tensorboard: bool = Field(False, description="Also log to TensorBoard (extra: tensorboard).")
 
 
 class InferConfig(Section):
     """Sliding-window inference."""
 
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    batch_size: Annotated[int, Field(ge=1, le=_MANY)] | Literal["auto"] = Field(
         "auto", description="Windows a forward pass; auto: as many as fit into memory. The maps do not depend on it."
     )
-    draws: int = Field(1, ge=1, description="Noise draws averaged for each timestep.")
+    draws: int = Field(1, ge=1, le=1000, description="Noise draws averaged for each timestep.")
     blend: Literal["uniform", "gaussian"] = "gaussian"
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
     context: Annotated[int, Field(ge=0)] | Literal["slice", "brain"] = Field(
@@ -202,8 +230,8 @@ class ScoreConfig(Section):
     sign: Literal["abs", "bright", "dark"] = Field(
         "abs", description="abs: |x - x^|; bright or dark: only voxels brighter or darker than healthy."
     )
-    median_mm: float = Field(0.0, ge=0, description="Width of the in-plane median filter; 0 turns it off.")
-    erode_mm: float = Field(0.0, ge=0, description="In-plane erosion of the brain mask.")
+    median_mm: float = Field(0.0, ge=0, le=100, description="Width of the in-plane median filter; 0 turns it off.")
+    erode_mm: float = Field(0.0, ge=0, le=100, description="In-plane erosion of the brain mask.")
     min_size_mm3: float = Field(0.0, ge=0, description="Smaller components are removed from the anomaly mask.")
     false_positive_rate: float = Field(
         0.01, gt=0, lt=1, description="Share of healthy brain voxels above the calibrated threshold."
@@ -252,6 +280,9 @@ class Config(Section):
     def _fits(self) -> Config:
         if self.model.input_skip and self.diffusion.objective != "x0":
             raise ValueError(f"model.input_skip goes with objective x0, not {self.diffusion.objective!r}")
+        passes = len(self.diffusion.test_timesteps) * self.infer.draws
+        if passes > 1000:
+            raise ValueError(f"{passes} passes (diffusion.test_timesteps x infer.draws) exceed 1000; use fewer draws")
         if self.train.lesion_weight and self.diffusion.loss == "simple":
             raise ValueError("train.lesion_weight goes with diffusion.loss x0_l1 or x0_l2, not 'simple'")
         factor = self.model.patch * 2 ** (len(self.model.channels) - 1)

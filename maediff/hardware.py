@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 
 import torch
 
 from maediff.errors import ConfigError
+from maediff.system import memory_bytes
 
 
 def resolve_device(name: str) -> torch.device:
@@ -64,11 +64,7 @@ def available_bytes(device: torch.device) -> int | None:
             lines = dict(line.split(":", 1) for line in file)
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
+        return memory_bytes()
 
 
 def synchronize(device: torch.device) -> None:

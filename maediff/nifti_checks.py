@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import zlib
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maediff.errors import GeometryError, InputError
+from maediff.system import memory_bytes
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -87,19 +87,12 @@ def check_memory(num_voxels: int, num_bytes: int, name: str) -> None:
     Raises:
         InputError: The voxels as stored, as float32 and with two float32 maps need more than the machine's memory.
     """
-    needed, there = num_bytes + 12 * num_voxels, _memory_bytes()
+    needed, there = num_bytes + 12 * num_voxels, memory_bytes()
     if there is not None and needed > there:
         raise InputError(
             f"{name} needs {needed / 2**30:.1f} GiB of memory, this machine has {there / 2**30:.1f}: "
             "its header is damaged, or resample it first"
         )
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not every system tells
-        return None
 
 
 def unpacked(path: Path, header: Any) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any
 
 from maediff import __version__
 from maediff.store import write_json
+from maediff.system import memory_bytes
 
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "scipy", "accelerate")
 _HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\]+")
@@ -162,10 +163,8 @@ def _cores() -> int:
 
 
 def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3, 1)
-    except (AttributeError, OSError, ValueError):
-        return None
+    there = memory_bytes()
+    return None if there is None else round(there / 1024**3, 1)
 
 
 def _accelerators() -> list[str]:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from maediff import __version__
 from maediff.config import Config, dump_yaml, load_config
 from maediff.errors import ConfigError, ModelError, OutputError
+from maediff.system import memory_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -287,6 +288,7 @@ def _fitting_sums(folder: Path, sums: str) -> str:
     for name, expected in _parse_sums(text, folder).items():
         if not (folder / name).is_file():  # a device or a pipe would be read for ever
             raise ModelError(f"{folder / name} is listed in {CHECKSUMS} but is missing or is not a file")
+        _check_size(folder / name)
         try:
             found = file_sha256(folder / name)
         except OSError as error:
@@ -351,13 +353,15 @@ def describe_model(folder: str | Path) -> dict[str, Any]:
     Raises:
         ModelError: As :func:`load_model_folder`.
     """
+    from safetensors import SafetensorError
+
     folder = Path(folder)
     model_hash = verify_model_folder(folder)
     try:
         config = load_config(folder / CONFIG)
         calibration = _read_calibration(folder)
         parameters = _count_parameters(folder / WEIGHTS)
-    except (ValueError, LookupError, TypeError, ConfigError) as error:
+    except (OSError, ValueError, SafetensorError, ConfigError) as error:
         raise ModelError(f"model folder {folder} cannot be read: {error}") from error
     keys = ("threshold", "false_positive_rate", "n_scans", "origin")
     return {
@@ -404,10 +408,11 @@ def resolve_model(name: str | Path) -> Path:
 
 
 def _count_parameters(path: Path) -> int:
-    """Read the header of a safetensors file: 8 bytes of length, then JSON with the shape of each tensor."""
-    with open(path, "rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    """Count from the header of a safetensors file, which the library checks."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as stream:
+        return sum(math.prod(stream.get_slice(name).get_shape()) for name in stream.keys())  # noqa: SIM118  no mapping
 
 
 def _packaged_hint() -> str:
@@ -438,8 +443,17 @@ def _check_schema(folder: Path) -> None:
         raise ModelError(f"{folder} has schema {schema}, this MAEDiff reads up to {SCHEMA}; upgrade MAEDiff")
 
 
+def _check_size(path: Path) -> None:
+    """Refuse a file of a model folder before it is read: a sparse one can claim any size."""
+    size, limit = path.stat().st_size, _MAX_TEXT_BYTES if path.name != WEIGHTS else memory_bytes()
+    if limit is not None and size > limit:
+        raise ModelError(f"{path} has {size} bytes; at most {limit} are read: it is damaged, or no MAEDiff model")
+
+
 def _read_text(path: Path) -> str:
     try:
+        if path.is_file():
+            _check_size(path)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"cannot read {path}: {error}; this is not a whole MAEDiff model folder") from error

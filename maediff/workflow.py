@@ -34,9 +34,10 @@ from maediff.inference.cohort import (
     plan_cases,
 )
 from maediff.inference.cost import Cost, estimate_cost
-from maediff.inference.predictor import AnomalyResult, BoolArray, FloatArray, load_model
+from maediff.inference.predictor import AnomalyResult, BoolArray, FloatArray, Predictor, load_model
 from maediff.inference.untrained import untrained_weights
 from maediff.locking import folder_lock
+from maediff.models.baselines import check_trainable
 from maediff.provenance import run_record, write_run
 from maediff.report.preview import write_preview
 from maediff.store import (
@@ -134,6 +135,7 @@ def _train(
     channel: str | None,
     on_progress: OnProgress | None,
 ) -> Path:
+    check_trainable(config)
     learn, held_out = split_cases(find_cases(source, channel=channel), config, split)
     if processes.is_main():
         write_text(run_dir / "config.yaml", dump_yaml(config))
@@ -314,6 +316,17 @@ def infer(
     predictor = load_model(model, device if alone else "cpu", overrides)  # the workers have the devices
     table = out / ("cases.tsv" if shard == (1, 1) else f"cases-{shard[0]}-of-{shard[1]}.tsv")
     on_result = _preview if preview else None
+    arguments: dict[str, Any] = {
+        "model": model,
+        "source": source,
+        "out": out,
+        "mask": mask,
+        "shard": shard,
+        "overwrite": overwrite,
+        "scheduler": scheduler,
+        "workers": workers,
+    }
+    arguments |= {"split": split, "channel": channel, "overrides": overrides}
     with folder_lock(out, shard):
         for name in (table.name, "run.json", *DERIVATIVE_FILES) if shard == (1, 1) else (table.name,):
             remove_leftovers(out / name)
@@ -327,28 +340,22 @@ def infer(
                 folder = str(resolve_model(model).resolve())
                 task = ScanTask(folder, device, overrides, out.resolve(), seed, overwrite, began_ns, on_result)
                 summary = infer_on_cluster(client, cases, task, rows, on_case=on_case)
-    arguments: dict[str, Any] = {
-        "model": model,
-        "source": source,
-        "out": out,
-        "mask": mask,
-        "shard": shard,
-        "overwrite": overwrite,
-        "scheduler": scheduler,
-        "workers": workers,
-    }
-    arguments |= {"split": split, "channel": channel, "overrides": overrides}
+        where = str(predictor.device) if alone else f"{device} on Dask workers"
+        _record_inference(out, arguments, predictor, summary, seed=seed, device=where)
+        suffixes = [case.bids.suffix for case in cases if case.bids]
+        if suffixes:
+            describe_derivatives(out, suffixes)
+    return summary
+
+
+def _record_inference(
+    out: Path, arguments: dict[str, Any], predictor: Predictor, summary: InferSummary, *, seed: int, device: str
+) -> None:
     hashes = {"model": predictor.model_hash, "config": predictor.config_hash}
-    where = str(predictor.device) if alone else f"{device} on Dask workers"
     counts = {"done": summary.done, "skipped": summary.skipped, "failed": summary.failed}
     calibrated = predictor.calibration.to_dict() if predictor.calibration else None
     facts = {"counts": counts, "calibration": calibrated}
-    record = run_record("infer", arguments, seed=seed, device=where, hashes=hashes, **facts)
-    write_run(out, record)
-    suffixes = [case.bids.suffix for case in cases if case.bids]
-    if suffixes:
-        describe_derivatives(out, suffixes)
-    return summary
+    write_run(out, run_record("infer", arguments, seed=seed, device=device, hashes=hashes, **facts))
 
 
 def plan_inference(

@@ -126,10 +126,10 @@ def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch):
 
 def test_a_scan_that_memory_cannot_hold_is_refused(tmp_path, monkeypatch):
     nib.save(nib.Nifti1Image(DATA, np.eye(4)), tmp_path / "scan.nii")
-    monkeypatch.setattr(nifti_checks, "_memory_bytes", lambda: 14 * DATA.size - 1)
+    monkeypatch.setattr(nifti_checks, "memory_bytes", lambda: 14 * DATA.size - 1)
     with pytest.raises(InputError, match="GiB of memory, this machine has"):
         read_nifti(tmp_path / "scan.nii")
-    monkeypatch.setattr(nifti_checks, "_memory_bytes", lambda: 14 * DATA.size)
+    monkeypatch.setattr(nifti_checks, "memory_bytes", lambda: 14 * DATA.size)
     assert read_nifti(tmp_path / "scan.nii").data.shape == DATA.shape
 
 

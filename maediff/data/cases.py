@@ -13,7 +13,7 @@ from pathlib import Path
 
 from maediff.data.bids import BidsName
 from maediff.errors import ConfigError, InputError
-from maediff.tables import read_table
+from maediff.tables import listed, read_table
 from maediff.volume import SUFFIXES, stem_of
 
 logger = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ def _from_table(path: Path, channel: str | None) -> list[Case]:
 
 def _image_column(columns: list[str], channel: str | None, path: Path) -> str:
     channels = [name for name in columns if name.startswith("image_")]
-    shown = ", ".join(columns)
+    shown = listed(columns)
     if channel is not None:
         if f"image_{channel.lower()}" in channels:
             return f"image_{channel.lower()}"
@@ -222,7 +222,7 @@ def _image_column(columns: list[str], channel: str | None, path: Path) -> str:
         return "image"
     if channels:
         raise InputError(
-            f"table {path} has no column image but {', '.join(channels)}; models take one channel: "
+            f"table {path} has no column image but {listed(channels)}; models take one channel: "
             f"choose it, for example channel {channels[0].removeprefix('image_')!r}"
         )
     raise InputError(f"table {path} has no column image; its columns: {shown}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from maediff.calibration import Calibration
-from maediff.config import Config, config_hash, override
+from maediff.config import UNTRAINED, Config, config_hash, override
 from maediff.errors import ConfigError, InputError, ModelError
 from maediff.hardware import resolve_device, use_bf16
 from maediff.inference.untrained import untrained_maps
 from maediff.inference.whole import Engine, engine
-from maediff.models.baselines import Untrained, build_network
+from maediff.models.baselines import Untrained, build_network, network_shapes
 from maediff.preprocess import Prepared, prepare
 from maediff.scoring import anomaly_map, anomaly_mask, case_score, eroded
 from maediff.store import load_model_folder, resolve_model
@@ -164,6 +164,7 @@ class Predictor:
         Raises:
             InputError: The scan or the mask cannot be used.
             GeometryError: They have no usable place in space, or not the same grid.
+            ModelError: The maps are not finite.
         """
         return self.score(self.prepare(image, mask), seed, on_batch)
 
@@ -189,6 +190,10 @@ class Predictor:
         anomaly, reconstruction, deviation = self._maps(volume, prepared, (seed, name), on_batch)
         calibrated = self.calibration
         score = case_score(anomaly, prepared.native_mask)
+        if not (np.isfinite(score) and np.isfinite(anomaly).all() and np.isfinite(reconstruction).all()):
+            raise ModelError(
+                f"the maps of {volume.name} are not finite: the model is damaged, or was not trained to its end"
+            )
         return AnomalyResult(
             volume=volume,
             anomaly=anomaly,
@@ -258,6 +263,7 @@ def load_model(model: str | Path, device: str = "auto", overrides: tuple[str, ..
             "allowed are infer.*, score.*, partition.stride, data.align and "
             f"diffusion.{{{', '.join(sorted(_FREE_DIFFUSION))}}}"
         )
+    _check_shapes(config, stored.weights, model)
     network = build_network(config, stored.weights)
     try:
         network.load_state_dict({name: value.float() for name, value in stored.weights.items()})
@@ -269,6 +275,25 @@ def load_model(model: str | Path, device: str = "auto", overrides: tuple[str, ..
         log.warning("the overrides change the maps, so the model's threshold does not apply: no anomaly mask")
         calibration = None
     return Predictor(config, network, calibration, stored.hash, chosen)
+
+
+def _check_shapes(config: Config, weights: Mapping[str, torch.Tensor], model: str | Path) -> None:
+    """Compare the sizes of weights with those of the configured network, which takes no memory to lay out.
+
+    Raises:
+        ModelError: They differ: the network could be of any size.
+    """
+    if config.method in UNTRAINED:
+        return
+    wanted = network_shapes(config)
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    wrong = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
+    if wrong:
+        name = wrong[0][:80]
+        raise ModelError(
+            f"the weights of {model} do not fit its config.yaml: {len(wrong)} tensors differ, the first is {name} "
+            f"(weights {found.get(wrong[0], 'none')}, config {wanted.get(wrong[0], 'none')}); fetch or train it again"
+        )
 
 
 _FREE_DIFFUSION = frozenset({"test_timesteps", "sampler", "sampler_steps", "noise"})

@@ -11,6 +11,9 @@ import numpy.typing as npt
 from maediff.config import DataConfig
 from maediff.errors import InputError
 
+_LARGEST = float(np.finfo(np.float32).max) / 4
+_TINIEST = 4 / _LARGEST
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -67,6 +70,6 @@ def fit_scale(data: npt.NDArray[Any], mask: npt.NDArray[np.bool_], config: DataC
         problem = (
             f"percentiles {first:g} and {last:g} inside the brain mask are both {low:g}: the brain has no contrast"
         )
-    if not (high > low and np.isfinite(2 / (high - low))):
+    if not (high > low and _TINIEST < high - low < _LARGEST and abs(low) < _LARGEST):
         raise InputError(f"{problem}; check the scan and its brain mask")
     return Scale(low, high)

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from nibabel.orientations import io_orientation
 
 from maediff.config import DataConfig
+from maediff.errors import GeometryError
+from maediff.nifti_checks import check_memory
 from maediff.preprocess.resample import index_map, resample
 from maediff.volume import Volume
 
@@ -25,6 +27,7 @@ Array = npt.NDArray[Any]
 Shape = tuple[int, int, int]
 
 SIZE_STEP = 16
+MAX_EXTENT_MM = 2000.0  # no scanner's field of view is longer
 # A working spacing this close to the native one (relative) is meant to be the native one: no resampling.
 _SAME_SPACING = 1e-3
 # Tilts below this (mm a voxel) are rounding of float32 headers, not obliquity.
@@ -86,6 +89,10 @@ def working_grid(volume: Volume, mask: npt.NDArray[np.bool_], config: DataConfig
 
     Returns:
         A grid that holds every voxel of the mask.
+
+    Raises:
+        GeometryError: The brain, or with ``align: voxel`` the scan across slices, is longer than any field of view.
+        InputError: The grid needs more memory than the machine has.
     """
     frame = _frame(volume, config)
     low, high = _extent(frame, _extreme_voxels(mask))
@@ -95,6 +102,7 @@ def working_grid(volume: Volume, mask: npt.NDArray[np.bool_], config: DataConfig
         margin = 0
     else:
         margin = 1
+    _check_extent(high - low, volume.name)
     counts, origin = [], []
     for axis in range(3):
         least = max(1, math.ceil((high[axis] - low[axis]) / frame.spacing[axis] - 1e-4))
@@ -102,6 +110,7 @@ def working_grid(volume: Volume, mask: npt.NDArray[np.bool_], config: DataConfig
         start = (low[axis] + high[axis] - (count - 1) * frame.spacing[axis]) / 2
         counts.append(count)
         origin.append(_on_lattice(start, frame.lattice[axis], frame.spacing[axis]))
+    check_memory(math.prod(counts), 4 * math.prod(counts), f"the working grid of {volume.name} ({counts})")
     affine = np.eye(4)
     affine[:3, :3] = frame.directions * np.array(frame.spacing)
     affine[:3, 3] = frame.directions @ np.array(origin)
@@ -208,6 +217,15 @@ def _extreme_voxels(mask: npt.NDArray[np.bool_]) -> Array:
     first = columns.argmax(axis=1)
     last = mask.shape[2] - 1 - columns[:, ::-1].argmax(axis=1)
     return np.concatenate([np.stack([x, y, first], axis=1), np.stack([x, y, last], axis=1)])
+
+
+def _check_extent(extent: Array, name: str) -> None:
+    if extent.max() > MAX_EXTENT_MM:
+        shown = " x ".join(f"{length:.0f}" for length in extent)
+        raise GeometryError(
+            f"the brain of {name} spans {shown} mm; at most {MAX_EXTENT_MM:.0f} mm are plausible: "
+            "mend the spacing in its header or its brain mask"
+        )
 
 
 def _in_plane_size(least: int, size: int, name: str) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maediff.errors import ModelError, OutputError
-from maediff.store import atomic_path
+from maediff.store import atomic_path, cannot_write
 
 Weights = dict[str, Tensor]
 
@@ -46,9 +46,11 @@ def save_state(path: Path, state: TrainState) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with atomic_path(path) as temporary:
-            torch.save(vars(state), temporary)
-    except RuntimeError as error:  # torch's writer does not say which error of the system it met
+        with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+            torch.save(vars(state), stream)
+    except RuntimeError as error:  # torch's writer hides which error of the system it met
+        if isinstance(error.__context__, OSError):
+            raise cannot_write(path, error.__context__) from error
         reason = str(error).splitlines()[0]
         raise OutputError(
             f"cannot write {path} ({reason}); is the disk full? The earlier checkpoint is kept"

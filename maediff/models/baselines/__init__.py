@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from maediff.config import UNTRAINED, Config
+from maediff.errors import ConfigError
 from maediff.models.baselines.autoencoders import Autoencoder, DenoisingAutoencoder
 from maediff.models.baselines.base import Draw, SlicePeer
 from maediff.models.baselines.ddpm import DDPM, ConditionedDDPM
@@ -15,8 +18,9 @@ from maediff.models.baselines.pddpm import PatchedDDPM
 from maediff.models.baselines.stitch import AutoDDPM
 from maediff.models.baselines.untrained import Untrained
 from maediff.models.reconstructor import Reconstructor
+from maediff.system import memory_bytes
 
-__all__ = ["Draw", "PatchedDDPM", "SlicePeer", "Untrained", "build_network"]
+__all__ = ["Draw", "PatchedDDPM", "SlicePeer", "Untrained", "build_network", "check_trainable", "network_shapes"]
 
 _BUILDERS: dict[str, Callable[[Config], nn.Module]] = {
     "maediff": lambda config: Reconstructor(config.model, config.partition.cell),
@@ -41,3 +45,31 @@ def build_network(config: Config, weights: Mapping[str, Tensor] | None = None) -
     if config.method in UNTRAINED:
         return Untrained(weights or {})
     return _BUILDERS[config.method](config)
+
+
+def check_trainable(config: Config) -> None:
+    """Refuse a network that this machine cannot train, before any memory is taken for it.
+
+    Raises:
+        ConfigError: Weights, their average, gradients and both moments of AdamW need more than the machine's memory.
+    """
+    if config.method in UNTRAINED:
+        return
+    count, there = sum(map(math.prod, network_shapes(config).values())), memory_bytes()
+    needed = 5 * 4 * count
+    if there is not None and needed > there:
+        raise ConfigError(
+            f"the network has {count:,} parameters; to train them takes {needed / 2**30:,.0f} GiB, this machine has "
+            f"{there / 2**30:.0f}: choose smaller model.channels, model.mae_width or depths"
+        )
+
+
+def network_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Tell the shapes of a trained method's tensors without taking memory for them, whatever the sizes.
+
+    Args:
+        config: Configuration of a method with a network.
+    """
+    with torch.device("meta"):
+        state = _BUILDERS[config.method](config).state_dict()
+    return {name: tuple(value.shape) for name, value in state.items()}
