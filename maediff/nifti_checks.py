@@ -221,7 +221,8 @@ def check_affine(affine: Array, name: str) -> None:
     """
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise GeometryError(f"{name} has an affine with NaN or Inf; mend its sform or qform")
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(over="ignore"):  # endless voxels are refused below
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
     rounded = tuple(float(f"{length:.4g}") for length in lengths)
     if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-4:
         raise GeometryError(

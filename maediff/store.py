@@ -48,6 +48,7 @@ FILES = (WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST)
 CHECKSUMS = "SHA256SUMS"
 _NEXT_CHECKSUMS = ".SHA256SUMS.next"  # of a calibration or a card that is being put in
 PACKAGED = Path(__file__).parent / "weights"
+_MAX_REASON = 1000  # characters of another library's error
 _MAX_TEXT_BYTES = 64 * 1024**2  # no file of a model folder but the weights is anywhere near
 _ADVICE = {
     errno.ENOSPC: "free some space or choose another folder; what is finished is kept",
@@ -248,7 +249,7 @@ def load_model_folder(folder: str | Path) -> StoredModel:
         calibration = _read_calibration(folder)
         card = (folder / CARD).read_text(encoding="utf-8")
     except (OSError, ValueError, SafetensorError, ConfigError) as error:
-        raise ModelError(f"model folder {folder} cannot be read: {error}") from error
+        raise ModelError(f"model folder {folder} cannot be read: {str(error)[:_MAX_REASON]}") from error
     return StoredModel(weights, config, calibration, card, model_hash)
 
 
@@ -362,7 +363,7 @@ def describe_model(folder: str | Path) -> dict[str, Any]:
         calibration = _read_calibration(folder)
         parameters = _count_parameters(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError, ConfigError) as error:
-        raise ModelError(f"model folder {folder} cannot be read: {error}") from error
+        raise ModelError(f"model folder {folder} cannot be read: {str(error)[:_MAX_REASON]}") from error
     keys = ("threshold", "false_positive_rate", "n_scans", "origin")
     return {
         "folder": str(folder),

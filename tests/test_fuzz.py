@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import warnings
 from importlib import import_module
@@ -144,6 +145,16 @@ def test_a_weights_file_that_claims_a_long_header_is_refused(model, length):
             read(model)
 
 
+def test_a_weights_header_of_any_length_makes_a_short_message(model):
+    header = json.dumps({"x" * 70_000: {"dtype": "y" * 70_000, "shape": "z" * 70_000}}).encode()
+    (model / store.WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header)
+    sign_again(model)
+    for read in (store.describe_model, store.load_model_folder):
+        with pytest.raises(ModelError) as caught:
+            read(model)
+        assert len(str(caught.value)) < 2000
+
+
 def test_files_of_a_model_that_claim_any_size_are_refused_unread(model, monkeypatch):
     with (model / store.CARD).open("r+b") as file:
         file.truncate(2**40)  # sparse: it takes no space
@@ -229,6 +240,16 @@ def test_forms_that_lie_worlds_apart_are_told(tmp_path):
     image.header["qoffset_x"] = 1e300
     nib.save(image, tmp_path / "far.nii")
     assert any("disagree" in note for note in read_nifti(tmp_path / "far.nii").notes)
+
+
+@pytest.mark.parametrize("step", [1e200, 1e300, 1e308])
+def test_an_affine_of_endless_voxels_is_refused(tmp_path, step):
+    image = nib.Nifti2Image(np.arange(60, dtype=np.int16).reshape(5, 4, 3), np.eye(4))
+    image.header["srow_x"], image.header["pixdim"][1:4] = [step, 0, 0, 0], 1
+    image.header["sform_code"] = 1
+    (tmp_path / "far.nii").write_bytes(bytes(image.header.binaryblock) + bytes(4) + bytes(120))
+    with pytest.raises(GeometryError, match=r"singular|plausible"):
+        read_nifti(tmp_path / "far.nii")
 
 
 def test_memory_is_told():
