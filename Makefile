@@ -10,7 +10,7 @@ SEED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test lint types docs-spelling unit format lock clean
+.PHONY: help install demo docs test lint types docs-spelling unit format lock audit clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -65,6 +65,11 @@ lock: $(STAMP)  ## Add to requirements.lock what pyproject.toml asks for
 	{ sed -n '/^#/p' requirements.lock; \
 	  grep -vE '^(#|nvidia-|cuda-|triton=|.*== .emscripten)' $(VENV)/resolved.txt; } > $(VENV)/requirements.lock
 	mv $(VENV)/requirements.lock requirements.lock
+
+# Asks PyPI, or with AUDIT="-s osv" the OSV database, about every locked package; it needs the network and is no part of test.
+audit: $(STAMP)  ## Look for known vulnerabilities in the locked packages
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict -r requirements.lock --no-deps --disable-pip --progress-spinner off $(AUDIT)
 
 clean:  ## Remove the environment, caches and the demo
 	rm -rf $(VENV) demo site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

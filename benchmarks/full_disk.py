@@ -3,8 +3,8 @@
 python -m benchmarks.full_disk [--json FILE]            (as root, or: unshare -rm python -m benchmarks.full_disk)
 
 Each command that writes (synth, train, calibrate, infer, evaluate, report) runs by the command line into a small file
-system of its own (tmpfs) that is mounted read-only, or where a filler leaves no byte free, or a quarter, a half or nine
-tenths of what the command writes. Told are the exit code and the last line of the message, and of the files left: those
+system of its own (tmpfs) that is mounted read-only, or where a filler leaves no byte free, or half of what the command
+writes. Told are the exit code and the last line of the message, and of the files left: those
 under a final name, which must be whole, and hidden ones, of which there must be none.
 """
 
@@ -29,7 +29,7 @@ from benchmarks._common import add_common, run, say, table
 from benchmarks.kill import OVERRIDES, half_written, sound_or_refused
 from maediff.errors import OutputError
 
-SHARES = (0.0, 0.25, 0.5, 0.9)
+SHARES = (0.0, 0.5)
 COMMANDS = ("synth", "train", "calibrate", "infer", "evaluate", "report")
 _ROOM = 64 * 2**20
 

@@ -6,6 +6,8 @@ import ast
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
@@ -91,18 +93,51 @@ def test_lock_pins_everything_and_names_no_place():
     assert not [line for line in lines if "://" in line or line.startswith(("-", "/", "."))]
 
 
+def locked_versions():
+    """Read the pins that hold for this Python and system."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    pins = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines() if line[:1] not in "#"]
+    held = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in held}
+
+
+def test_lock_pins_whatever_is_needed_directly_or_not():
+    """Follow what installed distributions require; CUDA's are left to torch, whose builds differ in them."""
+    tomllib = pytest.importorskip("tomllib", reason="in the standard library from Python 3.11 on")
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = [text for texts in project["project"]["optional-dependencies"].values() for text in texts]
+    waiting = [*map(Requirement, [*project["project"]["dependencies"], *extras, *project["dependency-groups"]["dev"]])]
+    seen, locked, missing = set(), locked_versions(), []
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if (name, *requirement.extras) in seen or name.startswith(("nvidia-", "cuda-")) or name in {"triton", "pip"}:
+            continue
+        seen.add((name, *requirement.extras))
+        if name not in locked:
+            missing.append(name)
+        with suppress(metadata.PackageNotFoundError):
+            for text in metadata.requires(name) or ():
+                child = Requirement(text)
+                asked = [{"extra": extra} for extra in ("", *requirement.extras)]
+                if child.marker is None or any(child.marker.evaluate(environment) for environment in asked):
+                    waiting.append(child)
+    assert not missing
+    assert len(seen) > 60  # the whole tree was followed
+
+
 def test_lock_covers_what_the_package_needs():
     tomllib = pytest.importorskip("tomllib", reason="in the standard library from Python 3.11 on")
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    locked = {}
-    for line in (ROOT / "requirements.lock").read_text().splitlines():
-        if line and not line.startswith("#"):
-            pin = Requirement(line)
-            if pin.marker is None or pin.marker.evaluate():
-                locked[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
+    locked = locked_versions()
     groups = [*project["dependency-groups"].values(), *project["project"]["optional-dependencies"].values()]
     wanted = [*project["project"]["dependencies"], *chain.from_iterable(groups)]
     for requirement in map(Requirement, wanted):

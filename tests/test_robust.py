@@ -18,21 +18,17 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maediff import locking, nifti_checks, store
+from maediff import locking, nifti_checks, store, workflow
 from maediff.config import load_config, override
 from maediff.data.cases import find_cases
 from maediff.errors import ConfigError, InputError, MAEDiffError, ModelError, OutputError
 from maediff.inference.predictor import load_model
 from maediff.locking import folder_lock
 from maediff.store import load_model_folder, remove_leftovers, update_calibration
-from maediff.volume import read_nifti, write_like
+from maediff.volume import read_nifti
 from maediff.workflow import infer
 
 DATA = np.arange(1, 211, dtype=np.int16).reshape(7, 6, 5)
-CODES = [
-    (axes, signs) for axes in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
-    for signs in np.array(np.meshgrid(*[(-1, 1)] * 3)).T.reshape(-1, 3)
-]  # fmt: skip
 
 
 @pytest.fixture
@@ -49,40 +45,7 @@ def scan(make_scan, tmp_path):
     return path
 
 
-# Geometry
-
-
-@settings(max_examples=200)
-@given(
-    code=st.sampled_from(CODES),
-    angles=st.tuples(*[st.floats(-0.7, 0.7)] * 3),
-    spacing=st.tuples(*[st.floats(0.3, 6.0)] * 3),
-    origin=st.tuples(*[st.floats(-200, 200)] * 3),
-    codes=st.sampled_from([(1, 1), (1, 0), (0, 1), (2, 4), (0, 0)]),
-    marker=st.tuples(st.integers(0, 6), st.integers(0, 5), st.integers(0, 4)),
-)
-def test_voxel_centres_and_a_marker_stay_in_place(tmp_path_factory, code, angles, spacing, origin, codes, marker):
-    folder = tmp_path_factory.mktemp("geometry")
-    axes, signs = code
-    affine = np.eye(4)
-    affine[:3, :3] = nib.eulerangles.euler2mat(*angles) @ (np.eye(3)[:, list(axes)] * signs) @ np.diag(spacing)
-    affine[:3, 3] = origin
-    image = nib.Nifti1Image(DATA, affine)
-    image.set_qform(affine, codes[0])
-    image.set_sform(affine, codes[1])
-    nib.save(image, folder / "scan.nii")
-    volume = read_nifti(folder / "scan.nii")
-    values = np.zeros(DATA.shape, np.float32)
-    values[marker] = 1
-    after = nib.load(write_like(folder / "map.nii", values, volume))
-    before = nib.load(folder / "scan.nii")
-    voxels = np.c_[np.indices(DATA.shape).reshape(3, -1).T, np.ones(DATA.size)]
-    assert np.abs(voxels @ (after.affine - before.affine).T).max() < 1e-3
-    assert [int(after.header[f"{form}_code"]) for form in ("qform", "sform")] == list(codes)
-    (found,) = np.argwhere(after.get_fdata() == 1)
-    if codes != (0, 0):  # without a form the header says nothing but spacing
-        place = affine[:3, :3] @ marker + affine[:3, 3]
-        np.testing.assert_allclose(after.affine[:3, :3] @ found + after.affine[:3, 3], place, atol=1e-3)
+# Odd headers
 
 
 def test_an_odd_header_is_told(tmp_path):
@@ -284,6 +247,16 @@ def test_the_lock_of_a_killed_run_holds_nobody_up(model, scan, tmp_path):
     with folder_lock(tmp_path, (1, 2)):
         pass
     assert not list(tmp_path.glob(".maediff*"))
+
+
+def test_the_record_of_a_run_is_written_while_its_folder_is_held(model, scan, tmp_path, monkeypatch):
+    held = []
+    real = workflow.write_run
+    monkeypatch.setattr(
+        workflow, "write_run", lambda out, record: held.append(list(out.glob(".maediff*"))) or real(out, record)
+    )
+    infer(model, scan, tmp_path / "out", device="cpu")
+    assert [path.name for path in held[0]] == [".maediff-1-of-1.lock"]
 
 
 # Cohorts

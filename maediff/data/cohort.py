@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 from maediff.data.bids import describe_data_set
 from maediff.data.lesions import KINDS
 from maediff.data.phantom import MIXED, MODALITIES, Phantom, atlas, subject
-from maediff.errors import ConfigError
-from maediff.store import write_json
+from maediff.errors import ConfigError, OutputError
+from maediff.store import cannot_write, remove_leftovers, write_json
 from maediff.tables import write_table
 from maediff.volume import Volume, new_header, write_like
 
 _SUFFIXES = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR"}
+_MADE, _TABLE = "synth.json", "cases.csv"
 _COLUMNS = ("image", "mask", "label", "subject", "split", "lesion", "modality")
 
 LICENCE = (
@@ -66,7 +68,7 @@ def synthesise(
     healthy test subject and the others carry lesions, kind after kind, for the test.
 
     Args:
-        folder: Where to write; scans that are there already, of the same seed, are overwritten.
+        folder: Where to write; the subjects of an earlier synthetic cohort there are removed first.
         subjects: How many, at least 8 (2 with `healthy_only`).
         lesions: Kinds of lesion.
         modality: "t1", "t2", "flair", "random", or "mixed", which draws one of the four a subject.
@@ -80,26 +82,51 @@ def synthesise(
 
     Raises:
         ConfigError: Unknown kind or modality, too few subjects, or a spacing that is not whole.
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written, or holds subjects that were not made here.
     """
     folder = Path(folder)
     plans = plan_cohort(subjects, lesions, modality, seed, healthy_only=healthy_only)
     atlas(spacing_mm)  # refuse an impossible spacing before anything is written
+    _clear(folder)
+    made = {"seed": seed, "modality": modality, "lesions": list(lesions), "spacing_mm": spacing_mm}
+    write_json(folder / _MADE, made)  # first, so that a cohort that was cut off is known as ours
     rows = []
     for plan in plans:
         if on_subject:
             on_subject(plan.name)
         rows.append(_write_subject(folder, plan, subject((seed, plan.number), plan.modality, plan.lesion, spacing_mm)))
     name = "MAEDiff synthetic cohort"
-    describe_data_set(folder, name, "raw", ("cases.csv", "synth.json"), f"# {name}\n\n{LICENCE}\n", License=LICENCE)
+    describe_data_set(folder, name, "raw", (_TABLE, _MADE), f"# {name}
+
+{LICENCE}
+", License=LICENCE)
     describe_data_set(folder / "derivatives" / "masks", f"{name}: masks", "derivative", License=LICENCE)
-    made = {"seed": seed, "modality": modality, "lesions": list(lesions), "spacing_mm": spacing_mm}
-    write_json(folder / "synth.json", made)
     people = [{"participant_id": p.name, "split": p.split, "lesion": p.lesion or "n/a"} for p in plans]
     write_table(folder / "participants.tsv", people, ("participant_id", "split", "lesion"))
-    table = folder / "cases.csv"
+    table = folder / _TABLE
     write_table(table, rows, _COLUMNS)
     return table
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier cohort, so that none of its subjects is taken for one of the new.
+
+    Raises:
+        OutputError: There are subjects, but no sign that they were made here; or they cannot be removed.
+    """
+    older = [*folder.glob("sub-*"), *folder.glob("derivatives/masks/sub-*")]
+    if older and not (folder / _MADE).is_file():
+        raise OutputError(
+            f"{folder} holds subjects that are no synthetic cohort ({older[0].name}); choose another folder"
+        )
+    try:
+        for name in (_MADE, _TABLE, "participants.tsv", "dataset_description.json"):
+            remove_leftovers(folder / name)
+        (folder / _TABLE).unlink(missing_ok=True)
+        for path in older:
+            shutil.rmtree(path)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def plan_cohort(
