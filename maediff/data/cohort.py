@@ -96,10 +96,7 @@ def synthesise(
             on_subject(plan.name)
         rows.append(_write_subject(folder, plan, subject((seed, plan.number), plan.modality, plan.lesion, spacing_mm)))
     name = "MAEDiff synthetic cohort"
-    describe_data_set(folder, name, "raw", (_TABLE, _MADE), f"# {name}
-
-{LICENCE}
-", License=LICENCE)
+    describe_data_set(folder, name, "raw", (_TABLE, _MADE), f"# {name}\n\n{LICENCE}\n", License=LICENCE)
     describe_data_set(folder / "derivatives" / "masks", f"{name}: masks", "derivative", License=LICENCE)
     people = [{"participant_id": p.name, "split": p.split, "lesion": p.lesion or "n/a"} for p in plans]
     write_table(folder / "participants.tsv", people, ("participant_id", "split", "lesion"))
