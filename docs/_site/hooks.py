@@ -21,10 +21,10 @@ from mkdocs.structure.pages import Page
 NAVIGATION: dict[str, list[str]] = {
     "Tutorial": ["tutorial", "first-scan"],
     "How to": [
-        "own-data", "prepare", "dicom", "bids", "own-site", "thresholds", "view", "cluster", "docker", "bundle",
+        "own-data", "prepare", "dicom", "bids", "own-site", "thresholds", "view", "cluster", "docker", "model-card", "bundle",
     ],
     "Reference": ["commands", "configuration", "api", "files", "robustness"],
-    "Explanation": ["method", "maps", "metrics", "calibration", "diffusion", "baselines", "benchmark"],
+    "Explanation": ["method", "maps", "metrics", "calibration", "diffusion", "baselines", "benchmark", "speed"],
 }  # fmt: skip
 """Section -> pages; a page that is not there is left out, and one that is not named here stands under More."""
 
