@@ -110,7 +110,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         ours    0.500
         theirs      -
     """
-    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
+    cells = [list(header), *([cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
@@ -125,7 +125,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Write a value of a table: three decimals, an interval where there is one, a dash where nothing is defined."""
     if isinstance(value, Estimate):
         if not math.isfinite(value.mean):
             return "-"

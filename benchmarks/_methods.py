@@ -42,8 +42,10 @@ class Patient:
 
     @cached_property
     def label(self) -> Mask:
-        """Lesion mask."""
-        found: Mask = read_mask(self.case.label or "", self.volume, "label")
+        """Lesion mask; empty for a healthy scan, which has no label."""
+        if self.case.label is None:
+            return np.zeros(self.volume.data.shape, dtype=bool)
+        found: Mask = read_mask(self.case.label, self.volume, "label")
         return found
 
     @property

@@ -53,7 +53,7 @@ BOOTSTRAP = 2000
 TARGET_AUPRC = 0.40
 ISSUE_POSTPROCESSING = ScoreConfig(sign="bright", median_mm=5.0, erode_mm=4.0)
 PICTURES = 5
-COLUMNS = ("image", "mask", "label", "subject", "split")
+COLUMNS = ("image", "mask", "label", "subject", "split", "lesion")
 
 
 def split_rows(cases: Sequence[Case], held_out: int = HELD_OUT, limit: int | None = None) -> list[dict[str, str]]:
@@ -69,12 +69,16 @@ def split_rows(cases: Sequence[Case], held_out: int = HELD_OUT, limit: int | Non
     moved = {subjects[index] for index in order[:held_out]}
     rows: list[dict[str, str]] = []
     for case in sorted(cases, key=lambda case: case.subject):
-        paths = (str(path.resolve()) if path else "" for path in (case.image, case.mask, case.label))
-        split = "val" if case.subject in moved else str(case.split)
-        rows.append(dict(zip(COLUMNS, (*paths, case.subject, split), strict=True)))
+        rows.append(row(case, "val" if case.subject in moved else str(case.split)))
     if limit is None:
         return rows
-    return [row for name in ("train", "val", "test") for row in [r for r in rows if r["split"] == name][:limit]]
+    return [kept for name in ("train", "val", "test") for kept in [r for r in rows if r["split"] == name][:limit]]
+
+
+def row(case: Case, split: str, lesion: str = "") -> dict[str, str]:
+    """Make a row of a table of cases: absolute paths, the given split and kind of lesion."""
+    paths = (str(path.resolve()) if path else "" for path in (case.image, case.mask, case.label))
+    return dict(zip(COLUMNS, (*paths, case.subject, split, lesion), strict=True))
 
 
 def write_cases(path: Path, rows: Sequence[dict[str, str]]) -> None:

@@ -1,0 +1,169 @@
+"""Rows and columns of the benchmark table: every method with its settings, every data set with its scoring."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks._common import ROOT, data_folder
+from benchmarks.lgg_flair import row, split_rows, write_cases
+from maediff.config import ScoreConfig
+from maediff.data.cases import find_cases
+from maediff.data.cohort import synthesise
+from maediff.data.lesions import KINDS
+
+PUBLISHED = (
+    "train.pseudo_lesions=0",
+    "train.lesion_weight=0",
+    "model.input_skip=false",
+    "diffusion.loss=x0_l1",
+    "diffusion.train_timesteps=[1, 1000]",
+)
+"""As the methods' authors train them: no pseudo-lesions, all timesteps, l1 of the x0 estimate (pDDPM's objective)."""
+LATE, EARLY = (100, 250, 500, 750), (30, 60, 100, 200)
+"""Test timesteps that validation chooses from, four for every diffusion method: trained on all, or on early ones."""
+ONCE = (1,)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method of the table.
+
+    Attributes:
+        name: Key of its cells.
+        title: What the table calls it.
+        overrides: Settings on top of the data set's configuration.
+        timesteps: Tried on validation.
+    """
+
+    name: str
+    title: str
+    overrides: tuple[str, ...] = ()
+    timesteps: tuple[int, ...] = EARLY
+
+
+def _published(name: str, title: str, *overrides: str, timesteps: tuple[int, ...] = LATE) -> Row:
+    return Row(name, title, (*PUBLISHED, *overrides), timesteps)
+
+
+def _aided(method: str, title: str, timesteps: tuple[int, ...] = EARLY) -> Row:
+    return Row(f"{method}-lesions", f"{title} + our pseudo-lesions", (f"method={method}",), timesteps)
+
+
+ROWS = (
+    _published("intensity", "intensity threshold", "method=intensity", timesteps=ONCE),
+    _published("zscore", "voxelwise z-score", "method=zscore", timesteps=ONCE),
+    _published("ae", "AE", "method=ae", timesteps=ONCE),
+    _published("vae", "VAE", "method=vae", timesteps=ONCE),
+    _published("dae", "DAE", "method=dae", timesteps=ONCE),
+    _published("ddpm", "DDPM (AnoDDPM, Gaussian, DDIM)", "method=ddpm", "diffusion.sampler=ddim"),
+    _published(
+        "ddpm-simplex",
+        "DDPM (AnoDDPM, simplex, DDIM)",
+        "method=ddpm",
+        "diffusion.sampler=ddim",
+        "diffusion.noise=simplex",
+    ),
+    _published("pddpm", "pDDPM", "method=pddpm"),
+    _published("cddpm", "cDDPM-like", "method=cddpm"),
+    _published("latent_diffusion", "latent diffusion", "method=latent_diffusion"),
+    _published("autoddpm", "AutoDDPM-like", "method=autoddpm", "diffusion.sampler_steps=5", "peer.repaint_rounds=2"),
+    _published("maediff-plain", "MAEDiff, no pseudo-lesions"),
+    _aided("dae", "DAE", ONCE),
+    _aided("ddpm", "DDPM"),
+    _aided("pddpm", "pDDPM"),
+    Row("maediff", "MAEDiff"),
+    Row("maediff-no-mae", "MAEDiff without MAE condition", ("model.condition=none",)),
+    Row("maediff-cross", "MAEDiff, cross-attention", ("model.condition=cross_attention",)),
+)
+"""All methods share `benchmarks/lgg_flair.yaml` or `configs/tiny.yaml`: the same U-Net, batch and learning rate."""
+
+
+def lesion_kinds(cases: Path) -> dict[str, str]:
+    """Read the kind of lesion of each subject of a table; empty for healthy ones, and where it does not tell."""
+    with cases.open(newline="", encoding="utf-8") as file:
+        return {row["subject"]: row.get("lesion") or "" for row in csv.DictReader(file)}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of the table.
+
+    Attributes:
+        name: Key of its cells.
+        title: What the table calls it.
+        config: Preset or YAML file that all methods start from.
+        score: Post-processing, the same for all methods.
+        cases: Write the table of cases with splits train, val and test into a folder.
+        budget_tflop: Training operations, forward and backward, that every method may spend.
+        choose: Labelled validation scans that choose the timestep.
+        trained_on: Data set whose models, timesteps and thresholds are used, where nothing is trained on this one.
+    """
+
+    name: str
+    title: str
+    config: str
+    score: ScoreConfig
+    cases: Callable[[Path, Path], Path]
+    budget_tflop: float = 0.0
+    choose: int = 6
+    trained_on: str | None = None
+
+
+def _lgg_cases(folder: Path, data: Path) -> Path:
+    write_cases(folder / "cases.csv", split_rows(find_cases(data_folder("lgg_flair", data) / "cases.csv")))
+    return folder / "cases.csv"
+
+
+def _mslub_cases(folder: Path, data: Path) -> Path:
+    """List the two patients' FLAIR scans; they are all test."""
+    rows = [row(case, "test") for case in find_cases(data_folder("mslub", data) / "cases.csv", channel="flair")]
+    write_cases(folder / "cases.csv", rows)
+    return folder / "cases.csv"
+
+
+def _phantom_cases(folder: Path, _data: Path) -> Path:
+    """Synthesise 96 T2-like brains; the first three scans of each lesion kind serve validation."""
+    cohort = synthesise(folder / "cohort", subjects=96, modality="t2", seed=2031)
+    kinds = lesion_kinds(cohort)
+    left = dict.fromkeys(KINDS, 3)
+    rows = []
+    for case in find_cases(cohort):
+        kind, split = kinds.get(case.subject, ""), str(case.split)
+        if left.get(kind, 0):
+            left[kind] -= 1
+            split = "val"
+        rows.append(row(case, split, kind))
+    write_cases(folder / "cases.csv", rows)
+    return folder / "cases.csv"
+
+
+DATA_SETS = {
+    "phantom": DataSet(
+        "phantom",
+        "T2-like phantoms",
+        "tiny",
+        ScoreConfig(sign="abs", median_mm=6.0, erode_mm=2.0),
+        _phantom_cases,
+        budget_tflop=10.0,
+        choose=9,
+    ),
+    "lgg_flair": DataSet(
+        "lgg_flair",
+        "real FLAIR, gliomas",
+        str(ROOT / "benchmarks" / "lgg_flair.yaml"),
+        ScoreConfig(sign="bright", median_mm=15.0, erode_mm=4.0),
+        _lgg_cases,
+        budget_tflop=20.0,
+    ),
+    "mslub": DataSet(
+        "mslub",
+        "real FLAIR, multiple sclerosis (2 patients: a smoke test)",
+        str(ROOT / "benchmarks" / "lgg_flair.yaml"),
+        ScoreConfig(sign="bright", median_mm=0.0, erode_mm=4.0),
+        _mslub_cases,
+        trained_on="lgg_flair",
+    ),
+}

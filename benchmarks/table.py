@@ -1,0 +1,89 @@
+"""Is MAEDiff better, and which part of it? Every method on the same data, budget, post-processing and statistics.
+
+    python -m benchmarks.table                              compute the cells that are missing, and render the table
+    python -m benchmarks.table --data-set lgg_flair --method pddpm --again --results runs/again     one cell once more
+    python -m benchmarks.table --render                     the table and the figure from the stored cells alone
+
+A cell is a JSON file, RESULTS/DATA/METHOD.json. Cohorts, run folders and models lie in --work; an interrupted training
+goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks._cells import compute
+from benchmarks._common import ROOT, add_common, run, save_results, say
+from benchmarks._render import draw, write_markdown
+from benchmarks._rows import DATA_SETS, ROWS
+from maediff.errors import GeometryError, InputError
+
+RESULTS = ROOT / "benchmarks" / "results" / "table"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compute and render."""
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+
+    def job() -> dict[str, Any]:
+        if not options.render:
+            _compute(options)
+        if options.page:
+            write_markdown(options.page, options.results)
+            draw(options.page.parent / "images" / "benchmark.svg", options.results)
+            say(f"rendered {options.page}")
+        return {}
+
+    return run(job, None)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m benchmarks.table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [row.name for row in ROWS]
+    result.add_argument(
+        "--work", type=Path, default=ROOT / "runs" / "table", metavar="DIR", help="models (%(default)s)"
+    )
+    result.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="cells (%(default)s)")
+    result.add_argument("--data-set", nargs="+", choices=DATA_SETS, default=list(DATA_SETS), help="columns")
+    result.add_argument("--method", nargs="+", choices=names, default=names, help="rows")
+    result.add_argument("--again", action="store_true", help="compute cells that are there already, too")
+    result.add_argument(
+        "--page", type=Path, metavar="FILE", help="write the table into this Markdown page, the figure beside it"
+    )
+    result.add_argument("--render", action="store_true", help="compute nothing")
+    result.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
+    add_common(result)
+    return result
+
+
+def _compute(options: argparse.Namespace) -> None:
+    def cell_of(data: str, row: str) -> Path:
+        path: Path = options.results / data / f"{row}.json"
+        return path
+
+    for name in options.data_set:
+        for row in (row for row in ROWS if row.name in options.method):
+            path = cell_of(name, row.name)
+            if path.is_file() and not options.again:
+                continue
+            say(f"{name} {row.name}")
+            try:
+                found = compute(DATA_SETS[name], row, options.work, options.data, cell_of)
+            except (GeometryError, InputError) as error:
+                found = {"refused": str(error)}
+                say(f"  refused: {error}")
+            save_results(path, found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""The benchmark table: its budget, its maps and its page are what they say; no cell is computed here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from maediff.config import UNTRAINED, ScoreConfig, load_config
+from maediff.data.cases import Case
+from maediff.errors import InputError
+from maediff.inference.predictor import load_model
+from maediff.preprocess import lesion_slices
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _importable():
+    """The benchmarks are no part of the package: they are imported from the checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        yield
+
+
+def module(name):
+    return import_module(f"benchmarks.{name}")
+
+
+def trained_sets():
+    return [data for data in module("_rows").DATA_SETS.values() if data.trained_on is None]
+
+
+def config_of(data, row):
+    return load_config(data.config, row.overrides)
+
+
+def test_every_method_has_as_many_tries_as_any_other_that_can_choose():
+    counts = {len(row.timesteps) for row in module("_rows").ROWS} - {1}
+    assert len(counts) == 1
+    for row in module("_rows").ROWS:
+        first, last = config_of(trained_sets()[0], row).diffusion.train_timesteps
+        assert row.timesteps == (1,) or first <= min(row.timesteps) <= max(row.timesteps) <= last
+
+
+def test_no_method_spends_more_than_the_budget_and_none_sees_far_more_samples():
+    cells, data = module("_cells"), trained_sets()[0]
+    ours = load_config(data.config)
+    batch = ours.train.batch_size
+    allowed = module("_cells").budget(ours, ours, data.budget_tflop)
+    for row in module("_rows").ROWS:
+        if row.name not in {"intensity", "ae", "dae", "pddpm", "maediff", "maediff-cross"}:
+            continue  # the others have a network of these
+        config = config_of(data, row)
+        spent = cells.budget(config, ours, data.budget_tflop)
+        step = batch * spent.gflop_a_sample / 1e3
+        assert spent.tflop <= data.budget_tflop + step / 2
+        assert spent.samples <= cells.MOST_SAMPLES * (allowed.samples + batch)
+        bound_by_samples = spent.samples >= cells.MOST_SAMPLES * (allowed.samples - batch)
+        assert config.method in UNTRAINED or bound_by_samples or spent.tflop >= data.budget_tflop - step / 2
+
+
+def test_operations_are_counted_as_by_hand():
+    """A 3 x 3 convolution from 2 to 5 channels on 8 x 8 pixels takes 2 x 9 x 2 x 5 x 64, three times so in training."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layer, x = torch.nn.Conv2d(2, 5, 3, padding=1), torch.rand(1, 2, 8, 8, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        layer(x).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 9 * 2 * 5 * 64
+
+
+@pytest.fixture
+def scored(tmp_path, tiny, make_model, make_scan):
+    """A model with random weights, and a scan with a lesion."""
+    image = make_scan(
+        np.diag([4.0, 4.0, 8.0, 1.0]) - np.array([[0, 0, 0, 64], [0, 0, 0, 80], [0, 0, 0, 48], [0] * 4]), (32, 40, 12)
+    )
+    nib.save(image, tmp_path / "a.nii.gz")
+    label = np.zeros(image.shape, np.uint8)
+    label[14:18, 18:24, 5:7] = 1
+    nib.save(nib.Nifti1Image(label, image.affine), tmp_path / "a_lesion.nii.gz")
+    config = tiny("score.sign=bright", "score.median_mm=12", "score.erode_mm=5", "diffusion.test_timesteps=[30]")
+    case = Case("a", tmp_path / "a.nii.gz", None, tmp_path / "a_lesion.nii.gz", "a", None, "test", "a")
+    return load_model(make_model(tmp_path / "model", config), "cpu"), module("_methods").Patient(case)
+
+
+def test_maps_are_those_of_inference(scored):
+    predictor, patient = scored
+    found = module("_cells").maps(predictor, patient, predictor.config.score, 30)
+    expected = predictor.predict(patient.case.image).anomaly
+    np.testing.assert_allclose(found.filtered, expected, atol=1e-6)
+    assert expected.max() > 0
+    without = replace(
+        predictor, config=predictor.config.model_copy(update={"score": ScoreConfig(sign="bright", erode_mm=5)})
+    )
+    np.testing.assert_allclose(found.unfiltered, without.predict(patient.case.image).anomaly, atol=1e-6)
+
+
+def test_healthy_l1_leaves_slices_with_lesion_out(scored, tmp_path):
+    predictor, patient = scored
+    score, cells, patients = ScoreConfig(sign="abs"), module("_cells"), module("_methods")
+    raw = cells.raw_scores(predictor, patient, score, 30)
+    well = raw.prepared.mask & ~lesion_slices(patient.label, raw.prepared.grid)[:, None, None]
+    assert 0 < well.sum() < raw.prepared.mask.sum()
+    assert raw.healthy_l1 == pytest.approx(raw.values[well].mean(), rel=1e-5)
+    healthy = cells.raw_scores(predictor, patients.Patient(replace(patient.case, label=None)), score, 30)
+    assert healthy.healthy_l1 == pytest.approx(raw.values[raw.prepared.mask].mean(), rel=1e-5)
+    nib.save(
+        nib.Nifti1Image(np.ones(patient.label.shape, np.uint8), patient.volume.affine), tmp_path / "a_lesion.nii.gz"
+    )
+    assert cells.raw_scores(predictor, patients.Patient(patient.case), score, 30).healthy_l1 is None
+
+
+def test_a_transfer_names_the_cell_that_it_builds_on(tmp_path):
+    cells, rows = module("_cells"), module("_rows")
+    (tmp_path / "work" / "mslub").mkdir(parents=True)
+    (tmp_path / "work" / "mslub" / "cases.csv").write_text("image\n")
+    with pytest.raises(InputError, match="compute the cell lgg_flair pddpm first"):
+        cells.compute(
+            rows.DATA_SETS["mslub"],
+            next(row for row in rows.ROWS if row.name == "pddpm"),
+            tmp_path / "work",
+            tmp_path,
+            lambda data, row: tmp_path / data / f"{row}.json",
+        )
+
+
+def scan(number, auprc, kind=""):
+    row = dict.fromkeys(("auroc", "auprc_unfiltered", "dice", "dice_validated", "dice_oracle"), auprc / 2)
+    return {**row, "number": number, "kind": kind, "auprc": auprc, "healthy_l1": None, "seconds_a_slice": 0.1}
+
+
+def cell_file(folder, data, name, auprcs, kinds=("", "", "")):
+    results = {
+        "training": {"steps": 10, "samples": 160, "tflop": 1.5, "seconds": 3.0},
+        "timestep": 60,
+        "parameters": 2_000_000,
+        "gflop_a_slice": 1.25,
+        "patients": [scan(k, value, kind) for k, (value, kind) in enumerate(zip(auprcs, kinds, strict=True))],
+    }
+    write(folder, data, name, results)
+
+
+def write(folder, data, name, results):
+    path = folder / data / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"results": results}))
+
+
+def test_the_page_shows_the_cells(tmp_path):
+    render, results = module("_render"), tmp_path / "cells"
+    cell_file(results, "lgg_flair", "pddpm", (0.2, 0.3, 0.4))
+    cell_file(results, "lgg_flair", "maediff", (0.5, 0.6, 0.7))
+    cell_file(results, "phantom", "maediff", (0.1, 0.2, 0.9), ("ms", "ms", "tumour"))
+    write(results, "lgg_flair", "zscore", {"refused": "no common space"})
+    text = render.markdown(results)
+    assert "| MAEDiff | 0.300 [" in text  # AUROC 0.5 / 2, 0.6 / 2, 0.7 / 2
+    assert "- voxelwise z-score: no common space" in text
+    assert "| method | ms | tumour |" in text
+    assert "| MAEDiff | 0.150 [0.100, 0.200] | 0.900 |" in text
+    assert "| MAEDiff | 0.300 [0.300, 0.300] | 0.0002 |" in text  # minus pDDPM: 0.3 for each scan; p at its least
+    assert "Others' numbers on other data" in text
+    assert "VAE |" in text.split("### Published figures")[1]
+
+
+def test_the_page_needs_its_markers_and_keeps_what_stands_around_them(tmp_path):
+    render, page = module("_render"), tmp_path / "page.md"
+    cell_file(tmp_path / "cells", "lgg_flair", "pddpm", (0.2, 0.3, 0.4))
+    page.write_text("# Title\n")
+    with pytest.raises(InputError, match="lacks the lines"):
+        render.write_markdown(page, tmp_path / "cells")
+    page.write_text(f"# Title\n\n{render.BEGIN}\nstale\n{render.END}\nend\n")
+    render.write_markdown(page, tmp_path / "cells")
+    once = page.read_text()
+    render.write_markdown(page, tmp_path / "cells")
+    assert page.read_text() == once
+    assert once.startswith("# Title")
+    assert once.endswith("end\n")
+    assert "stale" not in once
+
+
+def test_the_figure_is_the_same_each_time(tmp_path):
+    cell_file(tmp_path / "cells", "lgg_flair", "pddpm", (0.2, 0.3, 0.4))
+    for name in ("a.svg", "b.svg"):
+        module("_render").draw(tmp_path / name, tmp_path / "cells")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_the_documented_table_is_that_of_the_stored_cells():
+    render = module("_render")
+    page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    shown = page.partition(render.BEGIN)[2].partition(render.END)[0].strip()
+    assert shown == render.markdown(ROOT / "benchmarks" / "results" / "table").strip()
+
+
+def test_no_cells_no_table(tmp_path):
+    with pytest.raises(InputError, match=r"python -m benchmarks\.table"):
+        module("_render").markdown(tmp_path)
+
+
+def test_frechet_distance_is_that_of_gaussians():
+    digits, rng = module("digits"), np.random.default_rng(0)
+    sample = rng.normal(size=(2000, 3))
+    assert digits.frechet(sample, sample) == pytest.approx(0, abs=1e-6)
+    assert digits.frechet(sample, sample + np.array([3, 0, 4])) == pytest.approx(25, rel=1e-6)
+    spread = digits.frechet(sample, 2 * (sample - sample.mean(0)) + sample.mean(0))
+    assert spread == pytest.approx(np.trace(np.cov(sample, rowvar=False)), rel=1e-6)  # (2 - 1)^2 times the variances
