@@ -3,7 +3,7 @@
     python -m benchmarks.ablation --model runs/table/lgg_flair/maediff/model --cases runs/table/lgg_flair/cases.csv \
         --json benchmarks/results/ablation.json
 
-Mean AUPRC of labelled validation scans on the working grid, with the paired difference to the model as it is. The second
+Mean AUPRC of labelled validation scans on the working grid, with the paired difference to the model as it is. Second
 passes mask what the first one suspects: suspect pixels are replaced by their reconstruction, so that a lesion no longer
 conditions its own reconstruction (the paper names this as future work); the map is that of the scan against the last
 reconstruction.

@@ -49,7 +49,7 @@ SETTINGS = (
     "train.lr=2.0e-3",
     "train.lesion_weight=0",
 )
-BATCH, SAMPLES, SAMPLER_STEPS, HIDDEN, BOUND_TIMES = 128, 1000, 100, 64, 200
+BATCH, SAMPLES, SAMPLER_STEPS, HIDDEN, BOUND_TIMES = 128, 500, 100, 64, 50
 Features = npt.NDArray[np.float64]
 
 
