@@ -16,7 +16,7 @@ import maediff
 from benchmarks._choose import reconstruct
 from benchmarks._common import say
 from benchmarks._methods import FloatMap, Mask, Patient, validated_threshold
-from benchmarks._rows import DATA_SETS, DataSet, Row, lesion_kinds
+from benchmarks._rows import DATA_SETS, DataSet, Row, config_of, lesion_kinds
 from maediff.calibration import Calibration, calibrate
 from maediff.config import UNTRAINED, Config, ScoreConfig, load_config, override
 from maediff.data.cases import find_cases
@@ -90,7 +90,7 @@ def compute(data: DataSet, row: Row, work: Path, source: Path, cell_of: Callable
         data.cases(cases.parent, source)
     if data.trained_on:
         return _transfer(data, row, work, cases, cell_of)
-    config = load_config(data.config, [*row.overrides, "train.workers=0"])
+    config = override(config_of(data, row), ["train.workers=0"])
     spent = budget(config, load_config(data.config), data.budget_tflop)
     run_dir = work / data.name / row.name
     seconds = _train(override(config, [f"train.max_steps={spent.steps}"]), cases, run_dir)

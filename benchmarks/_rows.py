@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks._common import ROOT, data_folder
 from benchmarks.lgg_flair import row, split_rows, write_cases
-from maediff.config import ScoreConfig
+from maediff.config import Config, ScoreConfig, load_config
 from maediff.data.cases import find_cases
 from maediff.data.cohort import synthesise
 from maediff.data.lesions import KINDS
@@ -36,16 +36,22 @@ class Row:
         title: What the table calls it.
         overrides: Settings on top of the data set's configuration.
         timesteps: Tried on validation.
+        dense: Its code fits slices of one size, so that the grid must hold the largest brain.
     """
 
     name: str
     title: str
     overrides: tuple[str, ...] = ()
     timesteps: tuple[int, ...] = EARLY
+    dense: bool = False
 
 
 def _published(name: str, title: str, *overrides: str, timesteps: tuple[int, ...] = LATE) -> Row:
     return Row(name, title, (*PUBLISHED, *overrides), timesteps)
+
+
+def _dense(method: str, title: str) -> Row:
+    return Row(method, title, (*PUBLISHED, f"method={method}"), ONCE, dense=True)
 
 
 def _aided(method: str, title: str, timesteps: tuple[int, ...] = EARLY) -> Row:
@@ -55,8 +61,8 @@ def _aided(method: str, title: str, timesteps: tuple[int, ...] = EARLY) -> Row:
 ROWS = (
     _published("intensity", "intensity threshold", "method=intensity", timesteps=ONCE),
     _published("zscore", "voxelwise z-score", "method=zscore", timesteps=ONCE),
-    _published("ae", "AE", "method=ae", timesteps=ONCE),
-    _published("vae", "VAE", "method=vae", timesteps=ONCE),
+    _dense("ae", "AE"),
+    _dense("vae", "VAE"),
     _published("dae", "DAE", "method=dae", timesteps=ONCE),
     _published("ddpm", "DDPM (AnoDDPM, Gaussian, DDIM)", "method=ddpm", "diffusion.sampler=ddim"),
     _published(
@@ -99,6 +105,7 @@ class DataSet:
         cases: Write the table of cases with splits train, val and test into a folder.
         budget_tflop: Training operations, forward and backward, that every method may spend.
         choose: Labelled validation scans that choose the timestep.
+        dense_size: Working slice that holds every brain, for methods with a dense code; others let the grid grow.
         trained_on: Data set whose models, timesteps and thresholds are used, where nothing is trained on this one.
     """
 
@@ -109,7 +116,14 @@ class DataSet:
     cases: Callable[[Path, Path], Path]
     budget_tflop: float = 0.0
     choose: int = 6
+    dense_size: tuple[int, int] | None = None
     trained_on: str | None = None
+
+
+def config_of(data: DataSet, row: Row) -> Config:
+    """Configure a method for a data set."""
+    grown = [f"data.size={list(data.dense_size)}"] if row.dense and data.dense_size else []
+    return load_config(data.config, [*row.overrides, *grown])
 
 
 def _lgg_cases(folder: Path, data: Path) -> Path:
@@ -157,6 +171,7 @@ DATA_SETS = {
         ScoreConfig(sign="bright", median_mm=15.0, erode_mm=4.0),
         _lgg_cases,
         budget_tflop=20.0,
+        dense_size=(96, 96),  # masks that kept the scalp
     ),
     "mslub": DataSet(
         "mslub",

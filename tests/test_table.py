@@ -36,15 +36,11 @@ def trained_sets():
     return [data for data in module("_rows").DATA_SETS.values() if data.trained_on is None]
 
 
-def config_of(data, row):
-    return load_config(data.config, row.overrides)
-
-
 def test_every_method_has_as_many_tries_as_any_other_that_can_choose():
     counts = {len(row.timesteps) for row in module("_rows").ROWS} - {1}
     assert len(counts) == 1
     for row in module("_rows").ROWS:
-        first, last = config_of(trained_sets()[0], row).diffusion.train_timesteps
+        first, last = module("_rows").config_of(trained_sets()[0], row).diffusion.train_timesteps
         assert row.timesteps == (1,) or first <= min(row.timesteps) <= max(row.timesteps) <= last
 
 
@@ -56,7 +52,7 @@ def test_no_method_spends_more_than_the_budget_and_none_sees_far_more_samples():
     for row in module("_rows").ROWS:
         if row.name not in {"intensity", "ae", "dae", "pddpm", "maediff", "maediff-cross"}:
             continue  # the others have a network of these
-        config = config_of(data, row)
+        config = module("_rows").config_of(data, row)
         spent = cells.budget(config, ours, data.budget_tflop)
         step = batch * spent.gflop_a_sample / 1e3
         assert spent.tflop <= data.budget_tflop + step / 2
