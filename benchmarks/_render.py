@@ -17,7 +17,7 @@ from maediff.store import atomic_path, read_json, write_text
 
 RESAMPLES = 2000
 BEGIN, END = "<!-- begin: python -m benchmarks.table --render -->", "<!-- end -->"
-REFERENCES = ("pddpm", "maediff-no-mae")
+REFERENCES = ("maediff", "pddpm", "maediff-no-mae")
 """Rows that every other row is compared with, patient by patient."""
 COLUMNS = {
     "auroc": "AUROC",

@@ -139,17 +139,18 @@ def _mslub_cases(folder: Path, data: Path) -> Path:
 
 
 def _phantom_cases(folder: Path, _data: Path) -> Path:
-    """Synthesise 96 T2-like brains; the first three scans of each lesion kind serve validation."""
-    cohort = synthesise(folder / "cohort", subjects=96, modality="t2", seed=2031)
+    """Synthesise 72 T2-like brains; the first two scans of each lesion kind serve validation, healthy ones no test."""
+    cohort = synthesise(folder / "cohort", subjects=72, modality="t2", seed=2031)
     kinds = lesion_kinds(cohort)
-    left = dict.fromkeys(KINDS, 3)
+    left = dict.fromkeys(KINDS, 2)
     rows = []
     for case in find_cases(cohort):
         kind, split = kinds.get(case.subject, ""), str(case.split)
         if left.get(kind, 0):
             left[kind] -= 1
             split = "val"
-        rows.append(row(case, split, kind))
+        if kind or split != "test":
+            rows.append(row(case, split, kind))
     write_cases(folder / "cases.csv", rows)
     return folder / "cases.csv"
 
@@ -162,7 +163,6 @@ DATA_SETS = {
         ScoreConfig(sign="abs", median_mm=6.0, erode_mm=2.0),
         _phantom_cases,
         budget_tflop=10.0,
-        choose=9,
     ),
     "lgg_flair": DataSet(
         "lgg_flair",

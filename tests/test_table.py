@@ -161,7 +161,8 @@ def test_the_page_shows_the_cells(tmp_path):
     assert "- voxelwise z-score: no common space" in text
     assert "| method | ms | tumour |" in text
     assert "| MAEDiff | 0.150 [0.100, 0.200] | 0.900 |" in text
-    assert "| MAEDiff | 0.300 [0.300, 0.300] | 0.0002 |" in text  # minus pDDPM: 0.3 for each scan; p at its least
+    assert "| pDDPM | -0.300 [-0.300, -0.300] | 0.0002 | - | - |" in text  # minus MAEDiff; p at its least
+    assert "| MAEDiff | - | - | 0.300 [0.300, 0.300] | 0.0002 |" in text
     assert "Others' numbers on other data" in text
     assert "VAE |" in text.split("### Published figures")[1]
 
