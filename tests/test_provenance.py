@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +52,13 @@ def test_names_no_user_and_no_host(monkeypatch):
 def test_peak_memory_is_plausible():
     peak = provenance.peak_rss_mib()
     assert peak is None or 10 < peak < 1e6
+
+
+def test_the_peak_is_that_of_this_process_not_of_the_one_that_started_it():
+    """getrusage hands a parent's peak on to its children, through fork and exec."""
+    ballast = bytearray(200 * 2**20)
+    ballast[:: 2**12] = b"x" * len(ballast[:: 2**12])
+    code = "from maediff.provenance import peak_rss_mib; print(peak_rss_mib())"
+    child = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert 5 < child < 150
+    assert provenance.peak_rss_mib() > 200
