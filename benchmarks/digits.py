@@ -42,13 +42,13 @@ SETTINGS = (
     "diffusion.train_timesteps=[1, 1000]",
     "diffusion.test_timesteps=[1000]",
     "diffusion.sampler=ancestral",
-    "model.channels=[32, 64]",
+    "model.channels=[16, 32]",
     "model.attention=[false, false]",
     "model.input_skip=false",
     "train.lr=2.0e-3",
     "train.lesion_weight=0",
 )
-BATCH, SAMPLES, SAMPLER_STEPS, HIDDEN, BOUND_TIMES = 128, 500, 50, 64, 20
+BATCH, SAMPLES, SAMPLER_STEPS, HIDDEN, BOUND_TIMES = 64, 500, 50, 64, 20
 Features = npt.NDArray[np.float64]
 
 
