@@ -286,16 +286,26 @@ def test_the_page_names_no_other_host():
 @pytest.mark.slow
 def test_the_command_prints_its_address_and_ends_on_ctrl_c(cohort):
     command = [sys.executable, "-m", "maediff", "view", str(cohort.out), "--no-browser"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        url = process.stdout.readline().strip()
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{43}/", url)
-        assert "Ctrl-C" in process.stderr.readline()
-        connection = http.client.HTTPConnection(url.split("/")[2], timeout=20)
-        connection.request("GET", "/" + url.split("/", 3)[3])
-        assert b"Research use only" in connection.getresponse().read()
-        connection.close()
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+
+    def heed_ctrl_c():
+        """Undo what a shell does to jobs in the background, which children would inherit: SIGINT ignored."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    ) as process:
+        try:
+            url = process.stdout.readline().strip()
+            assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{43}/", url)
+            assert "Ctrl-C" in process.stderr.readline()
+            connection = http.client.HTTPConnection(url.split("/")[2], timeout=20)
+            connection.request("GET", "/" + url.split("/", 3)[3])
+            assert b"Research use only" in connection.getresponse().read()
+            connection.close()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert errors.strip() == "viewer closed"
 
