@@ -222,6 +222,13 @@ class InferConfig(Section):
         description="What the U-Net sees around a window: the whole slice; the box of the slice's brain; or so many "
         "pixels within that box. The less, the faster (docs/speed.md).",
     )
+    together: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Windows of a slice that are hidden in one pass: they do not overlap, and half of the slice stays "
+        "visible. The more, the faster, where they fit (docs/speed.md).",
+    )
 
 
 class ScoreConfig(Section):
@@ -373,6 +380,7 @@ _LATER = (
     ("diffusion", "variance"),
     ("diffusion", "bound_weight"),
     ("infer", "context"),
+    ("infer", "together"),
 )
 
 

@@ -73,13 +73,18 @@ def test_later_settings_leave_earlier_hashes_alone(name):
     config = load_config(name)
     tree = config.model_dump(
         mode="json",
-        exclude={"method": True, "peer": True, "diffusion": {"variance", "bound_weight"}, "infer": {"context"}},
+        exclude={
+            "method": True,
+            "peer": True,
+            "diffusion": {"variance", "bound_weight"},
+            "infer": {"context", "together"},
+        },
     )
     if not tree["train"]["lesion_weight"]:
         del tree["train"]["lesion_weight"]
     earlier = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
     assert config_hash(config) == earlier
-    for change in ("method=ddpm", "peer.latent=7", "diffusion.variance=beta", "infer.context=16"):
+    for change in ("method=ddpm", "peer.latent=7", "diffusion.variance=beta", "infer.context=16", "infer.together=2"):
         assert config_hash(override(config, [change])) != earlier
 
 

@@ -33,8 +33,8 @@ def module(name):
     return import_module(f"benchmarks.{name}")
 
 
-BENCHMARKS = ["brainmask", "calibration", "cluster", "context", "demo", "full_disk", "fuzz", "inference", "kill"]
-BENCHMARKS += ["lgg_flair", "limits", "long_run", "memory", "native_space", "scaling", "startup", "training"]
+BENCHMARKS = ["brainmask", "calibration", "cluster", "compile", "context", "demo", "full_disk", "fuzz", "inference"]
+BENCHMARKS += ["kill", "lgg_flair", "limits", "long_run", "memory", "native_space", "scaling", "startup", "training"]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

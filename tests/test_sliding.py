@@ -12,6 +12,7 @@ from maediff.inference import memory
 from maediff.inference.layout import plan
 from maediff.inference.sliding import SlidingReconstructor
 from maediff.noise import generator
+from maediff.partition import window_masks
 
 CPU = torch.device("cpu")
 STEP = 0.125
@@ -59,7 +60,8 @@ def engine(config, network):
 @pytest.mark.parametrize("objective", ["eps", "x0", "v", "mu"])
 @pytest.mark.parametrize("blend", ["uniform", "gaussian"])
 def test_a_perfect_network_gives_back_the_slice(tiny, objective, blend, sampler):
-    config = tiny(f"diffusion.objective={objective}", f"infer.blend={blend}", *sampler)
+    together = 1 if blend == "uniform" else 2
+    config = tiny(f"diffusion.objective={objective}", f"infer.blend={blend}", f"infer.together={together}", *sampler)
     slices, mask = stack()
     healthy = engine(config, Perfect(config))(slices, mask, (0, "scan"))
     assert healthy.deviation is None
@@ -237,6 +239,61 @@ def test_with_less_context_other_slices_and_the_batch_size_do_not_matter(tiny, r
     torch.testing.assert_close(alone[0], whole[0], rtol=0, atol=1e-5)
     full = engine(tiny(*base[1:]), network)(slices, mask, (0,)).mean
     assert float((full - whole).abs().max()) > 1e-3  # a network that looks around notices
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("context", ["slice", "brain", "3"])
+def test_windows_that_share_a_pass_change_nothing_for_a_network_that_looks_at_pixels(tiny, context, sampler):
+    slices, mask = stack()
+    mask[1, 10:] = False
+    base = (f"infer.context={context}", *sampler)
+    alone, shared = Pointwise(), Pointwise()
+    expected = engine(tiny(*base), alone)(slices, mask, (0,)).mean
+    found = engine(tiny("infer.together=2", "infer.batch_size=1", *base), shared)(slices, mask, (0,)).mean
+    torch.testing.assert_close(found[mask], expected[mask], rtol=0, atol=1e-6)
+    steps = plan(mask, tiny(*sampler)).passes
+    assert len(shared.shapes) == (5 + 4 + 5) * steps  # 9 windows, 6, and 9: the middle ones fit with none
+
+
+@pytest.mark.parametrize(("together", "most"), [(1, 1), (2, 2), (3, 3), (64, 8)])
+def test_windows_of_a_pass_do_not_overlap_and_leave_half_of_the_slice(tiny, together, most):
+    config = tiny(f"infer.together={together}", "partition.window=8", "partition.stride=4")
+    _, mask = stack()
+    mask[1, 10:] = False
+    layout, single = plan(mask, config), plan(mask, tiny("partition.window=8", "partition.stride=4"))
+    assert layout.windows.shape[1] == 1 + most
+    found = []
+    for where, *which in layout.windows.tolist():
+        group = sorted(set(which))
+        hidden = window_masks(layout.corners[group], 8, (32, 32)).sum(0)
+        assert hidden.max() == 1
+        assert hidden.mean() <= 0.5
+        found += [[where, one] for one in group]
+    assert sorted(found) == sorted(single.windows.tolist())  # each once
+    assert len(layout.windows) <= 2 * len(single.windows) / most
+
+
+def test_where_no_two_windows_fit_nothing_is_shared(tiny, random_network):
+    slices, mask = stack()
+    base = ("partition.window=24", "partition.stride=8")
+    network = random_network(tiny(*base))
+    alone, shared = (engine(tiny(*base, f"infer.together={n}"), network)(slices, mask, (0,)).mean for n in (1, 4))
+    assert torch.equal(alone, shared)
+
+
+@pytest.mark.parametrize("condition", ["residual", "cross_attention", "none"])
+def test_with_shared_passes_other_slices_and_the_batch_size_do_not_matter(tiny, random_network, condition):
+    slices, mask = stack()
+    mask[1, 10:] = False
+    base = ("infer.together=2", f"model.condition={condition}", "model.attention=[false, true]")
+    network = random_network(tiny(*base))
+    whole = engine(tiny(*base), network)(slices, mask, (0,)).mean
+    one_by_one = engine(tiny(*base, "infer.batch_size=1"), network)(slices, mask, (0,)).mean
+    alone = engine(tiny(*base), network)(slices[:1], mask[:1], (0,)).mean
+    torch.testing.assert_close(one_by_one, whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone[0], whole[0], rtol=0, atol=1e-5)
+    single = engine(tiny(*base[1:]), network)(slices, mask, (0,)).mean
+    assert float((single - whole).abs().max()) > 1e-3  # a network that looks around notices
 
 
 def test_the_condition_is_computed_once_for_all_steps_of_the_sampler(tiny, random_network, monkeypatch):

@@ -319,7 +319,7 @@ def _maps_as(config: Config) -> dict[str, Any]:
         "partition": config.partition,
         "diffusion": config.diffusion,
         "peer": config.peer,
-        "infer": config.infer.model_dump(include={"draws", "blend", "context"}),
+        "infer": config.infer.model_dump(include={"draws", "blend", "context", "together"}),
         "score": config.score.model_dump(include={"sign", "median_mm", "erode_mm"}),
     }
 

@@ -133,7 +133,7 @@ class SlidingReconstructor:
             except (MemoryError, RuntimeError) as error:
                 self._halve(len(batch), error)
                 continue
-            weight, pixels = batch.see(weights, batch.which), batch.pixels(shape)
+            weight, pixels = batch.see_own(batch.united(weights)), batch.pixels(shape)
             total.view(-1).index_add_(0, pixels, (weight * estimate).flatten())
             mass.view(-1).index_add_(0, pixels, weight.flatten())
             start += len(batch)
@@ -161,12 +161,12 @@ class SlidingReconstructor:
 
     def _seen(self, images: Tensor, noise: Tensor, masks: Tensor, batch: Batch, key: Key) -> _Seen:
         """Cut out what the network sees, and compute the features of the visible region once for all its steps."""
-        features = None
+        features, hidden = None, batch.united(masks)
         if isinstance(self.network, Reconstructor):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                features = self.network.features(images[batch.where], masks[batch.which])
+                features = self.network.features(images[batch.where], hidden)
             if features is not None and self.config.model.condition == "residual":
-                features = batch.see_cells(features, self.config.partition.cell)
+                features = batch.see_own(features, self.config.partition.cell)
 
         def field(name: object, step: int) -> Tensor:
             slices, back = batch.where.unique(return_inverse=True)
@@ -174,7 +174,7 @@ class SlidingReconstructor:
             return batch.see(torch.stack(fields).to(images), back)
 
         x0, eps = batch.see(images, batch.where), batch.see(noise, batch.where)
-        return _Seen(x0, eps, batch.see(masks, batch.which), features, field)
+        return _Seen(x0, eps, batch.see_own(hidden), features, field)
 
     def _sample(self, seen: _Seen, t: int) -> Tensor:
         """Noise the window to level t and walk back down; everything outside it stays as scanned."""
