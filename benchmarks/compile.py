@@ -54,13 +54,14 @@ def measure_preset(name: str, options: argparse.Namespace, device: torch.device)
     say(f"{name}: compiled in {warm_up:.0f} s")
     rounds = [(timed(network)[0], timed(compiled)[0]) for _ in range(options.rounds)]
     eager, fast = (float(np.median(column)) / options.windows for column in zip(*rounds, strict=True))
+    ratio = float(np.median([before / after for before, after in rounds]))
     return {
         "precision": str(kind),
         "warm_up_seconds": warm_up,
         "seconds_per_window_eager": eager,
         "seconds_per_window_compiled": fast,
-        "times_as_fast": float(np.median([before / after for before, after in rounds])),
-        "pays_after_windows": warm_up / (eager - fast) if fast < eager else None,
+        "times_as_fast": ratio,
+        "pays_after_windows": warm_up / (eager * (1 - 1 / ratio)) if ratio > 1 else None,
         "largest_difference": float((found.float() - expected.float()).abs().max()),
         "rounds": rounds,
     }
