@@ -75,7 +75,7 @@ def export_bundle(model: str | Path, out_dir: str | Path) -> Path:
 
     Raises:
         ModelError: The model cannot be used.
-        ConfigError: Its method has no network.
+        ConfigError: Its method has no network, or it sees several channels.
         OutputError: The folder holds something already or cannot be written.
     """
     folder, out_dir = resolve_model(model), Path(out_dir)
@@ -85,6 +85,11 @@ def export_bundle(model: str | Path, out_dir: str | Path) -> Path:
     if isinstance(predictor.network, Untrained):
         method = predictor.config.method
         raise ConfigError(f"method {method!r} has no network for MONAI to verify and run; use `maediff infer` for it")
+    names = predictor.config.data.channels
+    if names:
+        raise ConfigError(
+            f"a model of the channels {', '.join(names)} cannot be a MONAI bundle; use `maediff infer` for it"
+        )
     staging = out_dir.with_name(f".{out_dir.name}.{secrets.token_hex(4)}")
     try:
         _write(staging, folder, predictor)

@@ -34,6 +34,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Side = Annotated[int, Field(ge=4, le=2048)]
 Width = Annotated[int, Field(ge=1, le=_WIDTH)]
 Spacing = Annotated[float, Field(ge=0.02, le=50)]
+Channel = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.+-]*$", max_length=40)]
 
 
 class Section(BaseModel):
@@ -45,6 +46,12 @@ class Section(BaseModel):
 class DataConfig(Section):
     """From a scan to working slices."""
 
+    channels: tuple[Channel, ...] = Field(
+        (),
+        max_length=8,
+        description="Co-registered channels that the network sees together (columns image_<channel> of a table), the "
+        "first leading; empty: one channel.",
+    )
     size: tuple[Side, Side] = Field(
         (96, 96), description="Working slice (x, y), pixels; grows where a brain needs more."
     )
@@ -75,6 +82,20 @@ class DataConfig(Section):
         if low >= high:
             raise ValueError(f"percentiles {low:g} and {high:g} must rise")
         return self
+
+    @model_validator(mode="after")
+    def _names_several(self) -> DataConfig:
+        names = self.channels
+        if len(names) == 1:
+            raise ValueError(f"one channel needs no name here: leave channels empty and choose --channel {names[0]}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"channels {', '.join(names)} name one twice; name each once")
+        return self
+
+    @property
+    def channel_count(self) -> int:
+        """Number of channels of a slice."""
+        return max(1, len(self.channels))
 
 
 class PartitionConfig(Section):
@@ -268,6 +289,11 @@ class Config(Section):
         kind = self.diffusion
         if self.method in {"vae", "latent_diffusion"} and kind.noise != "gaussian":
             raise ValueError(f"method {self.method} needs diffusion.noise gaussian, not {kind.noise!r}")
+        if self.method != "maediff" and self.data.channels:
+            raise ValueError(
+                f"data.channels names {len(self.data.channels)} channels; method {self.method!r} takes one: leave "
+                "data.channels empty and choose --channel, or use method maediff"
+            )
         if self.method != "ddpm" and (kind.variance == "learned" or kind.bound_weight):
             raise ValueError(
                 f"diffusion.variance=learned and diffusion.bound_weight go with method ddpm, not {self.method!r}"
@@ -375,6 +401,7 @@ def config_hash(config: Config) -> str:
 
 _LATER = (
     ("method",),
+    ("data", "channels"),
     ("train", "lesion_weight"),
     ("peer",),
     ("diffusion", "variance"),

@@ -20,21 +20,24 @@ def generator(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
-def noise_field(kind: str, shape: tuple[int, int], rng: torch.Generator) -> Tensor:
-    """Draw one noise field.
+def noise_field(kind: str, shape: tuple[int, int], rng: torch.Generator, channels: int = 1) -> Tensor:
+    """Draw one noise field, or one for each of several channels, one after another.
 
     Args:
         kind: "gaussian"; "simplex" (AnoDDPM, Wyatt et al. 2022: six octaves, persistence 0.8, base period 64 pixels);
             or "coarse" (Kascenas et al. 2022: Gaussian noise on a grid 8 times coarser, interpolated).
         shape: (H, W), pixels.
         rng: Source of randomness.
+        channels: Independent fields.
 
     Returns:
-        (1, H, W) float32.
+        (channels, H, W) float32.
 
     Raises:
         ValueError: Unknown kind.
     """
+    if channels > 1:
+        return torch.cat([noise_field(kind, shape, rng) for _ in range(channels)])
     if kind == "gaussian":
         return torch.randn(1, *shape, generator=rng)
     if kind == "coarse":

@@ -62,11 +62,11 @@ def anomaly_map(
 ) -> npt.NDArray[np.float32]:
     """Turn scan and reconstruction into the anomaly map of the working slices.
 
-    Residual, then :func:`postprocess`.
+    Residual, its mean over channels where there are several [ours], then :func:`postprocess`.
 
     Args:
-        x: Working slices (S, H, W).
-        x_hat: Healthy reconstruction (S, H, W).
+        x: Working slices (S, H, W) or (S, C, H, W).
+        x_hat: Healthy reconstruction, same shape.
         mask: Brain (S, H, W).
         spacing_mm: Spacing of the working grid along x (H), y (W) and slice (S).
         config: Sign, filter width and erosion depth.
@@ -74,7 +74,8 @@ def anomaly_map(
     Returns:
         Map (S, H, W), float32, in residual units, zero outside the eroded brain.
     """
-    return postprocess(residual(x, x_hat, config.sign), mask, spacing_mm, config)
+    values = residual(x, x_hat, config.sign)
+    return postprocess(values.mean(1) if values.ndim == 4 else values, mask, spacing_mm, config)
 
 
 def postprocess(

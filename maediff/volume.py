@@ -143,6 +143,22 @@ def from_image(image: nib.Nifti1Image | str | Path | Volume) -> Volume:
     return volume
 
 
+def read_channel(source: str | Path | nib.Nifti1Image | Volume, like: Volume) -> Volume:
+    """Read a further channel of a scan, which lies on the grid of the first.
+
+    Args:
+        source: File, nibabel image or volume.
+        like: The first channel.
+
+    Raises:
+        InputError: Unreadable, or no scan.
+        GeometryError: Another shape, or another place in space, than the first channel.
+    """
+    volume = from_image(source)
+    _check_same_grid(f"channel {volume.name}", volume.data, volume.affine, like)
+    return volume
+
+
 def read_mask(source: str | Path | nib.Nifti1Image | Array, like: Volume, what: str) -> Array:
     """Read a mask or a label that lies on the grid of a scan.
 
@@ -165,6 +181,16 @@ def read_mask(source: str | Path | nib.Nifti1Image | Array, like: Volume, what: 
     else:
         volume = _read(Path(source)) if isinstance(source, (str, Path)) else _from_nibabel(source, None)
         name, data, affine = f"{what} {volume.source or ''}".strip(), volume.data, volume.affine
+    _check_same_grid(name, data, affine, like)
+    if data.dtype.kind == "f":
+        check_finite(data, name)
+    mask = np.asarray(data >= 0.5)
+    if what == "brain mask" and not mask.any():
+        raise InputError(f"{name} is empty: no voxel is at least 0.5; give a mask that marks the brain")
+    return mask
+
+
+def _check_same_grid(name: str, data: Array, affine: Array, like: Volume) -> None:
     if data.shape != like.data.shape:
         raise GeometryError(
             f"{name} has shape {data.shape}, but {like.name} has {like.data.shape}; resample it onto the scan's grid"
@@ -175,12 +201,6 @@ def read_mask(source: str | Path | nib.Nifti1Image | Array, like: Volume, what: 
             f"{name} lies up to {distance:.3g} mm away from the voxels of {like.name} (another affine); "
             "resample it onto the scan's grid"
         )
-    if data.dtype.kind == "f":
-        check_finite(data, name)
-    mask = np.asarray(data >= 0.5)
-    if what == "brain mask" and not mask.any():
-        raise InputError(f"{name} is empty: no voxel is at least 0.5; give a mask that marks the brain")
-    return mask
 
 
 def grid_distance(first: Array, second: Array, shape: tuple[int, ...]) -> float:

@@ -136,7 +136,7 @@ def _train(
     on_progress: OnProgress | None,
 ) -> Path:
     check_trainable(config)
-    learn, held_out = split_cases(find_cases(source, channel=channel), config, split)
+    learn, held_out = split_cases(find_cases(source, channel=channel, channels=config.data.channels), config, split)
     if processes.is_main():
         write_text(run_dir / "config.yaml", dump_yaml(config))
     cache = run_dir / "cache"
@@ -193,7 +193,9 @@ def _finish_training(
     unreadable = {name for name, _ in validation.failed}
     healthy = [case for case in held_out if case.label is None and case.id not in unreadable]
     if healthy:
-        _calibrate(model, healthy, str(device), origin=f"{len(healthy)} held-out healthy scans of training")
+        _calibrate(
+            model, load_model(model, str(device)), healthy, origin=f"{len(healthy)} held-out healthy scans of training"
+        )
     else:
         log.warning("no held-out scan is wholly healthy: the model has no threshold; run `maediff calibrate`")
     hashes = {"model": verify_model_folder(model), "config": config_hash(config)}
@@ -254,7 +256,9 @@ def calibrate_model(
         ConfigError: ``rate`` is outside (0, 1).
         InputError: No healthy scan, or a scan that cannot be used: a threshold must not rest on fewer than was said.
     """
-    cases = find_cases(source, split=split, channel=channel)
+    folder = resolve_model(model)
+    predictor = load_model(folder, device)
+    cases = find_cases(source, split=split, channel=channel, channels=predictor.config.data.channels)
     labelled = [case.id for case in cases if case.label]
     if labelled:
         raise InputError(
@@ -262,7 +266,7 @@ def calibrate_model(
             "calibrate on healthy scans only: remove those rows"
         )
     origin = f"{len(cases)} healthy scans"
-    return _calibrate(resolve_model(model), cases, device, origin, rate=rate, on_case=on_case)
+    return _calibrate(folder, predictor, cases, origin, rate=rate, on_case=on_case)
 
 
 def infer(
@@ -311,9 +315,9 @@ def infer(
         OutputError: The output folder cannot be written.
     """
     out, overrides = Path(out), tuple(overrides)
-    cases = _cases(source, mask, shard, split, channel)
     alone = scheduler is None and workers is None
     predictor = load_model(model, device if alone else "cpu", overrides)  # the workers have the devices
+    cases = _cases(source, shard, predictor.config, mask=mask, split=split, channel=channel)
     table = out / ("cases.tsv" if shard == (1, 1) else f"cases-{shard[0]}-of-{shard[1]}.tsv")
     on_result = _preview if preview else None
     arguments: dict[str, Any] = {
@@ -372,9 +376,9 @@ def plan_inference(
     overrides: Iterable[str] = (),
 ) -> list[PlannedCase]:
     """List what :func:`infer` would do, without loading weights; arguments are the same."""
-    cases = _cases(source, mask, shard, split, channel)
     folder = resolve_model(model)
     config = override(load_config(folder / "config.yaml"), overrides)
+    cases = _cases(source, shard, config, mask=mask, split=split, channel=channel)
     key = RunKey(verify_model_folder(folder), config_hash(config), seed)
     return plan_cases(cases, Path(out), key, overwrite=overwrite)
 
@@ -404,27 +408,32 @@ def describe_slices(training: SliceSet, validation: SliceSet) -> str:
 
 
 def _cases(
-    source: str | Path, mask: str | Path | None, part: tuple[int, int], split: str | None, channel: str | None
+    source: str | Path,
+    part: tuple[int, int],
+    config: Config,
+    *,
+    mask: str | Path | None,
+    split: str | None,
+    channel: str | None,
 ) -> list[Case]:
-    return shard_of(find_cases(source, mask=mask, split=split, channel=channel), *part)
+    cases = find_cases(source, mask=mask, split=split, channel=channel, channels=config.data.channels)
+    return shard_of(cases, *part)
 
 
 def _calibrate(
     folder: Path,
+    predictor: Predictor,
     cases: Sequence[Case],
-    device: str,
     origin: str,
     *,
     rate: float | None = None,
     on_case: Callable[[str], None] | None = None,
 ) -> Calibration:
-    predictor = load_model(folder, device)
-
     def maps() -> Iterator[tuple[FloatArray, BoolArray, float]]:
         for case in cases:
             if on_case:
                 on_case(case.id)
-            result = predictor.predict(case.image, case.mask)
+            result = predictor.predict(case.images, case.mask)
             yield result.anomaly, result.brain_mask, result.score
 
     usual = predictor.config.score.false_positive_rate

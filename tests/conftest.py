@@ -17,7 +17,7 @@ from matplotlib import image
 
 from maediff.config import override, parse_config
 from maediff.data.slices import SliceSet
-from maediff.models.reconstructor import Reconstructor
+from maediff.models.baselines import build_network
 from maediff.store import save_model
 
 CHROMIUM = next(
@@ -60,7 +60,7 @@ def random_network():
     def make(config, seed=0):
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
-            network = Reconstructor(config.model, config.partition.cell).eval()
+            network = build_network(config).eval()
             for parameter in network.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape)
         return network

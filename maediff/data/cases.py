@@ -44,6 +44,7 @@ class Case:
         stem: File name of the scan without ``.nii`` or ``.nii.gz``.
         bids: Parts of the BIDS name where the scan is of a BIDS data set (a table may say so in column ``bids``), else
             None.
+        others: Further channels of the same grid, for models that see several; `image` is the first.
     """
 
     id: str
@@ -55,6 +56,12 @@ class Case:
     split: str | None
     stem: str
     bids: BidsName | None = None
+    others: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """All channels, the first one first."""
+        return (self.image, *self.others)
 
 
 def find_cases(
@@ -62,6 +69,7 @@ def find_cases(
     mask: str | Path | None = None,
     split: str | None = None,
     channel: str | None = None,
+    channels: Sequence[str] = (),
 ) -> list[Case]:
     """List the scans of a source.
 
@@ -79,6 +87,7 @@ def find_cases(
         mask: Brain mask; for a single file only.
         split: Keep only this split (tables, and BIDS with a ``split`` column in ``participants.tsv``).
         channel: Contrast to choose, for example ``flair``, where the source has several.
+        channels: Contrasts that belong together, for a model that sees several; the source is a table then.
 
     Returns:
         Cases in a fixed order, with unique ids.
@@ -87,9 +96,19 @@ def find_cases(
         InputError: Nothing there, no scans, a table without the columns needed, an unknown split or channel.
     """
     source = Path(source).expanduser()
+    if channels and channel is not None:
+        raise InputError(
+            f"the model sees the channels {listed(list(channels))} together; leave out channel {channel!r}"
+        )
     if not source.exists():
         raise InputError(
             f"{source} does not exist; give a NIfTI file, a folder, a .csv or .tsv table or a BIDS data set"
+        )
+    if channels and not channels_of(source):
+        columns = ",".join(f"image_{name}" for name in channels)
+        raise InputError(
+            f"{source} has one channel a scan, the model sees {listed(list(channels))}; give a table with the columns "
+            f"{columns}"
         )
     if source.is_file() and source.suffix.lower() not in TABLES:
         return [_single(source, mask, split)]
@@ -97,7 +116,7 @@ def find_cases(
         raise InputError(
             f"a brain mask can be given for a single scan, not for {source}; use a table with a mask column"
         )
-    cases = _from_folder(source, channel) if source.is_dir() else _from_table(source, channel)
+    cases = _from_folder(source, channel, channels) if source.is_dir() else _from_table(source, channel, channels)
     return _unique_ids(cases if split is None else _of_split(cases, split, source))
 
 
@@ -176,14 +195,14 @@ def _companion(path: Path, suffixes: Iterable[str]) -> Path | None:
     return None
 
 
-def _from_folder(folder: Path, channel: str | None) -> list[Case]:
+def _from_folder(folder: Path, channel: str | None, channels: Sequence[str]) -> list[Case]:
     if (folder / "dataset_description.json").is_file():
         return _from_bids(folder, channel)
     for name in ("cases.csv", "cases.tsv"):
         table = folder / name
         if table.is_file() and any(c == "image" or c.startswith("image_") for c in read_table(table).columns):
             logger.info("%s: using its table %s", folder, name)
-            return _from_table(table, channel)
+            return _from_table(table, channel, channels)
     paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and looks_like_scan(p)]
     if channel is not None:
         paths = [p for p in paths if re.search(rf"(^|[_-]){re.escape(channel)}w?$", stem_of(p), re.IGNORECASE)]
@@ -195,16 +214,17 @@ def _from_folder(folder: Path, channel: str | None) -> list[Case]:
     return [_plain_case(path) for path in paths]
 
 
-def _from_table(path: Path, channel: str | None) -> list[Case]:
+def _from_table(path: Path, channel: str | None, channels: Sequence[str]) -> list[Case]:
     columns, rows = read_table(path)
-    column = _image_column(columns, channel, path)
+    wanted = [_image_column(columns, name, path) for name in channels or (channel,)]
     if not rows:
         raise InputError(f"table {path} names no scans: it has a header and no rows")
     cases = []
     for number, row in enumerate(rows, start=1):
-        if _cell(row, column) is None:
-            raise InputError(f"table {path}: row {number} has no {column}; give its path or remove the row")
-        cases.append(_table_case(row, column, path.parent))
+        missing = [column for column in wanted if _cell(row, column) is None]
+        if missing:
+            raise InputError(f"table {path}: row {number} has no {missing[0]}; give its path or remove the row")
+        cases.append(_table_case(row, wanted, path.parent))
     repeated = [str(image) for image, count in Counter(case.image for case in cases).items() if count > 1]
     if repeated:
         raise InputError(f"table {path} names {repeated[0]} more than once; keep one row a scan")
@@ -223,17 +243,18 @@ def _image_column(columns: list[str], channel: str | None, path: Path) -> str:
     if channels:
         raise InputError(
             f"table {path} has no column image but {listed(channels)}; models take one channel: "
-            f"choose it, for example channel {channels[0].removeprefix('image_')!r}"
+            f"choose it, for example channel {channels[0].removeprefix('image_')!r}, or train one that sees several "
+            "(data.channels)"
         )
     raise InputError(f"table {path} has no column image; its columns: {shown}")
 
 
-def _table_case(row: Mapping[str, str], column: str, folder: Path) -> Case:
+def _table_case(row: Mapping[str, str], columns: Sequence[str], folder: Path) -> Case:
     def located(name: str) -> Path | None:
         text = _cell(row, name)
         return None if text is None else folder / _expanded(text)
 
-    image = folder / _expanded(row[column])
+    image, *others = (folder / _expanded(row[column]) for column in columns)
     stem = stem_of(image)
     return Case(
         id=stem,
@@ -245,6 +266,7 @@ def _table_case(row: Mapping[str, str], column: str, folder: Path) -> Case:
         split=_cell(row, "split"),
         stem=stem,
         bids=BidsName.parse(row["bids"]) if _cell(row, "bids") else None,
+        others=tuple(others),
     )
 
 

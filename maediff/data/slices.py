@@ -18,7 +18,7 @@ from maediff.data.cases import Case
 from maediff.errors import InputError, MAEDiffError
 from maediff.preprocess import lesion_slices, prepare
 from maediff.store import atomic_path
-from maediff.volume import read_mask, read_nifti
+from maediff.volume import read_channel, read_mask, read_nifti
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class SliceSet:
     """Working slices of several scans.
 
     Attributes:
-        images: (N, H, W) float16, scaled to [-1, clip].
+        images: (N, H, W) float16, scaled to [-1, clip]; (N, C, H, W) of several channels.
         masks: (N, H, W) bool, the brain.
         subjects: Subject of each slice.
         left_out: Slices left out because a label marks them.
@@ -98,7 +98,8 @@ class Slices(NamedTuple):
 def _read(case: Case, config: DataConfig) -> Slices:
     volume = read_nifti(case.image)
     mask = read_mask(case.mask, volume, "brain mask") if case.mask else None
-    prepared = prepare(volume, mask, config)
+    others = [read_channel(path, volume) for path in case.others]
+    prepared = prepare(volume, mask, config, others)
     brain = prepared.mask.mean((1, 2)) >= config.min_brain_fraction
     diseased = np.zeros_like(brain)
     if case.label:
@@ -112,18 +113,18 @@ def fit_size(stack: npt.NDArray[Any], size: tuple[int, int], fill: float) -> npt
     """Crop or pad the last two axes around their centre.
 
     Args:
-        stack: (S, H, W).
+        stack: (S, H, W) or (S, C, H, W).
         size: Wanted (H, W).
         fill: Value of new pixels.
     """
-    for axis, want in zip((1, 2), size, strict=True):
+    for axis, want in zip((-2, -1), size, strict=True):
         have = stack.shape[axis]
         first = (have - want) // 2
         if first > 0:
             stack = np.take(stack, range(first, first + want), axis)
         elif have < want:
             before = (want - have) // 2
-            pad = [(0, 0)] * 3
+            pad = [(0, 0)] * stack.ndim
             pad[axis] = (before, want - have - before)
             stack = np.pad(stack, pad, constant_values=fill)
         elif have > want:
@@ -133,7 +134,7 @@ def fit_size(stack: npt.NDArray[Any], size: tuple[int, int], fill: float) -> npt
 
 def _key(cases: Sequence[Case], config: DataConfig) -> str:
     """Hash what the slices depend on: scans by path, size and time, and how they are prepared."""
-    files = [path for case in cases for path in (case.image, case.mask, case.label) if path and path.is_file()]
+    files = [path for case in cases for path in (*case.images, case.mask, case.label) if path and path.is_file()]
     facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     text = json.dumps([facts, [case.id for case in cases], config.model_dump(mode="json")])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

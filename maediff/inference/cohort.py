@@ -58,6 +58,12 @@ class PlannedCase:
     image: Path
     action: Literal["infer", "skip"]
     mask: Path | None = None
+    others: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """All channels, the first one first."""
+        return (self.image, *self.others)
 
 
 @dataclass(frozen=True)
@@ -130,8 +136,8 @@ class RunKey:
 
 
 def input_hash(case: Case) -> str:
-    """Hash a scan and its brain mask."""
-    parts = [file_sha256(path) for path in (case.image, case.mask) if path is not None]
+    """Hash a scan, all its channels, and its brain mask."""
+    parts = [file_sha256(path) for path in (*case.images, case.mask) if path is not None]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
@@ -141,7 +147,7 @@ def plan_cases(cases: Sequence[Case], out: Path, key: RunKey, *, overwrite: bool
     def action(case: Case) -> Literal["infer", "skip"]:
         return "skip" if not overwrite and key.fits(case, Outputs.of(case, out)) else "infer"
 
-    return [PlannedCase(case.id, case.image, action(case), case.mask) for case in cases]
+    return [PlannedCase(case.id, case.image, action(case), case.mask, case.others) for case in cases]
 
 
 def infer_cases(
@@ -218,7 +224,7 @@ class CaseJob:
             if not self.overwrite and self.key.fits(case, outputs):
                 return _from_sidecar(case, outputs)
             outputs.remove()  # until the new outputs are complete, none is finished
-            return self.predictor.prepare(case.image, case.mask)
+            return self.predictor.prepare(case.images, case.mask)
 
         outputs = Outputs.of(case, self.out)
         return Staged(case, outputs, _guarded(case, prepared))
@@ -320,6 +326,7 @@ def _sidecar(case: Case, result: AnomalyResult, key: RunKey, written: dict[str, 
         "case": case.id,
         "subject": case.subject,
         "image": without_names(str(case.image.resolve())),
+        **({"further_channels": [without_names(str(p.resolve())) for p in case.others]} if case.others else {}),
         "mask": without_names(str(case.mask.resolve())) if case.mask else None,
         "input_sha256": input_hash(case),
         "model_hash": key.model_hash,

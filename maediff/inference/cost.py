@@ -122,10 +122,10 @@ def _first_usable(predictor: Predictor, todo: Sequence[PlannedCase]) -> Prepared
     """Prepare the first scan that can be; a run goes on after one that cannot."""
     for item in todo[:-1]:
         try:
-            return predictor.prepare(item.image, item.mask)
+            return predictor.prepare(item.images, item.mask)
         except MAEDiffError as error:
             log.warning("%s cannot be used: %s", item.case, error)
-    return predictor.prepare(todo[-1].image, todo[-1].mask)
+    return predictor.prepare(todo[-1].images, todo[-1].mask)
 
 
 def window_inputs(
@@ -135,4 +135,8 @@ def window_inputs(
     device = next(network.parameters()).device
     mask = torch.zeros(batch, 1, *shape, device=device)
     mask[..., :window, :window] = 1
-    return torch.randn(batch, 1, *shape, device=device), mask, torch.ones(batch, dtype=torch.long, device=device)
+    return (
+        torch.randn(batch, network.channels, *shape, device=device),
+        mask,
+        torch.ones(batch, dtype=torch.long, device=device),
+    )

@@ -13,7 +13,7 @@ _CPU_WINDOWS, _GPU_WINDOWS = 32, 1024
 _SHARE = 0.6
 """Share of the free memory that a batch may take; kernels need workspace, and other programs memory."""
 _PLANES = 16
-"""Single-channel float32 images that the engine holds a window: input, noise, mask, weights, estimates."""
+"""Float32 images, for each channel, that the engine holds a window: input, noise, mask, weights, estimates."""
 
 
 def window_bytes(config: Config, shape: tuple[int, int], *, bf16: bool) -> int:
@@ -32,7 +32,7 @@ def window_bytes(config: Config, shape: tuple[int, int], *, bf16: bool) -> int:
     finest = pixels / model.patch**2
     skips = sum((model.num_res_blocks + 1) * width * finest / 4**depth for depth, width in enumerate(model.channels))
     widest = 4 * (model.channels[0] + model.channels[1]) * finest
-    return int((skips + widest) * (2 if bf16 else 4) + _PLANES * 4 * pixels)
+    return int((skips + widest) * (2 if bf16 else 4) + _PLANES * config.data.channel_count * 4 * pixels)
 
 
 def choose_batch(window: int, device: torch.device) -> int:

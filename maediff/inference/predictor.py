@@ -26,13 +26,15 @@ from maediff.models.baselines import Untrained, build_network, network_shapes
 from maediff.preprocess import Prepared, prepare
 from maediff.scoring import anomaly_map, anomaly_mask, case_score, eroded
 from maediff.store import load_model_folder, resolve_model
-from maediff.volume import Volume, from_image, image_like, read_mask, stem_of
+from maediff.volume import Volume, from_image, image_like, read_channel, read_mask, stem_of
 
 log = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 Image = str | Path | nib.Nifti1Image | Volume
+Images = Image | list[Image] | tuple[Image, ...]
+"""A scan, or its channels in the order of the model's `data.channels`."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,14 @@ class AnomalyResult:
     """What MAEDiff says about one scan; all arrays are (X, Y, Z) on the scan's own voxel grid.
 
     Attributes:
-        volume: The scan.
+        volume: The scan; of several channels the first.
         anomaly: Anomaly map, float32, working units (2 spans the scan's intensity scale), zero outside the brain.
-        reconstruction: Healthy reconstruction in the scan's intensity units, zero outside the brain.
+        reconstruction: Healthy reconstruction in the scan's intensity units, zero outside the brain; of several
+            channels that of the first.
         brain_mask: Where the map is defined.
         anomaly_mask: Voxels above the calibrated threshold; None where the model has no calibration.
-        uncertainty: Standard deviation of the reconstruction over noise draws and timesteps, working units; None for
-            a single one.
+        uncertainty: Standard deviation of the reconstruction over noise draws and timesteps, working units, the mean
+            of several channels; None for a single draw.
         score: Scan-level score, the mean of the highest 1 % of the map inside the brain.
         score_percentile: Share of healthy calibration scans that scored lower, 0 to 1; None without calibration.
         threshold: Calibrated threshold of the map, or None.
@@ -145,7 +148,7 @@ class Predictor:
 
     def predict(
         self,
-        image: Image,
+        image: Images,
         mask: Image | npt.NDArray[Any] | None = None,
         seed: int = 0,
         on_batch: Callable[[int, int], None] | None = None,
@@ -153,7 +156,8 @@ class Predictor:
         """Score one scan.
 
         Args:
-            image: Path, nibabel image or :class:`~maediff.volume.Volume`; single-channel, 3-D.
+            image: Path, nibabel image or :class:`~maediff.volume.Volume`, 3-D; for a model of several channels a list
+                of them in the order of its `data.channels`, on one voxel grid.
             mask: Brain mask on the same grid; without one, the non-zero voxels of a skull-stripped scan.
             seed: Seed of the noise. The result depends on it, on the scan's file name and on the scan alone.
             on_batch: Told how many windows are done, of how many.
@@ -162,23 +166,34 @@ class Predictor:
             Maps on the voxel grid of `image`.
 
         Raises:
-            InputError: The scan or the mask cannot be used.
+            InputError: The scan or the mask cannot be used, or the model sees another number of channels.
             GeometryError: They have no usable place in space, or not the same grid.
             ModelError: The maps are not finite.
         """
         return self.score(self.prepare(image, mask), seed, on_batch)
 
-    def prepare(self, image: Image, mask: Image | npt.NDArray[Any] | None = None) -> PreparedScan:
+    def prepare(self, image: Images, mask: Image | npt.NDArray[Any] | None = None) -> PreparedScan:
         """Read a scan and bring it to the working grid: the part of :meth:`predict` that needs no network.
 
         Cohorts do it in a thread while the network works on the scan before. Arguments and errors are those of
         :meth:`predict`.
         """
         start = time.perf_counter()
-        volume = from_image(image)
+        first, *rest = self._channels(image)
+        volume = from_image(first)
+        others = [read_channel(channel, volume) for channel in rest]
         brain = None if mask is None else _mask(mask, volume)
-        prepared = prepare(volume, brain, self.config.data)
+        prepared = prepare(volume, brain, self.config.data, others)
         return PreparedScan(volume, prepared, time.perf_counter() - start)
+
+    def _channels(self, image: Images) -> list[Image]:
+        """List the channels of a scan; the model must see as many."""
+        given = list(image) if isinstance(image, (list, tuple)) else [image]
+        data = self.config.data
+        if len(given) != data.channel_count:
+            wanted = f"the {data.channel_count} channels {', '.join(data.channels)}" if data.channels else "one channel"
+            raise InputError(f"the model sees {wanted} and was given {len(given)}; give them in this order")
+        return given
 
     def score(
         self, scan: PreparedScan, seed: int = 0, on_batch: Callable[[int, int], None] | None = None
@@ -221,8 +236,11 @@ class Predictor:
             return *untrained_maps(self.network, volume, prepared.native_mask, self.config), None
         slices, inside = torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask)
         mean, deviation = self.reconstruct(slices, inside, key, on_batch)
-        reconstruction = prepared.scale.inverse(prepared.to_native(mean.numpy()))
+        several = mean.ndim == 4
+        reconstruction = prepared.scale.inverse(prepared.to_native((mean[:, 0] if several else mean).numpy()))
         reconstruction[~prepared.native_mask] = 0
+        if deviation is not None and several:
+            deviation = deviation.mean(1)
         uncertainty = None if deviation is None else prepared.to_native(deviation.numpy())
         return self._map(prepared, mean.numpy()), reconstruction, uncertainty
 

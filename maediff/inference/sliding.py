@@ -32,7 +32,7 @@ Network = TypeVar("Network")
 
 
 class Healthy(NamedTuple):
-    """Healthy reconstruction of a stack of slices, both (S, H, W) float32 on the CPU.
+    """Healthy reconstruction of a stack of slices, both of its shape, float32 on the CPU.
 
     `deviation` is the standard deviation over timesteps and noise draws; None where there is only one.
     """
@@ -78,7 +78,7 @@ class SlidingReconstructor:
         """Reconstruct; the result does not depend on the batch size or on the order of windows.
 
         Args:
-            slices: (S, H, W) float32, -1 outside the brain.
+            slices: (S, H, W), or (S, C, H, W) of several channels; float32, -1 outside the brain.
             mask: (S, H, W) bool, the brain.
             key: What the noise depends on besides the slice index, such as (run seed, case).
             on_batch: Told how many windows are done, of how many.
@@ -86,8 +86,9 @@ class SlidingReconstructor:
         Returns:
             Mean and deviation. Pixels that no computed window covers are returned as they came.
         """
-        height, width = slices.shape[1:]
-        layout, slices, total = self.layout(mask), self._grown(slices.float(), -1.0), 0
+        given, (height, width) = slices.shape, slices.shape[-2:]
+        slices = slices.float().reshape(len(slices), -1, height, width)
+        layout, slices, total = self.layout(mask), self._grown(slices, -1.0), 0
         count = len(self.config.diffusion.test_timesteps) * self.config.infer.draws
         mean, square = torch.zeros_like(slices), torch.zeros_like(slices)
         for t in self.config.diffusion.test_timesteps:
@@ -98,8 +99,8 @@ class SlidingReconstructor:
                 gap = one - mean  # Welford's update keeps the deviation exact where draws agree
                 mean += gap / total
                 square += gap * (one - mean)
-        deviation = (square / (total - 1)).sqrt()[:, :height, :width] if total > 1 else None
-        return Healthy(mean[:, :height, :width], deviation)
+        deviation = (square / (total - 1)).sqrt()[..., :height, :width].reshape(given) if total > 1 else None
+        return Healthy(mean[..., :height, :width].reshape(given), deviation)
 
     def padded_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Return the (H, W) that the network sees: what cells and U-Net levels divide, for slices that grew."""
@@ -112,19 +113,19 @@ class SlidingReconstructor:
 
     def _grown(self, stack: Tensor, value: float) -> Tensor:
         """Pad slices to what the network divides."""
-        height, width = self.padded_shape((stack.shape[1], stack.shape[2]))
-        return F.pad(stack, (0, width - stack.shape[2], 0, height - stack.shape[1]), value=value)
+        height, width = self.padded_shape((stack.shape[-2], stack.shape[-1]))
+        return F.pad(stack, (0, width - stack.shape[-1], 0, height - stack.shape[-2]), value=value)
 
     def _reconstruct(
         self, slices: Tensor, layout: Plan, t: int, key: Key, on_batch: Callable[[int, int], None]
     ) -> Tensor:
         """Reconstruct all windows at one timestep with one noise field a slice, and blend them."""
-        shape = (slices.shape[1], slices.shape[2])
+        shape = (slices.shape[2], slices.shape[3])
         side, device = self.config.partition.window, self.device
-        images, noise = slices[:, None].to(device), self._noise(slices, layout, key).to(device)
+        images, noise = slices.to(device), self._noise(slices, layout, key).to(device)
         masks = window_masks(layout.corners, side, shape).to(device)
         weights = _placed(blend_weight(side, self.config.infer.blend), layout.corners, shape).to(device)
-        total, mass = torch.zeros_like(images), torch.zeros_like(images)
+        total, mass = torch.zeros_like(images.transpose(0, 1)).flatten(1), torch.zeros_like(images[:, :1])
         start = 0
         while start < len(layout.windows):
             batch = layout.batch(start, self.windows_a_pass(shape), device)
@@ -134,12 +135,13 @@ class SlidingReconstructor:
                 self._halve(len(batch), error)
                 continue
             weight, pixels = batch.see_own(batch.united(weights)), batch.pixels(shape)
-            total.view(-1).index_add_(0, pixels, (weight * estimate).flatten())
+            for sums, channel in zip(total, estimate.split(1, 1), strict=True):
+                sums.index_add_(0, pixels, (weight * channel).flatten())
             mass.view(-1).index_add_(0, pixels, weight.flatten())
             start += len(batch)
             on_batch(start, len(layout.windows))
-        healthy = torch.where(mass > 0, total / mass.clamp(min=1e-12), images)
-        return healthy.squeeze(1).cpu()
+        sums = total.view(-1, len(images), *shape).transpose(0, 1)
+        return torch.where(mass > 0, sums / mass.clamp(min=1e-12), images).cpu()
 
     def windows_a_pass(self, shape: tuple[int, int]) -> int:
         """Return how many windows a pass takes, chosen once from the memory at hand where the configuration is auto."""
@@ -201,14 +203,15 @@ class SlidingReconstructor:
         return diffusion.x0_from(self.config.diffusion.objective, prediction.float(), perturbed, abar_t, abar_s)
 
     def _noise(self, slices: Tensor, layout: Plan, key: Key) -> Tensor:
-        """Draw one noise field a slice: (S, 1, H, W); slices without windows need none."""
-        noise = torch.zeros_like(slices)[:, None]
+        """Draw one noise field a slice: (S, C, H, W); slices without windows need none."""
+        noise = torch.zeros_like(slices)
         for index in layout.windows[:, 0].unique().tolist():
             noise[index] = self._field(slices, (*key, index))
         return noise
 
     def _field(self, like: Tensor, key: Key) -> Tensor:
-        return noise_field(self.config.diffusion.noise, (like.shape[-2], like.shape[-1]), generator(*key))
+        _, channels, height, width = like.shape
+        return noise_field(self.config.diffusion.noise, (height, width), generator(*key), channels)
 
 
 def with_bf16_convolutions(network: Network) -> Network:

@@ -19,18 +19,19 @@ class MaskedAutoencoder(nn.Module):
     Args:
         cell: Side of a cell, pixels.
         config: Widths and depths.
+        channels: C, channels of a slice.
     """
 
-    def __init__(self, cell: int, config: ModelConfig) -> None:
+    def __init__(self, cell: int, config: ModelConfig, channels: int = 1) -> None:
         super().__init__()
         width = config.mae_width
         self.cell = cell
-        self.embed = nn.Conv2d(1, width, cell, stride=cell)
+        self.embed = nn.Conv2d(channels, width, cell, stride=cell)
         self.global_token = nn.Parameter(torch.zeros(1, 1, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.encoder = _transformer(width, config.mae_heads, config.mae_depth)
         self.decoder = _transformer(width, config.mae_heads, config.mae_decoder_depth)
-        self.to_pixels = nn.Linear(width, cell * cell)
+        self.to_pixels = nn.Linear(width, channels * cell * cell)
         nn.init.normal_(self.global_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -38,7 +39,7 @@ class MaskedAutoencoder(nn.Module):
         """Compute the feature map.
 
         Args:
-            visible_image: (B, 1, H, W), the visible region ``(1 - M) x0``.
+            visible_image: (B, C, H, W), the visible region ``(1 - M) x0``.
             visible: (B, r, r') bool, cells that the encoder may see.
 
         Returns:
@@ -69,7 +70,7 @@ class MaskedAutoencoder(nn.Module):
             features: (B, D, r, r').
 
         Returns:
-            (B, 1, r * cell, r' * cell).
+            (B, C, r * cell, r' * cell).
         """
         cells = self.to_pixels(features.flatten(2).transpose(1, 2)).transpose(1, 2)
         return nn.functional.fold(

@@ -16,7 +16,7 @@ VISIBLE_LESION = 0.1
 
 
 class Noised(NamedTuple):
-    """A partially noised batch: image (B, 1, H, W), where it is noised, the image to return, and both levels."""
+    """A partially noised batch: image (B, C, H, W), where it is noised, the image to return, and both levels."""
 
     image: Tensor
     mask: Tensor
@@ -47,7 +47,7 @@ def denoising_loss(
 
     Args:
         kind: Objective and loss.
-        prediction: (B, 1, H, W) float32.
+        prediction: (B, C, H, W) float32.
         noised: What the network saw.
         image: The image before noising, pseudo-lesions included.
         lesion_weight: `train.lesion_weight`.

@@ -20,7 +20,7 @@ from maediff.partition import visible_cells
 
 
 class Reconstruction(NamedTuple):
-    """What the network returns: the diffusion prediction and the MAE's own image, both (B, 1, H, W)."""
+    """What the network returns: the diffusion prediction and the MAE's own image, both (B, C, H, W)."""
 
     prediction: Tensor
     mae_image: Tensor | None
@@ -32,19 +32,21 @@ class Reconstructor(nn.Module):
     Args:
         config: Widths, depths and kind of condition.
         cell: Side of a sub-level cell, pixels.
+        channels: C, channels of a slice, which are noised and reconstructed together.
     """
 
-    def __init__(self, config: ModelConfig, cell: int) -> None:
+    def __init__(self, config: ModelConfig, cell: int, channels: int = 1) -> None:
         super().__init__()
         self.condition = config.condition
         self.patch = config.patch
         self.input_skip = config.input_skip
         self.cell = cell
+        self.channels = channels
         cross = config.condition == "cross_attention"
         self.unet = DiffusionModelUNet(
             spatial_dims=2,
-            in_channels=2 * self.patch**2,
-            out_channels=self.patch**2,
+            in_channels=(channels + 1) * self.patch**2,
+            out_channels=channels * self.patch**2,
             channels=config.channels,
             num_res_blocks=config.num_res_blocks,
             attention_levels=config.attention,
@@ -54,7 +56,7 @@ class Reconstructor(nn.Module):
             cross_attention_dim=config.mae_width if cross else None,
         )
         self.blocks = config.num_res_blocks
-        self.mae = MaskedAutoencoder(cell, config) if config.condition != "none" else None
+        self.mae = MaskedAutoencoder(cell, config, channels) if config.condition != "none" else None
         self.wants_pixels = config.condition != "none" and config.mae_loss_weight > 0
         residual = config.condition == "residual"
         widths = [*config.channels, config.channels[-1]] if residual else []
@@ -71,7 +73,7 @@ class Reconstructor(nn.Module):
         """Compute the MAE's features of the visible region, which are the same at every timestep.
 
         Args:
-            image: (B, 1, H, W); what lies inside the patch is not looked at.
+            image: (B, C, H, W); what lies inside the patch is not looked at.
             mask: (B, 1, H, W), M: 1 inside the patch.
 
         Returns:
@@ -83,7 +85,7 @@ class Reconstructor(nn.Module):
         """Predict the target of every pixel.
 
         Args:
-            perturbed: (B, 1, H, W), ``M x_t + (1 - M) x0``; H and W multiples of the cell and of the U-Net's factor.
+            perturbed: (B, C, H, W), ``M x_t + (1 - M) x0``; H and W multiples of the cell and of the U-Net's factor.
             mask: (B, 1, H, W), M: 1 inside the patch.
             t: (B,) timesteps, 1 to T.
             features: From :meth:`features`, where they are at hand: of the same cells, or by cross-attention of more.

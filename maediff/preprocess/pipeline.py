@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maediff.config import DataConfig
+from maediff.errors import InputError
 from maediff.preprocess.brainmask import brain_mask
 from maediff.preprocess.intensity import Scale, fit_scale
 from maediff.preprocess.spatial import WorkingGrid, to_native, to_working, working_grid
@@ -24,10 +26,11 @@ class Prepared:
     """A scan on its working grid.
 
     Attributes:
-        slices: Working intensities (S, H, W), H = working x and W = working y; [-1, clip] in the brain, -1 outside.
+        slices: Working intensities (S, H, W), H = working x and W = working y; [-1, clip] in the brain, -1 outside;
+            (S, C, H, W) where there are several channels.
         mask: Brain (S, H, W).
         grid: The working grid, with the way back.
-        scale: Intensity scale of the scan.
+        scale: Intensity scale of the scan, of its first channel.
         native_mask: Brain (X, Y, Z).
         notes: What a user should be told about this scan.
     """
@@ -69,16 +72,19 @@ class Prepared:
         return share
 
 
-def prepare(volume: Volume, mask: npt.NDArray[Any] | None, config: DataConfig) -> Prepared:
+def prepare(
+    volume: Volume, mask: npt.NDArray[Any] | None, config: DataConfig, others: Sequence[Volume] = ()
+) -> Prepared:
     """Find the brain, lay the working grid, scale intensities and resample.
 
     Intensities are averaged over brain voxels only (resampling is normalised by the share of brain), so that neither
     skull nor background bleeds into the edge of the brain [ours].
 
     Args:
-        volume: The scan.
+        volume: The scan; of several channels the first, which gives grid and brain.
         mask: Brain (X, Y, Z), or None for a skull-stripped scan.
         config: The data section of the configuration.
+        others: Further channels on the same voxels, see :func:`maediff.volume.read_channel`; each has its own scale.
 
     Raises:
         InputError: Empty mask, or a brain without contrast.
@@ -86,17 +92,38 @@ def prepare(volume: Volume, mask: npt.NDArray[Any] | None, config: DataConfig) -
     """
     native_mask, notes = brain_mask(volume, mask)
     grid = working_grid(volume, native_mask, config)
-    scale = fit_scale(volume.data, native_mask, config)
-    above = np.clip(scale.forward(volume.data), -1, config.clip) + np.float32(1)
-    above[~native_mask] = 0
     share = to_working(native_mask, grid)
+    scales = [_scale(channel, native_mask, config) for channel in (volume, *others)]
+    stacks = [
+        _working(scale.forward(channel.data), native_mask, grid, share, config.clip)
+        for scale, channel in zip(scales, (volume, *others), strict=True)
+    ]
+    slices = np.stack(stacks, 1) if others else stacks[0]
+    said = dict.fromkeys((*volume.notes, *(note for channel in others for note in channel.notes), *notes))
+    return Prepared(slices, share >= 0.5, grid, scales[0], native_mask, tuple(said))
+
+
+def _working(
+    scaled: FloatArray, native_mask: BoolArray, grid: WorkingGrid, share: FloatArray, clip: float
+) -> FloatArray:
+    """Bring scaled intensities (X, Y, Z) to the working grid (S, H, W), averaged over the brain alone."""
+    above = np.clip(scaled, -1, clip) + np.float32(1)
+    above[~native_mask] = 0
     inside = share >= 0.5
     slices = to_working(above, grid)
     np.divide(slices, share, out=slices, where=inside)
     slices -= np.float32(1)
     slices[~inside] = -1
-    np.clip(slices, -1, config.clip, out=slices)
-    return Prepared(slices, inside, grid, scale, native_mask, (*volume.notes, *notes))
+    np.clip(slices, -1, clip, out=slices)
+    return slices
+
+
+def _scale(channel: Volume, native_mask: BoolArray, config: DataConfig) -> Scale:
+    """Fit the scale of a channel; errors name its file."""
+    try:
+        return fit_scale(channel.data, native_mask, config)
+    except InputError as error:
+        raise InputError(f"{channel.name}: {error}") from error
 
 
 def prepare_label(label: npt.NDArray[Any], grid: WorkingGrid) -> BoolArray:

@@ -29,8 +29,10 @@ def chance(probability: float, rng: torch.Generator) -> bool:
 def augment(image: Tensor, mask: Tensor, clip: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Flip left and right, turn, scale and shift, and change gamma, contrast, bias field and noise a little.
 
+    Channels move together; each has its own gamma, contrast, bias field and noise.
+
     Args:
-        image: (1, H, W), -1 outside the brain.
+        image: (C, H, W), -1 outside the brain.
         mask: (1, H, W) bool, the brain.
         clip: Upper limit of intensities.
         rng: Source of randomness.
@@ -39,11 +41,16 @@ def augment(image: Tensor, mask: Tensor, clip: float, rng: torch.Generator) -> t
         Changed image and mask, of the same shapes.
     """
     image, mask = _move(image, mask, rng)
+    image = torch.cat([_shade(channel, rng) for channel in image.split(1)])
+    return torch.where(mask, image.clamp(-1, clip), -1.0), mask
+
+
+def _shade(image: Tensor, rng: torch.Generator) -> Tensor:
+    """Change gamma, contrast, bias field and noise of a channel (1, H, W)."""
     unit = ((image + 1) / 2).clamp(min=0)
     unit = unit ** math.exp(uniform(-0.2, 0.2, rng)) * uniform(0.9, 1.1, rng)
     unit = unit * (1 + uniform(0, 0.1, rng) * coarse_noise((unit.shape[1], unit.shape[2]), 32, rng).clamp(-2, 2))
-    image = unit * 2 - 1 + uniform(0, 0.04, rng) * torch.randn(image.shape, generator=rng)
-    return torch.where(mask, image.clamp(-1, clip), -1.0), mask
+    return unit * 2 - 1 + uniform(0, 0.04, rng) * torch.randn(image.shape, generator=rng)
 
 
 def _move(image: Tensor, mask: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -55,9 +62,9 @@ def _move(image: Tensor, mask: Tensor, rng: torch.Generator) -> tuple[Tensor, Te
         [[cosine, -sine * flip, uniform(-0.06, 0.06, rng)], [sine, cosine * flip, uniform(-0.06, 0.06, rng)]]
     )
     grid = F.affine_grid(theta[None], [1, 1, *image.shape[1:]], align_corners=False)
-    both = torch.stack([image[0] + 1, mask[0].float()])[None]
+    both = torch.cat([image + 1, mask.float()])[None]
     moved = F.grid_sample(both, grid, align_corners=False)[0]
-    return moved[:1] - 1, moved[1:] > 0.5
+    return moved[:-1] - 1, moved[-1:] > 0.5
 
 
 def add_pseudo_lesions(
@@ -65,16 +72,18 @@ def add_pseudo_lesions(
 ) -> Tensor:
     """Put one to three blobs, or four to twelve small spots, into the brain.
 
+    A blob has one shape in all channels and shows something else in each.
+
     Args:
-        image: (1, H, W), -1 outside the brain.
+        image: (C, H, W), -1 outside the brain.
         mask: (1, H, W) bool, the brain.
-        donor: (1, H, W), another slice, whose texture some blobs take.
+        donor: (C, H, W), another slice, whose texture some blobs take.
         clip: Upper limit of intensities.
         rng: Source of randomness.
         window: (1, H, W), 1 inside the patch; in three slices of four the blobs start there, where the loss sees them.
 
     Returns:
-        (1, H, W); `image` itself where there is no brain.
+        (C, H, W); `image` itself where there is no brain.
     """
     pixels = mask[0].nonzero()
     if not len(pixels):
@@ -87,7 +96,8 @@ def add_pseudo_lesions(
     for _ in range(int(torch.randint(*count, (), generator=rng))):
         centre = pixels[int(torch.randint(len(pixels), (), generator=rng))]
         alpha = _blob(centre, (image.shape[1], image.shape[2]), sizes, rng)
-        image = image + alpha * (_filling(image, donor, rng) - image)
+        parts = zip(image.split(1), donor.split(1), strict=True)
+        image = image + alpha * (torch.cat([_filling(channel, other, rng) for channel, other in parts]) - image)
     return torch.where(mask, image.clamp(-1, clip), -1.0)
 
 

@@ -18,8 +18,8 @@ from maediff.partition import random_window, window_masks
 from maediff.training.augment import add_pseudo_lesions, augment, chance
 
 Sample = dict[str, Tensor]
-"""`image` (1, H, W) what the network gets to see, `clean` (1, H, W) what it must return, `mask` (1, H, W) the patch,
-`noise` (1, H, W) and `t` (), the timestep."""
+"""`image` (C, H, W) what the network gets to see, `clean` (C, H, W) what it must return, `mask` (1, H, W) the patch,
+`noise` (C, H, W) and `t` (), the timestep."""
 
 
 class SampleStream(Dataset[Sample]):
@@ -61,12 +61,13 @@ class SampleStream(Dataset[Sample]):
             "image": image,
             "clean": clean,
             "mask": window,
-            "noise": noise_field(config.noise, shape, rng),
+            "noise": noise_field(config.noise, shape, rng, len(clean)),
             "t": torch.randint(first, last + 1, (), generator=rng),
         }
 
     def _slice(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index][None].float(), self.masks[index][None]
+        image, mask = self.images[index].float(), self.masks[index][None]
+        return (image if image.ndim == 3 else image[None]), mask
 
 
 class Span(Sampler[int]):

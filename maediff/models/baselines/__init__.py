@@ -23,7 +23,7 @@ from maediff.system import memory_bytes
 __all__ = ["Draw", "PatchedDDPM", "SlicePeer", "Untrained", "build_network", "check_trainable", "network_shapes"]
 
 _BUILDERS: dict[str, Callable[[Config], nn.Module]] = {
-    "maediff": lambda config: Reconstructor(config.model, config.partition.cell),
+    "maediff": lambda config: Reconstructor(config.model, config.partition.cell, config.data.channel_count),
     "ae": lambda config: Autoencoder(config, variational=False),
     "vae": lambda config: Autoencoder(config, variational=True),
     "dae": DenoisingAutoencoder,
