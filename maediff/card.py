@@ -56,6 +56,12 @@ def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
         if grid.scaling == "percentile"
         else f"0 to -1 and the in-mask median to 0, cut at {grid.clip:g}"
     )
+    names = ", ".join(grid.channels)
+    scan = (
+        f"the channels {names} of a brain MRI on one grid (the map is their mean residual)"
+        if names
+        else "one brain MRI"
+    )
     result = f" Best validation loss (for MAEDiff: x0, in the patch, working units): {loss:.4f}."
     return f"""---
 {front}---
@@ -64,7 +70,7 @@ def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
 **Research use only.** Not a medical device; its maps show departures from the training scans, not disease.
 
 - Method: {method}.
-- Input: one brain MRI, skull-stripped or with a brain mask, of the same contrast and preparation as the training scans.
+- Input: {scan}, skull-stripped or with a brain mask, of the same contrast and preparation as the training scans.
 - Output, on the scan's grid: healthy reconstruction, anomaly map, scan-level score and, once calibrated, anomaly mask.
 
 ## Data and training

@@ -246,6 +246,7 @@ def test_train_calibrate_infer_and_report_by_the_command_line(table, tiny, tmp_p
     sidecar = read_json(tmp_path / "out" / f"{cases[0].id}_anomaly.json")
     assert sidecar["threshold"] is not None
     assert load_model(tmp_path / "run", "cpu").calibration.n_scans == 3
+    assert "Input: the channels t1, t2 of a brain MRI" in command("info", tmp_path / "run").output
 
 
 @pytest.mark.slow
