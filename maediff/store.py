@@ -371,7 +371,7 @@ def describe_model(folder: str | Path) -> dict[str, Any]:
         "written_by": json.loads(_read_text(folder / MANIFEST)).get("maediff"),
         "parameters": parameters,
         "weights_mib": round((folder / WEIGHTS).stat().st_size / 1024**2, 2),
-        "channels": list(config.data.channels),
+        **({"channels": list(config.data.channels)} if config.data.channels else {}),
         "size": list(config.data.size),
         "spacing_mm": config.data.spacing_mm,
         "window": config.partition.window,
