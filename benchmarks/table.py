@@ -80,8 +80,8 @@ def _compute(options: argparse.Namespace) -> None:
             try:
                 found = compute(DATA_SETS[name], row, options.work, options.data, cell_of)
             except (GeometryError, InputError) as error:
-                found = {"refused": str(error)}
-                say(f"  refused: {error}")
+                found = {"refused": str(error).replace(f"{options.data.resolve()}/", "")}
+                say(f"  refused: {found['refused']}")
             save_results(path, found)
 
 
