@@ -76,6 +76,7 @@ def test_later_settings_leave_earlier_hashes_alone(name):
         exclude={
             "method": True,
             "peer": True,
+            "data": {"channels"},
             "diffusion": {"variance", "bound_weight"},
             "infer": {"context", "together"},
         },
