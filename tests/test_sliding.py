@@ -226,21 +226,6 @@ def test_without_brain_around_it_the_context_is_the_window(tiny):
     assert set(network.shapes) == {(16, 16), (24, 24), (24, 32), (32, 24), (32, 32)}
 
 
-@pytest.mark.parametrize("condition", ["residual", "cross_attention", "none"])
-def test_with_less_context_other_slices_and_the_batch_size_do_not_matter(tiny, random_network, condition):
-    slices, mask = stack()
-    mask[1, 8:] = False
-    base = ("infer.context=8", f"model.condition={condition}", "model.attention=[false, true]")
-    network = random_network(tiny(*base))
-    whole = engine(tiny(*base), network)(slices, mask, (0,)).mean
-    one_by_one = engine(tiny(*base, "infer.batch_size=1"), network)(slices, mask, (0,)).mean
-    alone = engine(tiny(*base), network)(slices[:1], mask[:1], (0,)).mean
-    torch.testing.assert_close(one_by_one, whole, rtol=0, atol=1e-5)
-    torch.testing.assert_close(alone[0], whole[0], rtol=0, atol=1e-5)
-    full = engine(tiny(*base[1:]), network)(slices, mask, (0,)).mean
-    assert float((full - whole).abs().max()) > 1e-3  # a network that looks around notices
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("context", ["slice", "brain", "3"])
 def test_windows_that_share_a_pass_change_nothing_for_a_network_that_looks_at_pixels(tiny, context, sampler):
@@ -282,18 +267,21 @@ def test_where_no_two_windows_fit_nothing_is_shared(tiny, random_network):
 
 
 @pytest.mark.parametrize("condition", ["residual", "cross_attention", "none"])
-def test_with_shared_passes_other_slices_and_the_batch_size_do_not_matter(tiny, random_network, condition):
+@pytest.mark.parametrize(("setting", "brain_rows"), [("infer.context=8", 8), ("infer.together=2", 10)])
+def test_with_less_context_or_shared_passes_other_slices_and_the_batch_size_do_not_matter(
+    tiny, random_network, setting, brain_rows, condition
+):
     slices, mask = stack()
-    mask[1, 10:] = False
-    base = ("infer.together=2", f"model.condition={condition}", "model.attention=[false, true]")
+    mask[1, brain_rows:] = False
+    base = (setting, f"model.condition={condition}", "model.attention=[false, true]")
     network = random_network(tiny(*base))
-    whole = engine(tiny(*base), network)(slices, mask, (0,)).mean
+    found = engine(tiny(*base), network)(slices, mask, (0,)).mean
     one_by_one = engine(tiny(*base, "infer.batch_size=1"), network)(slices, mask, (0,)).mean
     alone = engine(tiny(*base), network)(slices[:1], mask[:1], (0,)).mean
-    torch.testing.assert_close(one_by_one, whole, rtol=0, atol=1e-5)
-    torch.testing.assert_close(alone[0], whole[0], rtol=0, atol=1e-5)
-    single = engine(tiny(*base[1:]), network)(slices, mask, (0,)).mean
-    assert float((single - whole).abs().max()) > 1e-3  # a network that looks around notices
+    torch.testing.assert_close(one_by_one, found, rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone[0], found[0], rtol=0, atol=1e-5)
+    without = engine(tiny(*base[1:]), network)(slices, mask, (0,)).mean
+    assert float((without - found).abs().max()) > 1e-3  # a network that looks around notices
 
 
 def test_the_condition_is_computed_once_for_all_steps_of_the_sampler(tiny, random_network, monkeypatch):
