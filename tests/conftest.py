@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -44,6 +45,14 @@ TINY = {
     | {"val_every": 3, "checkpoint_every": 2, "log_every": 1, "pseudo_lesions": 0.5},
     "infer": {"precision": "fp32"},
 }
+
+
+@pytest.fixture(scope="session")
+def benchmarks_importable():
+    """Let tests import `benchmarks` from the checkout: they are no part of the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,22 +19,27 @@ from maediff.scoring import anomaly_map
 from maediff.volume import read_nifti
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _importable():
-    """The benchmarks are no part of the package: they are imported from the checkout."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))
-        yield
+pytestmark = pytest.mark.usefixtures("benchmarks_importable")
 
 
 def module(name):
     return import_module(f"benchmarks.{name}")
 
 
-BENCHMARKS = ["brainmask", "calibration", "cluster", "compile", "context", "demo", "full_disk", "fuzz", "inference"]
-BENCHMARKS += ["kill", "lgg_flair", "limits", "long_run", "memory", "native_space", "scaling", "startup", "training"]
+BENCHMARKS = [
+    "ablation",
+    "brainmask",
+    "calibration",
+    "cluster",
+    "compile",
+    "context",
+    "demo",
+    "digits",
+    "full_disk",
+    "fuzz",
+]
+BENCHMARKS += ["inference", "kill", "lgg_flair", "limits", "long_run", "memory", "native_space", "scaling", "startup"]
+BENCHMARKS += ["table", "training"]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -6,7 +6,6 @@ import json
 import struct
 import warnings
 from importlib import import_module
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -25,14 +24,10 @@ from maediff.preprocess import prepare
 from maediff.tables import listed, read_table
 from maediff.volume import read_nifti
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(scope="module")
-def mutations():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))
-        yield import_module("benchmarks._mutations")
+def mutations(benchmarks_importable):
+    return import_module("benchmarks._mutations")
 
 
 @pytest.fixture

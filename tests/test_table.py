@@ -18,14 +18,7 @@ from maediff.inference.predictor import load_model
 from maediff.preprocess import lesion_slices
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _importable():
-    """The benchmarks are no part of the package: they are imported from the checkout."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))
-        yield
+pytestmark = pytest.mark.usefixtures("benchmarks_importable")
 
 
 def module(name):
