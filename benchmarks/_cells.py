@@ -17,6 +17,7 @@ from benchmarks._choose import reconstruct
 from benchmarks._common import say
 from benchmarks._methods import FloatMap, Mask, Patient, validated_threshold
 from benchmarks._rows import DATA_SETS, DataSet, Row, config_of, lesion_kinds
+from benchmarks.lgg_flair import write_cases
 from maediff.calibration import Calibration, calibrate
 from maediff.config import UNTRAINED, Config, ScoreConfig, load_config, override
 from maediff.data.cases import find_cases
@@ -86,8 +87,7 @@ def compute(data: DataSet, row: Row, work: Path, source: Path, cell_of: Callable
     """
     cases = work / data.name / "cases.csv"
     if not cases.is_file():
-        cases.parent.mkdir(parents=True, exist_ok=True)
-        data.cases(cases.parent, source)
+        write_cases(cases, data.cases(cases.parent, source))
     if data.trained_on:
         return _transfer(data, row, work, cases, cell_of)
     config = override(config_of(data, row), ["train.workers=0"])
@@ -191,7 +191,7 @@ def finish(raw: Raw, score: ScoreConfig) -> FloatMap:
 
 
 def _train(config: Config, cases: Path, run_dir: Path) -> float:
-    """Train, or go on from the last checkpoint; returns the seconds of this call and of those before."""
+    """Train, or go on from the last checkpoint; returns the seconds of the call that finished."""
     record = run_dir / "seconds.json"
     if (run_dir / "model" / "config.yaml").is_file() and record.is_file():
         return float(read_json(record)["seconds"])

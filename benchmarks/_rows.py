@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks._common import ROOT, data_folder
-from benchmarks.lgg_flair import row, split_rows, write_cases
+from benchmarks.lgg_flair import row, split_rows
 from maediff.config import Config, ScoreConfig, load_config
 from maediff.data.cases import find_cases
 from maediff.data.cohort import synthesise
@@ -25,6 +25,7 @@ PUBLISHED = (
 LATE, EARLY = (100, 250, 500, 750), (30, 60, 100, 200)
 """Test timesteps that validation chooses from, four for every diffusion method: trained on all, or on early ones."""
 ONCE = (1,)
+Cases = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class DataSet:
         title: What the table calls it.
         config: Preset or YAML file that all methods start from.
         score: Post-processing, the same for all methods.
-        cases: Write the table of cases with splits train, val and test into a folder.
+        cases: List the cases, with splits train, val and test, given a folder for what is made and that of real scans.
         budget_tflop: Training operations, forward and backward, that every method may spend.
         choose: Labelled validation scans that choose the timestep.
         dense_size: Working slice that holds every brain, for methods with a dense code; others let the grid grow.
@@ -113,7 +114,7 @@ class DataSet:
     title: str
     config: str
     score: ScoreConfig
-    cases: Callable[[Path, Path], Path]
+    cases: Callable[[Path, Path], Cases]
     budget_tflop: float = 0.0
     choose: int = 6
     dense_size: tuple[int, int] | None = None
@@ -126,19 +127,16 @@ def config_of(data: DataSet, row: Row) -> Config:
     return load_config(data.config, [*row.overrides, *grown])
 
 
-def _lgg_cases(folder: Path, data: Path) -> Path:
-    write_cases(folder / "cases.csv", split_rows(find_cases(data_folder("lgg_flair", data) / "cases.csv")))
-    return folder / "cases.csv"
+def _lgg_cases(_folder: Path, data: Path) -> Cases:
+    return split_rows(find_cases(data_folder("lgg_flair", data) / "cases.csv"))
 
 
-def _mslub_cases(folder: Path, data: Path) -> Path:
+def _mslub_cases(_folder: Path, data: Path) -> Cases:
     """List the two patients' FLAIR scans; they are all test."""
-    rows = [row(case, "test") for case in find_cases(data_folder("mslub", data) / "cases.csv", channel="flair")]
-    write_cases(folder / "cases.csv", rows)
-    return folder / "cases.csv"
+    return [row(case, "test") for case in find_cases(data_folder("mslub", data) / "cases.csv", channel="flair")]
 
 
-def _phantom_cases(folder: Path, _data: Path) -> Path:
+def _phantom_cases(folder: Path, _data: Path) -> Cases:
     """Synthesise 72 T2-like brains; the first two scans of each lesion kind serve validation, healthy ones no test."""
     cohort = synthesise(folder / "cohort", subjects=72, modality="t2", seed=2031)
     kinds = lesion_kinds(cohort)
@@ -151,8 +149,7 @@ def _phantom_cases(folder: Path, _data: Path) -> Path:
             split = "val"
         if kind or split != "test":
             rows.append(row(case, split, kind))
-    write_cases(folder / "cases.csv", rows)
-    return folder / "cases.csv"
+    return rows
 
 
 DATA_SETS = {
