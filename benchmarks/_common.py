@@ -61,6 +61,14 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="folder of real scans (%(default)s)")
 
 
+def described(name: str, text: str) -> argparse.ArgumentParser:
+    """Make the command line of a benchmark: its name, its docstring as it stands, and the shared options."""
+    command = f"python -m benchmarks.{name}"
+    parser = argparse.ArgumentParser(command, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common(parser)
+    return parser
+
+
 def run(job: Callable[[], Mapping[str, Any]], json_file: Path | None) -> int:
     """Run a benchmark, write its results, and turn errors into messages.
 

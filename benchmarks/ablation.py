@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from benchmarks._common import add_common, run, say, table
+from benchmarks._common import described, run, say, table
 from benchmarks._methods import FloatMap, Patient
 from maediff.config import ScoreConfig, override
 from maediff.data.cases import find_cases
@@ -107,15 +107,12 @@ def measure(options: argparse.Namespace) -> Mapping[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described("ablation", __doc__ or "")
     parser.add_argument("--model", type=Path, required=True, metavar="MODEL")
     parser.add_argument("--cases", type=Path, required=True, metavar="CSV", help="table with a labelled split val")
     parser.add_argument("--patients", type=int, default=12, metavar="N")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="setting of all variants")
     parser.add_argument("--score", action="append", metavar="score.b=c", help="post-processing, not the model's")
-    add_common(parser)
     options = parser.parse_args(arguments)
     return run(lambda: measure(options), options.json)
 

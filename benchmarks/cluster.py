@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._common import add_common, run, say, table
+from benchmarks._common import described, run, say, table
 from benchmarks._speed import copies, load, random_predictor
 from maediff.config import load_config
 from maediff.inference.cohort import CaseOutcome
@@ -124,10 +124,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common(parser)
+    parser = described("cluster", __doc__ or "")
     parser.add_argument("--scans", type=int, default=40, help="scans (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="Dask workers (%(default)s)")
     options = parser.parse_args(arguments)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks._common import add_common, run, say, table
+from benchmarks._common import described, run, say, table
 from benchmarks._speed import load, precision, random_predictor
 from maediff.config import load_config
 from maediff.hardware import resolve_device, synchronize
@@ -87,10 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common(parser)
+    parser = described("compile", __doc__ or "")
     parser.add_argument("--presets", nargs="+", default=["small", "paper"], help="what to compile (%(default)s)")
     parser.add_argument("--windows", type=int, default=8, help="windows a pass (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of timing; their median counts (%(default)s)")

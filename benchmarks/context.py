@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import add_common, run, say, table
+from benchmarks._common import described, run, say, table
 from benchmarks._methods import Patient
 from benchmarks._speed import load
 from maediff.config import override
@@ -93,10 +93,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.context", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common(parser)
+    parser = described("context", __doc__ or "")
     parser.add_argument("--model", required=True, help="model folder, or phantom")
     parser.add_argument("--cases", type=Path, required=True, help="table of labelled scans")
     parser.add_argument("--split", help="only rows of this split")

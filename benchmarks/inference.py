@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks._common import add_common, run, say, table
+from benchmarks._common import described, run, say, table
 from benchmarks._speed import load, precision, random_predictor, whole_run, write_scan
 from maediff.config import load_config, override
 from maediff.hardware import matmul_flops, resolve_device, synchronize
@@ -216,10 +216,7 @@ def seeing(predictor: Predictor, context: str) -> Predictor:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.inference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common(parser)
+    parser = described("inference", __doc__ or "")
     parser.add_argument("--recommended", default="small", help="preset recommended for this device (%(default)s)")
     parser.add_argument("--context", default="16", help="infer.context of speedup_same_network (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of timing; their median counts (%(default)s)")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._common import add_common, run, table
+from benchmarks._common import described, run, table
 from benchmarks._speed import ByteCounter, copy_bytes, load, random_predictor
 from maediff.config import load_config
 from maediff.hardware import matmul_flops, resolve_device
@@ -66,10 +66,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.limits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common(parser)
+    parser = described("limits", __doc__ or "")
     parser.add_argument("--presets", nargs="+", default=PRESETS, help="presets to count (%(default)s)")
     options = parser.parse_args(arguments)
     return run(lambda: measure(options), options.json)

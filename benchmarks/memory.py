@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._common import add_common, run, say, table
+from benchmarks._common import described, run, say, table
 from benchmarks._speed import copies, load, random_predictor, whole_run, write_scan
 from maediff.config import load_config
 from maediff.hardware import resolve_device
@@ -67,10 +67,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common(parser)
+    parser = described("memory", __doc__ or "")
     parser.add_argument("--preset", default="small", help="preset (%(default)s, the one recommended for CPUs)")
     parser.add_argument("--many", type=int, default=50, help="scans of the larger cohort (%(default)s)")
     options = parser.parse_args(arguments)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import add_common, run, say, table
+from benchmarks._common import described, run, say, table
 from benchmarks._speed import copies, load, random_predictor, whole_run
 from maediff.config import load_config
 from maediff.hardware import resolve_device
@@ -85,10 +85,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common(parser)
+    parser = described("scaling", __doc__ or "")
     parser.add_argument("--preset", default="quick", help="preset (%(default)s)")
     parser.add_argument(
         "--counts", type=int, nargs="+", default=(1, 10, 50, 200), help="sizes of cohorts (%(default)s)"

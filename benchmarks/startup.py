@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks._common import ROOT, add_common, run, table
+from benchmarks._common import ROOT, described, run, table
 from benchmarks._speed import load
 
 COMMANDS = {
@@ -45,10 +45,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.startup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common(parser)
+    parser = described("startup", __doc__ or "")
     parser.add_argument("--runs", type=int, default=9, help="runs of each command, after one to warm up (%(default)s)")
     options = parser.parse_args(arguments)
     return run(lambda: measure(options), options.json)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks._cells import compute
-from benchmarks._common import ROOT, add_common, run, save_results, say
+from benchmarks._common import ROOT, described, run, save_results, say
 from benchmarks._render import draw, write_markdown
 from benchmarks._rows import DATA_SETS, ROWS
 from maediff.errors import GeometryError, InputError
@@ -46,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    result = argparse.ArgumentParser(
-        prog="python -m benchmarks.table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = described("table", __doc__ or "")
     names = [row.name for row in ROWS]
     result.add_argument(
         "--work", type=Path, default=ROOT / "runs" / "table", metavar="DIR", help="models (%(default)s)"
@@ -62,7 +60,6 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--render", action="store_true", help="compute nothing")
     result.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
-    add_common(result)
     return result
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._common import add_common, run, say, table
+from benchmarks._common import described, run, say, table
 from benchmarks._speed import load
 from maediff.config import Config, load_config, override
 from maediff.data.slices import SliceSet
@@ -72,10 +72,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common(parser)
+    parser = described("training", __doc__ or "")
     parser.add_argument("--presets", nargs="+", default=("tiny", "small"), help="presets (%(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=(0, 1), help="loader processes (%(default)s)")
     parser.add_argument("--seconds", type=float, default=25.0, help="about how long each trains (%(default)s)")
