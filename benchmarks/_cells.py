@@ -96,9 +96,13 @@ def compute(data: DataSet, row: Row, work: Path, source: Path, cell_of: Callable
     seconds = _train(override(config, [f"train.max_steps={spent.steps}"]), cases, run_dir)
     predictor = load_model(run_dir / "model", "cpu")
     validation = [Patient(case) for case in find_cases(cases, split="val")]
-    tries = {t: _validation_auprc(predictor, data, validation, t) for t in row.timesteps}
+    chosen = [patient for patient in validation if patient.case.label][: data.choose]
+    raws = {t: [raw_scores(predictor, patient, data.score, t) for patient in chosen] for t in row.timesteps}
+    tries = {t: _validation_auprc(found, chosen, data.score, t) for t, found in raws.items()}
     best = max(tries, key=lambda t: tries[t])
-    thresholds = _thresholds([maps(predictor, patient, data.score, best) for patient in validation], validation)
+    known = {patient.case.id: raw for patient, raw in zip(chosen, raws[best], strict=True)}
+    found = (known.get(p.case.id) or raw_scores(predictor, p, data.score, best) for p in validation)
+    thresholds = _thresholds([finish(raw, data.score) for raw in found], validation)
     rows = _test(predictor, data, cases, best, thresholds)
     return {
         "training": asdict(spent) | {"seconds": seconds},
@@ -140,11 +144,11 @@ def training_gflop(config: Config) -> float:
 
 def gflop_a_slice(predictor: Predictor, patient: Patient, t: int) -> float:
     """Count operations of reconstructing the slice with the most brain, in GFLOP."""
+    if isinstance(predictor.network, Untrained):
+        return 0.0
     prepared = prepare(patient.volume, patient.brain, predictor.config.data)
     middle = int(prepared.mask.sum((1, 2)).argmax())
     one = replace(prepared, slices=prepared.slices[[middle]], mask=prepared.mask[[middle]])
-    if isinstance(predictor.network, Untrained):
-        return 0.0
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused kernels hide their operations from the counter
     try:
@@ -207,28 +211,27 @@ def _train(config: Config, cases: Path, run_dir: Path) -> float:
     return seconds
 
 
-def _validation_auprc(predictor: Predictor, data: DataSet, validation: Sequence[Patient], t: int) -> float:
-    labelled = [patient for patient in validation if patient.case.label][: data.choose]
-    found = []
-    for patient in labelled:
-        filtered = finish(raw_scores(predictor, patient, data.score, t), data.score)
-        found.append(voxel_metrics(filtered, patient.brain, patient.label, None).auprc)
+def _validation_auprc(raws: Sequence[Raw], patients: Sequence[Patient], score: ScoreConfig, t: int) -> float:
+    found = [
+        voxel_metrics(finish(raw, score), patient.brain, patient.label, None).auprc
+        for raw, patient in zip(raws, patients, strict=True)
+    ]
     mean = float(np.nanmean(found))
     say(f"  timestep {t}: validation AUPRC {mean:.3f} of {len(found)} scans")
     return mean
 
 
-def _thresholds(found: Sequence[Maps], validation: Sequence[Patient]) -> dict[str, Any]:
+def _thresholds(maps: Sequence[FloatMap], validation: Sequence[Patient]) -> dict[str, Any]:
     """Set the threshold of healthy scans (tumour-free slices where there are none), and that of labelled ones."""
-    pairs = list(zip(found, validation, strict=True))
-    healthy = [(m.filtered, p.brain) for m, p in pairs if p.case.label is None]
+    pairs = list(zip(maps, validation, strict=True))
+    healthy = [(values, p.brain) for values, p in pairs if p.case.label is None]
     pseudo = not healthy
     if pseudo:
-        healthy = [(m.filtered, p.pseudo_healthy) for m, p in pairs if p.pseudo_healthy.any()]
+        healthy = [(values, p.pseudo_healthy) for values, p in pairs if p.pseudo_healthy.any()]
     calibration: Calibration = calibrate(
         ((values, mask, case_score(values, mask)) for values, mask in healthy), ScoreConfig().false_positive_rate
     )
-    labelled = [(m.filtered, p) for m, p in pairs if p.case.label]
+    labelled = [(values, p) for values, p in pairs if p.case.label]
     validated = validated_threshold([values for values, _ in labelled], [p for _, p in labelled])
     return {
         "healthy": calibration.threshold,
