@@ -1,8 +1,8 @@
 """Is MAEDiff better, and which part of it? Every method on the same data, budget, post-processing and statistics.
 
-    python -m benchmarks.table                              compute the cells that are missing, and render the table
-    python -m benchmarks.table --data-set lgg_flair --method pddpm --again --results runs/again     one cell once more
-    python -m benchmarks.table --render                     the table and the figure from the stored cells alone
+    python -m benchmarks.table                              compute the cells that are missing, and print the table
+    python -m benchmarks.table --data-set lgg_flair --method pddpm --work runs/again --results runs/again  one cell anew
+    python -m benchmarks.table --render                     the table from the stored cells alone
 
 A cell is a JSON file, RESULTS/DATA/METHOD.json. Cohorts, run folders and models lie in --work; an interrupted training
 goes on from its checkpoint.
@@ -20,7 +20,7 @@ import torch
 
 from benchmarks._cells import compute
 from benchmarks._common import ROOT, described, run, save_results, say
-from benchmarks._render import draw, write_markdown
+from benchmarks._render import draw, markdown, write_markdown
 from benchmarks._rows import DATA_SETS, ROWS
 from maediff.errors import GeometryError, InputError
 
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def job() -> dict[str, Any]:
         if not options.render:
             _compute(options)
+        print(markdown(options.results))
         if options.page:
             write_markdown(options.page, options.results)
             draw(options.page.parent / "images" / "benchmark.svg", options.results)
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--method", nargs="+", choices=names, default=names, help="rows")
     result.add_argument("--again", action="store_true", help="compute cells that are there already, too")
     result.add_argument(
-        "--page", type=Path, metavar="FILE", help="write the table into this Markdown page, the figure beside it"
+        "--page", type=Path, metavar="FILE", help="also write the table into this page, the figure beside it"
     )
     result.add_argument("--render", action="store_true", help="compute nothing")
     result.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")

@@ -190,6 +190,12 @@ def test_the_documented_table_is_that_of_the_stored_cells():
     assert shown == render.markdown(ROOT / "benchmarks" / "results" / "table").strip()
 
 
+def test_the_command_prints_the_table_of_the_stored_cells(tmp_path, capsys):
+    cell_file(tmp_path, "lgg_flair", "pddpm", (0.2, 0.3, 0.4))
+    assert module("table").main(["--render", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == module("_render").markdown(tmp_path).strip()
+
+
 def test_no_cells_no_table(tmp_path):
     with pytest.raises(InputError, match=r"python -m benchmarks\.table"):
         module("_render").markdown(tmp_path)
