@@ -271,6 +271,8 @@ def _transfer(data: DataSet, row: Row, work: Path, cases: Path, cell_of: Callabl
     other = DATA_SETS[str(data.trained_on)]
     built_on = cell_of(other.name, row.name)
     cell = read_json(built_on).get("results", {})
+    if "refused" in cell:
+        raise InputError(f"refused on {other.name}, where it would have to train: {cell['refused']}")
     if "timestep" not in cell:
         raise InputError(f"{built_on} holds no trained method; compute the cell {other.name} {row.name} first")
     predictor = load_model(work / other.name / row.name / "model", "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -135,7 +136,8 @@ def test_monai_runs_it_with_the_maps_of_infer(bundle, model, make_scan, tmp_path
     nib.save(make_scan(np.diag([4.0, 4.0, 6.0, 1.0]) + np.eye(4, k=3) * -70, (36, 40, 20)), scans / "a.nii.gz")
     command = [sys.executable, "-m", "monai.bundle", "run", *configs(bundle), "--dataset_dir", scans]
     command += ["--output_dir", tmp_path / "theirs", "--device", "cpu"]
-    subprocess.run([*map(str, command)], check=True, capture_output=True, timeout=300)
+    as_here = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # bytes are those of one number of threads
+    subprocess.run([*map(str, command)], check=True, capture_output=True, timeout=300, env=as_here)
     infer(model, scans, tmp_path / "ours", device="cpu")
     names = sorted(path.name for path in (tmp_path / "ours").glob("*.nii.gz"))
     assert names == ["a_anomaly-mask.nii.gz", "a_anomaly.nii.gz", "a_reconstruction.nii.gz"]
