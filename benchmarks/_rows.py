@@ -38,6 +38,7 @@ class Row:
         overrides: Settings on top of the data set's configuration.
         timesteps: Tried on validation.
         dense: Its code fits slices of one size, so that the grid must hold the largest brain.
+        only: Data sets that it is tried on; all where there are none.
     """
 
     name: str
@@ -45,6 +46,11 @@ class Row:
     overrides: tuple[str, ...] = ()
     timesteps: tuple[int, ...] = EARLY
     dense: bool = False
+    only: tuple[str, ...] = ()
+
+
+ANY_LESION = ("train.lesion_sign=any", "train.lesion_size=[0.015, 0.25]", "train.lesion_spots=0.5")
+"""Pseudo-lesions that know nothing of the lesions looked for: brighter, darker, holes, half of them small spots."""
 
 
 def _published(name: str, title: str, *overrides: str, timesteps: tuple[int, ...] = LATE) -> Row:
@@ -81,6 +87,7 @@ ROWS = (
     _aided("dae", "DAE", ONCE),
     _aided("ddpm", "DDPM"),
     _aided("pddpm", "pDDPM"),
+    Row("maediff-any", "MAEDiff, pseudo-lesions of any kind", ANY_LESION, only=("lgg_flair", "mslub")),
     Row("maediff", "MAEDiff"),
     Row("maediff-no-mae", "MAEDiff without MAE condition", ("model.condition=none",)),
     Row("maediff-cross", "MAEDiff, cross-attention", ("model.condition=cross_attention",)),

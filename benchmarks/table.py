@@ -70,7 +70,7 @@ def _compute(options: argparse.Namespace) -> None:
         return path
 
     for name in options.data_set:
-        for row in (row for row in ROWS if row.name in options.method):
+        for row in (row for row in ROWS if row.name in options.method and name in (row.only or DATA_SETS)):
             path = cell_of(name, row.name)
             if path.is_file() and not options.again:
                 continue

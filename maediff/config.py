@@ -220,6 +220,16 @@ class TrainConfig(Section):
     lesion_weight: float = Field(
         0.0, ge=0, description="Weight of the x0 error inside pseudo-lesions, each slice counting the same; 0: none."
     )
+    lesion_sign: Literal["any", "bright", "dark"] = Field(
+        "any",
+        description="Pseudo-lesions of all appearances, or only brighter or darker than the tissue; as score.sign.",
+    )
+    lesion_size: tuple[float, float] = Field(
+        (0.015, 0.25), description="Smallest and largest half axis of large pseudo-lesions, in parts of the slice."
+    )
+    lesion_spots: float = Field(
+        0.5, ge=0, le=1, description="Share of slices with pseudo-lesions that get small spots, not large ones."
+    )
     workers: int = Field(
         0, ge=0, le=1024, description="Processes that prepare batches; 0 prepares them in the main one."
     )
@@ -227,6 +237,13 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(500, ge=1, le=_STEPS)
     log_every: int = Field(50, ge=1, le=_STEPS)
     tensorboard: bool = Field(False, description="Also log to TensorBoard (extra: tensorboard).")
+
+    @model_validator(mode="after")
+    def _sizes_rise(self) -> TrainConfig:
+        least, most = self.lesion_size
+        if not 0 < least <= most <= 1:
+            raise ValueError(f"lesion_size {least:g}, {most:g} must rise within 0 to 1, parts of the slice")
+        return self
 
 
 class InferConfig(Section):
@@ -403,6 +420,9 @@ _LATER = (
     ("method",),
     ("data", "channels"),
     ("train", "lesion_weight"),
+    ("train", "lesion_sign"),
+    ("train", "lesion_size"),
+    ("train", "lesion_spots"),
     ("peer",),
     ("diffusion", "variance"),
     ("diffusion", "bound_weight"),

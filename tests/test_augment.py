@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maediff.noise import generator
-from maediff.training.augment import add_pseudo_lesions, augment, chance, uniform
+from maediff.training.augment import Prior, add_pseudo_lesions, augment, chance, uniform
 
 CLIP = 1.5
 
@@ -75,6 +75,32 @@ def test_pseudo_lesions_are_brighter_and_darker_small_and_large(brain):
     sizes = torch.tensor([float((c.abs() > 0.1).sum()) for c in changes]) / float(mask.sum())
     assert float(sizes.quantile(0.1)) < 0.1
     assert float(sizes.quantile(0.9)) > 0.25
+
+
+@pytest.mark.parametrize(("sign", "least", "most"), [("bright", -0.02, 9), ("dark", -9, 0.02)])
+def test_a_sign_makes_lesions_of_that_sign_alone(brain, sign, least, most):
+    _, mask, donor = brain
+    flat = torch.where(mask, 0.2, -1.0)  # where tissue has no structure, none is blurred away either
+    changes = [add_pseudo_lesions(flat, mask, donor, CLIP, generator(k), prior=Prior(sign)) - flat for k in range(60)]
+    strongest = torch.stack([change.flatten()[change.abs().argmax()] for change in changes]).abs()
+    assert all(least <= float(change.min()) <= float(change.max()) <= most for change in changes)
+    assert float(strongest.quantile(0.2)) < 0.25
+    assert float(strongest.quantile(0.8)) > 0.5
+
+
+def test_blobs_are_as_large_and_as_many_as_asked(brain):
+    image, mask, donor = brain
+
+    def area(**changes):
+        prior = Prior("bright", **changes)
+        return [
+            int(((add_pseudo_lesions(image, mask, donor, CLIP, generator(k), prior=prior) - image) > 0.03).sum())
+            for k in range(40)
+        ]
+
+    small, large = area(size=(0.05, 0.06), spots=0), area(size=(0.3, 0.31), spots=0)
+    assert max(small) < sorted(large)[10]
+    assert area(size=(0.3, 0.31), spots=1) == area(size=(0.05, 0.06), spots=1)
 
 
 def test_a_slice_without_brain_stays_as_it_is(brain):

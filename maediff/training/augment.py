@@ -8,12 +8,35 @@ sign and texture, and share no code or statistics with the lesions of the phanto
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from maediff.noise import coarse_noise
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What pseudo-lesions look like.
+
+    Attributes:
+        sign: "any": brighter, darker, of other texture, or holes. "bright" or "dark": only so against the tissue that
+            they replace, faint ones as often as strong ones.
+        size: Smallest and largest half axis of a blob, in parts of the slice.
+        spots: Share of slices with small spots rather than blobs.
+    """
+
+    sign: Literal["any", "bright", "dark"] = "any"
+    size: tuple[float, float] = (0.015, 0.25)
+    spots: float = 0.5
+
+
+_SPOTS = (0.01, 0.035)
+_CONTRAST = (0.07, 1.0)  # of blobs of one sign, in working units, where 2 spans the scan's intensities
+_ANY = Prior()
 
 
 def uniform(low: float, high: float, rng: torch.Generator) -> float:
@@ -68,7 +91,14 @@ def _move(image: Tensor, mask: Tensor, rng: torch.Generator) -> tuple[Tensor, Te
 
 
 def add_pseudo_lesions(
-    image: Tensor, mask: Tensor, donor: Tensor, clip: float, rng: torch.Generator, *, window: Tensor | None = None
+    image: Tensor,
+    mask: Tensor,
+    donor: Tensor,
+    clip: float,
+    rng: torch.Generator,
+    *,
+    window: Tensor | None = None,
+    prior: Prior = _ANY,
 ) -> Tensor:
     """Put one to three blobs, or four to twelve small spots, into the brain.
 
@@ -81,6 +111,7 @@ def add_pseudo_lesions(
         clip: Upper limit of intensities.
         rng: Source of randomness.
         window: (1, H, W), 1 inside the patch; in three slices of four the blobs start there, where the loss sees them.
+        prior: What they look like.
 
     Returns:
         (C, H, W); `image` itself where there is no brain.
@@ -91,13 +122,13 @@ def add_pseudo_lesions(
     if window is not None and chance(0.75, rng):
         inside = (mask & (window > 0))[0].nonzero()
         pixels = inside if len(inside) else pixels
-    spots = chance(0.5, rng)
-    count, sizes = ((4, 13), (0.01, 0.035)) if spots else ((1, 4), (0.015, 0.25))
+    count, sizes = ((4, 13), _SPOTS) if chance(prior.spots, rng) else ((1, 4), prior.size)
     for _ in range(int(torch.randint(*count, (), generator=rng))):
         centre = pixels[int(torch.randint(len(pixels), (), generator=rng))]
         alpha = _blob(centre, (image.shape[1], image.shape[2]), sizes, rng)
         parts = zip(image.split(1), donor.split(1), strict=True)
-        image = image + alpha * (torch.cat([_filling(channel, other, rng) for channel, other in parts]) - image)
+        filling = torch.cat([_filling(channel, mask, other, prior, rng) for channel, other in parts])
+        image = image + alpha * (filling - image)
     return torch.where(mask, image.clamp(-1, clip), -1.0)
 
 
@@ -115,7 +146,32 @@ def _blob(centre: Tensor, shape: tuple[int, int], sizes: tuple[float, float], rn
     return torch.sigmoid((1 - distance - wobble) / softness)[None] * uniform(0.5, 1.0, rng)
 
 
-def _filling(image: Tensor, donor: Tensor, rng: torch.Generator) -> Tensor:
+def _filling(image: Tensor, mask: Tensor, donor: Tensor, prior: Prior, rng: torch.Generator) -> Tensor:
+    """Choose what a blob shows in one channel (1, H, W)."""
+    if prior.sign == "any":
+        return _any_filling(image, donor, rng)
+    return _signed_filling(image, mask, 1.0 if prior.sign == "bright" else -1.0, rng)
+
+
+def _signed_filling(image: Tensor, mask: Tensor, sign: float, rng: torch.Generator) -> Tensor:
+    """Shift tissue by a contrast, evenly or with a texture, with the tissue's own structure or with it blurred away."""
+    contrast = sign * math.exp(uniform(math.log(_CONTRAST[0]), math.log(_CONTRAST[1]), rng))
+    kind = int(torch.randint(3, (), generator=rng))
+    if kind == 0:
+        return image + contrast
+    grain = coarse_noise((image.shape[1], image.shape[2]), int(torch.randint(2, 9, (), generator=rng)), rng)
+    shift = contrast * (1 + uniform(0, 0.5, rng) * grain.clamp(-2, 2))
+    return (image if kind == 1 else _blurred(image, mask)) + shift
+
+
+def _blurred(image: Tensor, mask: Tensor) -> Tensor:
+    """Average tissue over squares of a quarter of the slice, counting brain alone (1, H, W)."""
+    side = image.shape[1] // 4 | 1
+    total, share = (F.avg_pool2d(x[None], side, 1, side // 2)[0] for x in ((image + 1) * mask, mask.float()))
+    return total / share.clamp(min=1 / side**2) - 1
+
+
+def _any_filling(image: Tensor, donor: Tensor, rng: torch.Generator) -> Tensor:
     """Choose what a blob shows: tissue brighter or darker, a level with texture, another slice's tissue, or a hole.
 
     A hole is as dark as what lies outside the brain, like an old infarct or a cavity: without it a network takes such
