@@ -1,4 +1,4 @@
-"""Where the anomalous volume of a scan lies: its components, their sizes and, in template space, their sides."""
+"""Where the anomalous volume of a scan lies: its components and their sizes; in template space, sides and lobes too."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maediff.errors import ConfigError
+from maediff.report.lobes import LOBES, OUTSIDE, lobe_atlas
 from maediff.scoring import BoolArray, FloatArray
 
 MAX_LISTED = 5
 TEMPLATE_DICE = 0.85
 """From this overlap with the template's brain on, a scan counts as lying in template space. [ours]"""
 
+_NAMES = (OUTSIDE, *LOBES)  # as the atlas counts them
 _MIDLINE_MM = 5.0  # a centre nearer to the template's mid-sagittal plane has no side
 
 
@@ -26,11 +29,27 @@ class Component:
         volume_ml: Its size.
         centre_mm: Centre of mass in the scan's world space, RAS mm.
         side: "left", "right" or "midline"; None outside template space.
+        lobes: Lobes that it lies in with the share of its volume, by falling share; empty where lobes are not told.
     """
 
     volume_ml: float
     centre_mm: tuple[float, float, float]
     side: str | None
+    lobes: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class LobeVolume:
+    """Anomalous volume of one lobe, on both sides of the template's mid-sagittal plane."""
+
+    lobe: str
+    left_ml: float
+    right_ml: float
+
+    @property
+    def volume_ml(self) -> float:
+        """Both sides together."""
+        return self.left_ml + self.right_ml
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,9 @@ class Findings:
         template_dice: Overlap of the scan's brain with that of nilearn's ICBM 152 template, both as they lie in space.
         left_ml: Volume on the patient's left; None outside template space.
         right_ml: Volume on the patient's right; None outside template space.
+        lobes: Volume of each lobe that has any, by falling volume; their sum is ``volume_ml``. Empty where lobes are
+            not told.
+        no_lobes: What it takes to tell lobes, where template space would allow it; else empty.
     """
 
     volume_ml: float
@@ -52,6 +74,8 @@ class Findings:
     template_dice: float
     left_ml: float | None
     right_ml: float | None
+    lobes: tuple[LobeVolume, ...]
+    no_lobes: str
 
     @property
     def in_template_space(self) -> bool:
@@ -62,9 +86,8 @@ class Findings:
 def locate(mask: BoolArray, brain: BoolArray, affine: FloatArray) -> Findings:
     """Describe an anomaly mask.
 
-    Left and right are told only where the brain, as it lies in world space, overlaps the template's with a Dice of at
-    least :data:`TEMPLATE_DICE`: elsewhere x = 0 need not be the brain's middle. Lobes are not told: nilearn bundles
-    the ICBM 152 template, but no lobe atlas, and nothing is downloaded.
+    Sides and lobes are told only where the brain, as it lies in world space, overlaps the template's with a Dice of at
+    least :data:`TEMPLATE_DICE`: elsewhere x = 0 need not be the brain's middle. Lobes need the extra `atlas`.
 
     Args:
         mask: Anomaly mask (X, Y, Z).
@@ -80,14 +103,49 @@ def locate(mask: BoolArray, brain: BoolArray, affine: FloatArray) -> Findings:
     in_template = dice >= TEMPLATE_DICE
     where = _world_mm(np.argwhere(labels > 0), affine)
     owner = labels[labels > 0]
+    lobes, no_lobes = _lobes(where) if in_template and owner.size else (None, "")
     largest = []
     for index in np.argsort(-sizes, kind="stable")[:MAX_LISTED]:
-        x, y, z = (float(value) for value in where[owner == index + 1].mean(axis=0))
-        largest.append(Component(float(sizes[index]) * voxel_ml, (x, y, z), side_of(x) if in_template else None))
-    left = float((where[:, 0] < 0).sum()) * voxel_ml
-    total = float(sizes.sum()) * voxel_ml
-    halves = (left, total - left) if in_template else (None, None)
-    return Findings(total, int(sizes.size), tuple(largest), dice, *halves)
+        own = owner == index + 1
+        x, y, z = (float(value) for value in where[own].mean(axis=0))
+        shares = () if lobes is None else _shares(lobes[own])
+        side = side_of(x) if in_template else None
+        largest.append(Component(float(sizes[index]) * voxel_ml, (x, y, z), side, shares))
+    left = where[:, 0] < 0
+    total, left_ml = float(sizes.sum()) * voxel_ml, float(left.sum()) * voxel_ml
+    return Findings(
+        volume_ml=total,
+        count=int(sizes.size),
+        largest=tuple(largest),
+        template_dice=dice,
+        left_ml=left_ml if in_template else None,
+        right_ml=total - left_ml if in_template else None,
+        lobes=() if lobes is None else _lobe_volumes(lobes, left, voxel_ml),
+        no_lobes=no_lobes,
+    )
+
+
+def _lobes(where_mm: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8] | None, str]:
+    """Look up the lobe of each place, or say what is missing."""
+    try:
+        return lobe_atlas().at(where_mm), ""
+    except ConfigError as error:
+        return None, str(error)
+
+
+def _shares(lobes: npt.NDArray[np.uint8]) -> tuple[tuple[str, float], ...]:
+    """Count lobes, the most frequent first."""
+    counts = np.bincount(lobes, minlength=len(_NAMES))
+    return tuple((_NAMES[i], float(counts[i] / lobes.size)) for i in np.argsort(-counts, kind="stable") if counts[i])
+
+
+def _lobe_volumes(lobes: npt.NDArray[np.uint8], left: BoolArray, voxel_ml: float) -> tuple[LobeVolume, ...]:
+    """Measure lobes on both sides, the largest first."""
+    on_left, on_right = (np.bincount(lobes[side], minlength=len(_NAMES)) * voxel_ml for side in (left, ~left))
+    order = np.argsort(-(on_left + on_right), kind="stable")
+    return tuple(
+        LobeVolume(_NAMES[i], float(on_left[i]), float(on_right[i])) for i in order if on_left[i] + on_right[i] > 0
+    )
 
 
 def side_of(x_mm: float) -> str:
