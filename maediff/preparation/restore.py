@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,11 @@ def _restored(
         maps[kind] = write_like(folder / _raw_name(name), values, raw, np.uint8 if kind == "mask" else np.float32)
     if output.sidecar:
         brain = prepared / "raw_space" / f"{output.case}_brainmask.nii.gz"
-        facts = {"image": sidecar["raw"], "mask": without_names(str(brain.resolve())), "volume_ml": volume_ml}
+        facts: dict[str, Any] = {"image": sidecar["raw"], "mask": without_names(str(brain.resolve()))}
+        facts |= {"volume_ml": None if math.isnan(volume_ml) else volume_ml}  # without a threshold there is none
         facts |= {"outputs": {kind: path.name for kind, path in maps.items()}, "restored": True}
+        to_scan = (sidecar["registration"] or {}).get("template_to_scan")
+        facts |= {"to_template_mm": np.linalg.inv(np.array(to_scan)).tolist()} if to_scan else {}
         stem = maps["anomaly"].name.removesuffix(".nii.gz")
         write_json(folder / f"{stem}.json", {**output.sidecar, **facts})
     return list(maps.values()), volume_ml

@@ -60,12 +60,13 @@ class Findings:
         volume_ml: All of it.
         count: Number of 26-connected components.
         largest: The largest components, by falling size, at most :data:`MAX_LISTED`.
-        template_dice: Overlap of the scan's brain with that of nilearn's ICBM 152 template, both as they lie in space.
+        template_dice: Overlap of the scan's brain with that of nilearn's ICBM 152 template, in the template's space.
         left_ml: Volume on the patient's left; None outside template space.
         right_ml: Volume on the patient's right; None outside template space.
         lobes: Volume of each lobe that has any, by falling volume; their sum is ``volume_ml``. Empty where lobes are
             not told.
         no_lobes: What it takes to tell lobes, where template space would allow it; else empty.
+        registered: Whether the place in template space is that of a known registration, not the scan's own.
     """
 
     volume_ml: float
@@ -76,6 +77,7 @@ class Findings:
     right_ml: float | None
     lobes: tuple[LobeVolume, ...]
     no_lobes: str
+    registered: bool
 
     @property
     def in_template_space(self) -> bool:
@@ -83,35 +85,40 @@ class Findings:
         return self.left_ml is not None
 
 
-def locate(mask: BoolArray, brain: BoolArray, affine: FloatArray) -> Findings:
+def locate(mask: BoolArray, brain: BoolArray, affine: FloatArray, to_template: FloatArray | None = None) -> Findings:
     """Describe an anomaly mask.
 
-    Sides and lobes are told only where the brain, as it lies in world space, overlaps the template's with a Dice of at
-    least :data:`TEMPLATE_DICE`: elsewhere x = 0 need not be the brain's middle. Lobes need the extra `atlas`.
+    Sides and lobes are told only where the brain, as it lies in the template's space, overlaps the template's with a
+    Dice of at least :data:`TEMPLATE_DICE`: elsewhere x = 0 need not be the brain's middle. Lobes need the extra
+    `atlas`.
 
     Args:
         mask: Anomaly mask (X, Y, Z).
         brain: Brain (X, Y, Z).
         affine: Voxel to RAS mm (4, 4).
+        to_template: The scan's RAS mm to the template's (4, 4), where a registration is known; without it the scan
+            counts as it lies.
     """
     from skimage import measure
 
     voxel_ml = float(abs(np.linalg.det(np.asarray(affine)[:3, :3]))) / 1000
     labels = measure.label(np.asarray(mask, dtype=bool), connectivity=3)
     sizes = np.bincount(labels.ravel())[1:]
-    dice = template_dice(brain, affine)
+    placed = np.eye(4) if to_template is None else np.asarray(to_template)
+    dice = template_dice(brain, placed @ np.asarray(affine))
     in_template = dice >= TEMPLATE_DICE
     where = _world_mm(np.argwhere(labels > 0), affine)
+    there = _world_mm(where, placed)
     owner = labels[labels > 0]
-    lobes, no_lobes = _lobes(where) if in_template and owner.size else (None, "")
+    lobes, no_lobes = _lobes(there) if in_template and owner.size else (None, "")
     largest = []
     for index in np.argsort(-sizes, kind="stable")[:MAX_LISTED]:
         own = owner == index + 1
         x, y, z = (float(value) for value in where[own].mean(axis=0))
         shares = () if lobes is None else _shares(lobes[own])
-        side = side_of(x) if in_template else None
+        side = side_of(float(there[own, 0].mean())) if in_template else None
         largest.append(Component(float(sizes[index]) * voxel_ml, (x, y, z), side, shares))
-    left = where[:, 0] < 0
+    left = there[:, 0] < 0
     total, left_ml = float(sizes.sum()) * voxel_ml, float(left.sum()) * voxel_ml
     return Findings(
         volume_ml=total,
@@ -122,6 +129,7 @@ def locate(mask: BoolArray, brain: BoolArray, affine: FloatArray) -> Findings:
         right_ml=total - left_ml if in_template else None,
         lobes=() if lobes is None else _lobe_volumes(lobes, left, voxel_ml),
         no_lobes=no_lobes,
+        registered=to_template is not None,
     )
 
 
@@ -181,6 +189,7 @@ def template_dice(brain: BoolArray, affine: FloatArray) -> float:
 
 
 def _world_mm(voxels: npt.NDArray[Any], affine: FloatArray) -> npt.NDArray[Any]:
+    """Apply an affine map to places (N, 3)."""
     world: npt.NDArray[Any] = voxels @ np.asarray(affine)[:3, :3].T + np.asarray(affine)[:3, 3]
     return world
 

@@ -30,6 +30,7 @@ from maediff.report.figures import (
     scale_top,
 )
 from maediff.report.findings import Findings, locate
+from maediff.report.placing import to_template
 from maediff.volume import Volume, read_mask, read_nifti
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def _extract(case: OutputCase, reference: Reference | None) -> tuple[_Scan, str]
     findings = None
     if "mask" in layers:
         inside = layers["reconstruction"] != 0 if "reconstruction" in layers else brain
-        findings = locate(layers["mask"], inside, affine)
+        findings = locate(layers["mask"], inside, affine, to_template(case, volume))
     return _Scan(top, spread, window, slices, findings), note
 
 

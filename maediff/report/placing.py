@@ -1,0 +1,55 @@
+"""How a case's scan lies in the template's space, where `maediff prepare` found out by registering it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maediff.evaluation.outputs import OutputCase
+from maediff.store import read_json
+from maediff.volume import Volume, grid_distance
+
+logger = logging.getLogger(__name__)
+_SAME_MM = 0.1
+
+
+def to_template(case: OutputCase, volume: Volume) -> npt.NDArray[np.float64] | None:
+    """Find the affine map from a case's RAS mm to the template's.
+
+    Maps that `maediff restore` brought back carry it in their sidecar. For maps of a prepared scan it follows from
+    ``<scan>_prepare.json`` beside the scan, if that describes the map's grid.
+
+    Args:
+        case: The case.
+        volume: Its map.
+
+    Returns:
+        Matrix (4, 4), or None where nothing is recorded.
+    """
+    restored = _matrix(case.sidecar.get("to_template_mm"))
+    if restored is not None or case.image is None:
+        return restored
+    record = read_json(case.image.with_name(f"{case.image.name.removesuffix('.gz').removesuffix('.nii')}_prepare.json"))
+    grid, registration = (record.get(name) or {} for name in ("prepared_grid", "registration"))
+    prepared, to_raw = _matrix(grid.get("affine")), _matrix(record.get("prepared_to_raw_mm"))
+    to_scan = _matrix(registration.get("template_to_scan"))
+    if prepared is None or to_raw is None or to_scan is None:
+        return None
+    if grid_distance(prepared, volume.affine, volume.data.shape) > _SAME_MM:
+        logger.warning("%s: the map is not on the grid that prepare made, so its registration is left out", case.case)
+        return None
+    found: npt.NDArray[np.float64] = np.linalg.inv(to_scan) @ to_raw
+    return found
+
+
+def _matrix(value: Any) -> npt.NDArray[np.float64] | None:
+    """Read an affine map from JSON; None where it is none."""
+    try:
+        matrix = np.array(value, dtype=float)
+    except (TypeError, ValueError):
+        return None
+    usable = matrix.shape == (4, 4) and np.isfinite(matrix).all() and abs(np.linalg.det(matrix)) > 1e-6
+    return matrix if usable else None
