@@ -38,7 +38,18 @@ BENCHMARKS = [
     "full_disk",
     "fuzz",
 ]
-BENCHMARKS += ["inference", "kill", "lgg_flair", "limits", "long_run", "memory", "native_space", "scaling", "startup"]
+BENCHMARKS += [
+    "inference",
+    "kill",
+    "lgg_flair",
+    "limits",
+    "lobes",
+    "long_run",
+    "memory",
+    "native_space",
+    "scaling",
+    "startup",
+]
 BENCHMARKS += ["table", "training"]
 
 

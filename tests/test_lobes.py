@@ -84,7 +84,7 @@ def test_the_table_gives_each_region_one_lobe():
 
 @needs_atlas
 def test_the_table_holds_every_label_of_the_atlas_and_nothing_else():
-    path = lobes._atlas_folder() / "labels_desikan_killiany.csv"
+    path = lobes.atlas_folder() / "labels_desikan_killiany.csv"
     regions = {without_side(row["name"]) for row in csv.DictReader(path.read_text().splitlines())}
     assert regions == set(region_lobes())
 
@@ -103,7 +103,7 @@ def test_the_cortex_follows_freesurfers_lobes():
         "insula": "insula",
     }
     expected = {region: lobe for lobe, regions in groups.items() for region in regions.split()}
-    path = lobes._atlas_folder() / "labels_desikan_killiany.csv"
+    path = lobes.atlas_folder() / "labels_desikan_killiany.csv"
     rows = [row["name"] for row in csv.DictReader(path.read_text().splitlines())]
     cortex = {without_side(name) for name in rows if name.startswith("ctx-")} - {"unknown"}
     assert {region: lobe for region, lobe in region_lobes().items() if region in cortex} == expected
@@ -119,9 +119,19 @@ def test_landmarks_lie_in_their_lobe_on_both_sides(name, place, lobe, side):
 
 
 @needs_atlas
+@pytest.mark.usefixtures("benchmarks_importable")
+def test_an_atlas_of_other_people_agrees():
+    from benchmarks.lobes import measure
+
+    found = measure()
+    assert found["agrees"] > 0.9
+    assert all(lobe["agrees"] > 0.65 for lobe in found["lobes"].values())
+
+
+@needs_atlas
 def test_the_atlas_knows_left_from_right():
     """What the atlas's own labels call left lies at negative x, as in template space."""
-    folder = lobes._atlas_folder()
+    folder = lobes.atlas_folder()
     image = nib.load(folder / "atlas_desikan_killiany.nii.gz")
     labels = np.asarray(image.dataobj)
     for row in csv.DictReader((folder / "labels_desikan_killiany.csv").read_text().splitlines()):
@@ -133,7 +143,7 @@ def test_the_atlas_knows_left_from_right():
 @needs_atlas
 def test_a_labelled_place_has_the_lobe_of_its_region():
     """Voxel by voxel, so that a mirrored or shifted atlas is found out: no brain is symmetric."""
-    folder, table = lobes._atlas_folder(), region_lobes()
+    folder, table = lobes.atlas_folder(), region_lobes()
     image = nib.load(folder / "atlas_desikan_killiany.nii.gz")
     labels = np.asarray(image.dataobj)[::2, ::2, ::2]
     numbers = np.zeros(3000, int)

