@@ -23,7 +23,7 @@ from maediff.evaluation import dice
 from maediff.report.lobes import LOBES, OUTSIDE, atlas_folder, lobe_atlas
 
 ORACLE = {
-    "frontal": "_(AOrG|CO|FO|FRP|GRe|LOrG|MFC|MFG|MOrG|MPrG|"  # codespell:ignore FO,MOrG
+    "frontal": "_(AOrG|CO|FO|FRP|GRe|LOrG|MFC|MFG|MOrG|MPrG|"  # codespell:ignore
     "MSFG|OpIFG|OrIFG|POrG|PrG|SCA|SFG|SMC|TrIFG)_",
     "parietal": "_(AnG|MPoG|PCu|PO|PoG|SMG|SPL)_",
     "temporal": "_(Ent|FuG|ITG|MTG|PHG|PP|PT|STG|TMP|TTG)_|Hippocampus|Amygdala",
