@@ -55,6 +55,7 @@ def command(
     model's score.false_positive_rate, or --rate. This is the threshold that a clinic can have: it needs no lesion mask.
     """
     from maediff import calibrate_model
+    from maediff.calibration import count_scans
 
     from ._console import say
 
@@ -62,7 +63,7 @@ def command(
     if as_json:
         click.echo(json.dumps(calibration.to_dict(), indent=2))
     say(
-        f"threshold {calibration.threshold:.4g} from {calibration.n_scans} healthy scans: "
+        f"threshold {calibration.threshold:.4g} from {count_scans(calibration.n_scans, 'healthy')}: "
         f"{calibration.false_positive_rate:.2%} of their brain voxels lie above it"
     )
     for line in calibration.promises():

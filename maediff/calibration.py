@@ -87,6 +87,16 @@ class Calibration:
         return lines
 
 
+def count_scans(count: int, kind: str) -> str:
+    """Say how many scans of a kind there are.
+
+    Example:
+        >>> count_scans(1, "healthy"), count_scans(5, "held-out healthy")
+        ('1 healthy scan', '5 held-out healthy scans')
+    """
+    return f"{count} {kind} scan{'' if count == 1 else 's'}"
+
+
 def calibrate(
     maps: Iterable[tuple[FloatArray, BoolArray, float]], rate: float, *, origin: str = HEALTHY_ORIGIN
 ) -> Calibration:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from maediff import card
-from maediff.calibration import Calibration, calibrate
+from maediff.calibration import Calibration, calibrate, count_scans
 from maediff.config import UNTRAINED, Config, config_hash, dump_yaml, load_config, override
 from maediff.data.bids import DERIVATIVE_FILES, describe_derivatives
 from maediff.data.cases import Case, find_cases
@@ -193,9 +193,8 @@ def _finish_training(
     unreadable = {name for name, _ in validation.failed}
     healthy = [case for case in held_out if case.label is None and case.id not in unreadable]
     if healthy:
-        _calibrate(
-            model, load_model(model, str(device)), healthy, origin=f"{len(healthy)} held-out healthy scans of training"
-        )
+        origin = f"{count_scans(len(healthy), 'held-out healthy')} of training"
+        _calibrate(model, load_model(model, str(device)), healthy, origin=origin)
     else:
         log.warning("no held-out scan is wholly healthy: the model has no threshold; run `maediff calibrate`")
     hashes = {"model": verify_model_folder(model), "config": config_hash(config)}
@@ -265,8 +264,7 @@ def calibrate_model(
             f"{len(labelled)} of {len(cases)} scans have a lesion label ({', '.join(labelled[:3])}, …); "
             "calibrate on healthy scans only: remove those rows"
         )
-    origin = f"{len(cases)} healthy scans"
-    return _calibrate(folder, predictor, cases, origin, rate=rate, on_case=on_case)
+    return _calibrate(folder, predictor, cases, count_scans(len(cases), "healthy"), rate=rate, on_case=on_case)
 
 
 def infer(

@@ -52,7 +52,7 @@ def test_training_leaves_a_whole_run(run, config):
     stored = load_model_folder(run / "model")
     assert stored.config == config
     assert stored.calibration["n_scans"] == 1
-    assert "1 held-out healthy scans" in stored.calibration["origin"]
+    assert "1 held-out healthy scan of training" in stored.calibration["origin"]
     assert "of 4 subjects to learn from" in stored.card
     assert stored.hash in str(read_json(run / "run.json"))
 
