@@ -76,7 +76,7 @@ def command_lines(page):
 
 def options_of(words):
     """Find the command that words name; return the options it knows."""
-    context, command = click.Context(app, info_name="maediff"), app
+    context, command = click.Context(app, info_name="maediff", **app.context_settings), app
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         found = command.get_command(context, words.pop(0))
         assert found is not None
