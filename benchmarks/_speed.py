@@ -117,7 +117,9 @@ def whole_run(model: Path | str, source: Path, out: Path, device: str, workers: 
 class ByteCounter(TorchDispatchMode):
     """Count the bytes that operators read and write, as if nothing were kept in caches or fused."""
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and add its inputs and outputs."""

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from benchmarks._common import described, run, table
-from benchmarks._speed import ByteCounter, copy_bytes, load, random_predictor
+from benchmarks._speed import ByteCounter, copy_bytes, load
 from maediff.config import load_config
 from maediff.hardware import matmul_flops, resolve_device
 from maediff.inference.cost import window_flops, window_inputs
+from maediff.models.reconstructor import Reconstructor
 
 PRESETS = ("small", "base", "paper")
 
@@ -38,7 +39,7 @@ def ceilings(device: torch.device) -> dict[str, float]:
 def window_pass(preset: str) -> dict[str, float]:
     """Count what one window pass of a preset takes."""
     config = load_config(preset)
-    network = random_predictor(config, torch.device("cpu")).network
+    network = Reconstructor(config.model, config.partition.cell).eval()
     window = config.partition.window
     with ByteCounter() as counter:
         network(*window_inputs(network, config.data.size, window, 1))
