@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from maediff.config import UNTRAINED, ScoreConfig, load_config
 from maediff.data.cases import Case
@@ -54,15 +55,50 @@ def test_no_method_spends_more_than_the_budget_and_none_sees_far_more_samples():
         assert config.method in UNTRAINED or bound_by_samples or spent.tflop >= data.budget_tflop - step / 2
 
 
-def test_operations_are_counted_as_by_hand():
-    """A 3 x 3 convolution from 2 to 5 channels on 8 x 8 pixels takes 2 x 9 x 2 x 5 x 64, three times so in training."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
+def test_operations_are_counted_as_by_hand(tiny, monkeypatch):
+    """A 3 x 3 convolution takes 2 x 9 x in x out operations a pixel: forward, for its weights, and for its input.
 
-    layer, x = torch.nn.Conv2d(2, 5, 3, padding=1), torch.rand(1, 2, 8, 8, requires_grad=True)
-    with FlopCounterMode(display=False) as counter:
-        layer(x).sum().backward()
-    assert counter.get_total_flops() == 3 * 2 * 9 * 2 * 5 * 64
+    The first one's input wants no gradient. One layer feeds the auxiliary loss alone.
+    """
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.aside = (
+                torch.nn.Conv2d(n, m, 3, padding=1) for n, m in [(1, 5), (5, 2), (5, 7)]
+            )
+
+        def losses(self, batch):
+            assert batch["image"].shape == batch["clean"].shape == batch["noise"].shape == batch["mask"].shape
+            hidden = self.first(batch["image"])
+            return self.second(hidden).mean(), self.aside(hidden).mean()
+
+    monkeypatch.setattr("maediff.training.loop.build_network", lambda config: Net())
+    config = tiny("data.size=[32, 48]", "method=ae")
+    by_hand = 32 * 48 * 2 * 9 * (2 * 1 * 5 + 3 * 5 * 2 + 3 * 5 * 7)
+    assert module("_cells").training_gflop(config) == pytest.approx(by_hand / 1e9, rel=1e-9)
+
+
+def test_operations_of_a_method_are_those_of_its_layers(tiny, monkeypatch):
+    """Three passes of each convolution and product, counted from the shapes that go in and out of the layers."""
+    loop, counted = import_module("maediff.training.loop"), []
+    build = loop.build_network
+
+    def note(layer, inputs, output):
+        places = inputs[0] if isinstance(layer, torch.nn.ConvTranspose2d) else output
+        counted.append(2 * layer.weight[0].numel() * places.numel() * (2 + inputs[0].requires_grad))
+
+    def hooked(config):
+        network = build(config)
+        for layer in network.modules():
+            if isinstance(layer, (torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear)):
+                layer.register_forward_hook(note)
+        return network
+
+    monkeypatch.setattr(loop, "build_network", hooked)
+    found = module("_cells").training_gflop(tiny("method=vae", "diffusion.noise=gaussian"))
+    assert len(counted) > 3
+    assert found == pytest.approx(sum(counted) / 4 / 1e9, rel=1e-9)  # of four samples
 
 
 @pytest.fixture
