@@ -24,6 +24,7 @@ from ._options import (
     epilog=examples(
         "maediff calibrate -m runs/first/model -i healthy_validation/",
         "maediff calibrate -m runs/first/model -i healthy_validation/ --rate 0.001",
+        "maediff calibrate -m runs/first/model -i healthy_in_mni_space/ --locations",
     )
 )
 @model_option
@@ -32,6 +33,11 @@ from ._options import (
     "--rate",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Share of healthy brain voxels above the threshold; the model's own where not given.",
+)
+@click.option(
+    "--locations",
+    is_flag=True,
+    help="Also learn how high healthy residuals are at each place of a template, and measure maps by it from then on.",
 )
 @split_option
 @channel_option
@@ -44,6 +50,7 @@ def command(
     model: str,
     source: Path,
     rate: float | None,
+    locations: bool,
     split: str | None,
     channel: str | None,
     device: str,
@@ -53,13 +60,17 @@ def command(
 
     Infers the scans and stores the threshold in the model folder, above which a share of healthy brain voxels lies: the
     model's score.false_positive_rate, or --rate. This is the threshold that a clinic can have: it needs no lesion mask.
+    With --locations all scans, these and later ones, must lie in one template's space. Without, what an earlier
+    calibration learned of places is removed.
     """
     from maediff import calibrate_model
     from maediff.calibration import count_scans
 
     from ._console import say
 
-    calibration = calibrate_model(model, source, split=split, channel=channel, device=device, rate=rate, on_case=say)
+    calibration = calibrate_model(
+        model, source, split=split, channel=channel, device=device, rate=rate, locations=locations, on_case=say
+    )
     if as_json:
         click.echo(json.dumps(calibration.to_dict(), indent=2))
     say(

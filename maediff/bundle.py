@@ -29,7 +29,7 @@ from maediff.inference.predictor import Predictor, load_model
 from maediff.inference.whole import engine
 from maediff.models.baselines import Untrained
 from maediff.provenance import versions
-from maediff.store import CARD, CHECKSUMS, FILES, atomic_path, cannot_write, resolve_model, write_json, write_text
+from maediff.store import CARD, atomic_path, cannot_write, model_files, resolve_model, write_json, write_text
 
 SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 """Schema that `verify_metadata` fetches unless it is given a copy of it; MAEDiff itself fetches nothing."""
@@ -104,7 +104,7 @@ def export_bundle(model: str | Path, out_dir: str | Path) -> Path:
 def _write(bundle: Path, folder: Path, predictor: Predictor) -> None:
     copy = bundle / "models" / "maediff"
     copy.mkdir(parents=True)
-    for name in (*FILES, CHECKSUMS):
+    for name in model_files(folder):
         shutil.copyfile(folder / name, copy / name)
     with atomic_path(bundle / "models" / "model.pt") as temporary:
         torch.save(HealthySlices(copy).state_dict(), temporary)

@@ -99,12 +99,13 @@ treatment, triage or any decision about a patient.
 """
 
 
-def with_calibration(card: str, calibration: Calibration) -> str:
+def with_calibration(card: str, calibration: Calibration, locations: str | None = None) -> str:
     """Put a calibration into a card; results that were measured with another one go.
 
     Args:
         card: The card before.
         calibration: What is in force now.
+        locations: What its healthy residuals by place are made of, in words, where it has them.
     """
     scores = calibration.case_scores
     spread = f" Their scan-level scores: {min(scores):.3f} to {max(scores):.3f}." if scores else ""
@@ -113,6 +114,8 @@ def with_calibration(card: str, calibration: Calibration) -> str:
 Threshold from {calibration.origin}, {calibration.n_scans} in all.{spread} What each threshold allows on such scans:
 
 """
+    if locations:
+        text = text.replace("What each", f"Maps are measured by place: {locations}. What each")
     text += "".join(f"- {line}\n" for line in calibration.promises())
     return _with_section(_with_section(without_results(card), "earlier", ""), "calibration", text)
 

@@ -281,6 +281,11 @@ class ScoreConfig(Section):
     false_positive_rate: float = Field(
         0.01, gt=0, lt=1, description="Share of healthy brain voxels above the calibrated threshold."
     )
+    locations: bool = Field(
+        False,
+        description="Maps in standard deviations above the healthy residual at the same place of the template; set by "
+        "`maediff calibrate --locations` (docs/calibration.md).",
+    )
 
 
 class Config(Section):
@@ -306,6 +311,8 @@ class Config(Section):
         kind = self.diffusion
         if self.method in {"vae", "latent_diffusion"} and kind.noise != "gaussian":
             raise ValueError(f"method {self.method} needs diffusion.noise gaussian, not {kind.noise!r}")
+        if self.method in UNTRAINED and self.score.locations:
+            raise ValueError(f"score.locations goes with methods that reconstruct, not with {self.method!r}")
         if self.method != "maediff" and self.data.channels:
             raise ValueError(
                 f"data.channels names {len(self.data.channels)} channels; method {self.method!r} takes one: leave "
@@ -428,6 +435,7 @@ _LATER = (
     ("diffusion", "bound_weight"),
     ("infer", "context"),
     ("infer", "together"),
+    ("score", "locations"),
 )
 
 

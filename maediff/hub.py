@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from maediff.errors import ConfigError, InputError, ModelError, OutputError
-from maediff.store import CHECKSUMS, FILES, cannot_write, resolve_model, verify_model_folder
+from maediff.store import CHECKSUMS, FILES, LOCATIONS, cannot_write, resolve_model, verify_model_folder
 
 log = logging.getLogger(__name__)
-_NAMES = [*FILES, CHECKSUMS]
+_NAMES = [*FILES, LOCATIONS, CHECKSUMS]
 
 
 class HubApi(Protocol):

@@ -74,8 +74,22 @@ def anomaly_map(
     Returns:
         Map (S, H, W), float32, in residual units, zero outside the eroded brain.
     """
-    values = residual(x, x_hat, config.sign)
-    return postprocess(values.mean(1) if values.ndim == 4 else values, mask, spacing_mm, config)
+    return postprocess(channel_residual(x, x_hat, config.sign), mask, spacing_mm, config)
+
+
+def channel_residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> npt.NDArray[np.float32]:
+    """Compare working slices with their reconstruction: the residual, averaged over channels where there are several.
+
+    Args:
+        x: Working slices (S, H, W) or (S, C, H, W).
+        x_hat: Healthy reconstruction, same shape.
+        sign: As for :func:`residual`.
+
+    Returns:
+        Residual (S, H, W), float32.
+    """
+    values = residual(x, x_hat, sign)
+    return values.mean(1) if values.ndim == 4 else values
 
 
 def postprocess(

@@ -7,6 +7,7 @@ A model folder is data only; nothing in it is unpickled::
     calibration.json    the threshold and where it came from; null until calibrated
     README.md           the model card
     model.json          the schema number and the version that wrote the folder
+    locations.safetensors   healthy residuals by place, where the calibration rests on them; else absent
     SHA256SUMS          a checksum for each of the above, as `sha256sum -c` reads it
 
 The model hash is the SHA-256 of the text of SHA256SUMS.
@@ -22,14 +23,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maediff import __version__
-from maediff.config import Config, dump_yaml, load_config
+from maediff.config import Config, dump_yaml, load_config, override
 from maediff.errors import ConfigError, ModelError, OutputError
 from maediff.system import memory_bytes
 
@@ -45,8 +46,12 @@ WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST = (
     "model.json",
 )
 FILES = (WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST)
+LOCATIONS = "locations.safetensors"
+"""The one file that a model folder may lack."""
+FACTS = "maediff"
+"""Key of its metadata under which it says what it is made of, as JSON."""
 CHECKSUMS = "SHA256SUMS"
-_NEXT_CHECKSUMS = ".SHA256SUMS.next"  # of a calibration or a card that is being put in
+_ALLOWED = (*FILES, LOCATIONS)
 PACKAGED = Path(__file__).parent / "weights"
 _MAX_REASON = 1000  # characters of another library's error
 _MAX_TEXT_BYTES = 64 * 1024**2  # no file of a model folder but the weights is anywhere near
@@ -67,6 +72,7 @@ class StoredModel:
         calibration: ``Calibration.to_dict()`` of the threshold, or None before calibration.
         card: The model card, Markdown.
         hash: SHA-256 over the folder's checksums: changes with any byte of the model.
+        locations: Bytes of the healthy residuals by place, or None where the calibration does not rest on them.
     """
 
     weights: dict[str, torch.Tensor]
@@ -74,6 +80,7 @@ class StoredModel:
     calibration: dict[str, Any] | None
     card: str
     hash: str
+    locations: bytes | None = None
 
 
 @contextmanager
@@ -242,15 +249,25 @@ def load_model_folder(folder: str | Path) -> StoredModel:
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    model_hash = verify_model_folder(folder)
+    text = _sums_in_force(folder)
     try:
         weights = load_file(folder / WEIGHTS)
         config = load_config(folder / CONFIG)
         calibration = _read_calibration(folder)
         card = (folder / CARD).read_text(encoding="utf-8")
+        locations = (folder / LOCATIONS).read_bytes() if LOCATIONS in _parse_sums(text, folder) else None
     except (OSError, ValueError, SafetensorError, ConfigError) as error:
         raise ModelError(f"model folder {folder} cannot be read: {str(error)[:_MAX_REASON]}") from error
-    return StoredModel(weights, config, calibration, card, model_hash)
+    return StoredModel(weights, config, calibration, card, hashlib.sha256(text.encode()).hexdigest(), locations)
+
+
+def model_files(folder: str | Path) -> tuple[str, ...]:
+    """Verify a model folder and name its files, the checksums last.
+
+    Raises:
+        ModelError: As :func:`load_model_folder`.
+    """
+    return (*_parse_sums(_sums_in_force(Path(folder)), Path(folder)), CHECKSUMS)
 
 
 def verify_model_folder(folder: str | Path) -> str:
@@ -268,7 +285,8 @@ def verify_model_folder(folder: str | Path) -> str:
 def _sums_in_force(folder: Path) -> str:
     """Verify a model folder and return the text of the checksums that fit it.
 
-    They are those of SHA256SUMS or, where :func:`_replace` was killed between its two files, the next ones.
+    They are those of SHA256SUMS or, where :func:`_replace` was killed while it moved its files in, the next ones; the
+    moves are finished then.
     """
     if not folder.is_dir():
         raise ModelError(
@@ -278,10 +296,48 @@ def _sums_in_force(folder: Path) -> str:
     try:
         return _fitting_sums(folder, CHECKSUMS)
     except ModelError:
-        if (folder / _NEXT_CHECKSUMS).is_file():
+        if (folder / _next(CHECKSUMS)).is_file():
             with suppress(ModelError):
-                return _fitting_sums(folder, _NEXT_CHECKSUMS)
+                return _rolled_forward(folder)
         raise
+
+
+def _rolled_forward(folder: Path) -> str:
+    """Move in what a killed replacement had staged; nothing is moved unless all files fit afterwards."""
+    sums = _parse_sums(_read_text(folder / _next(CHECKSUMS)), folder)
+    staged = [name for name, digest in sums.items() if _has(folder / _next(name), digest)]
+    for name in sums.keys() - staged:
+        if not _has(folder / name, sums[name]):
+            raise ModelError(f"{folder / name} does not fit {_next(CHECKSUMS)}; the model is damaged: fetch it again")
+    try:
+        _move_staged(folder, staged)
+    except OSError as error:
+        raise ModelError(
+            f"a calibration of {folder} was cut off and cannot be finished: {error.strerror}; let someone who may "
+            "write there run `maediff info` on it"
+        ) from error
+    text = _fitting_sums(folder, _next(CHECKSUMS))
+    with suppress(OSError):  # who may not write has the text
+        os.replace(folder / _next(CHECKSUMS), folder / CHECKSUMS)
+    return text
+
+
+def _move_staged(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        with suppress(FileNotFoundError):  # who reads the folder finishes the moves, too, and may be faster
+            os.replace(folder / _next(name), folder / name)
+
+
+def _next(name: str) -> str:
+    """Name the hidden file that waits to replace another."""
+    return f".{name}.next"
+
+
+def _has(path: Path, digest: str) -> bool:
+    try:
+        return path.is_file() and file_sha256(path) == digest
+    except OSError:
+        return False
 
 
 def _fitting_sums(folder: Path, sums: str) -> str:
@@ -304,12 +360,18 @@ def _fitting_sums(folder: Path, sums: str) -> str:
     return text
 
 
-def update_calibration(folder: str | Path, calibration: Mapping[str, Any]) -> str:
-    """Put another calibration into a verified model folder.
+def update_calibration(
+    folder: str | Path, calibration: Mapping[str, Any], *, card: str | None = None, locations: bytes | None = None
+) -> str:
+    """Put another calibration, and what belongs to it, into a verified model folder, all at once.
+
+    The configuration's `score.locations` follows: true where there are healthy residuals by place, else false.
 
     Args:
         folder: A model folder.
         calibration: ``Calibration.to_dict()``.
+        card: The card that tells of it, Markdown; the earlier one stays where not given.
+        locations: Bytes of the healthy residuals by place that the maps rest on; earlier ones go where not given.
 
     Returns:
         The new model hash.
@@ -318,7 +380,16 @@ def update_calibration(folder: str | Path, calibration: Mapping[str, Any]) -> st
         ModelError: The folder is not a sound model.
         OutputError: It cannot be written.
     """
-    return _replace(Path(folder), CALIBRATION, _json_text(dict(calibration)))
+    folder = Path(folder)
+    sums = _settled_sums(folder)
+    contents = {CALIBRATION: _json_text(dict(calibration)).encode(), LOCATIONS: locations}
+    if card is not None:
+        contents[CARD] = card.encode()
+    config = load_config(folder / CONFIG)
+    if config.score.locations != (locations is not None):
+        chosen = override(config, [f"score.locations={str(locations is not None).lower()}"])
+        contents[CONFIG] = dump_yaml(chosen).encode()
+    return _replace(folder, sums, contents)
 
 
 def update_card(folder: str | Path, card: str) -> str:
@@ -328,21 +399,59 @@ def update_card(folder: str | Path, card: str) -> str:
         folder: A model folder.
         card: The card, Markdown.
     """
-    return _replace(Path(folder), CARD, card)
+    return _replace(Path(folder), _settled_sums(Path(folder)), {CARD: card.encode()})
 
 
-def _replace(folder: Path, name: str, content: str) -> str:
-    """Replace one file of a model folder; a replacement that is cut off leaves a sound model, old or new."""
-    sums = _parse_sums(_sums_in_force(folder), folder)
-    text = _format_sums({**sums, name: hashlib.sha256(content.encode()).hexdigest()})
-    write_text(folder / _NEXT_CHECKSUMS, text)
-    write_text(folder / name, content)
+def _settled_sums(folder: Path) -> dict[str, str]:
+    """Verify a model folder and clear away what a killed replacement left; for the one process that writes there."""
+    text = _sums_in_force(folder)
+    if _read_text(folder / CHECKSUMS) != text:
+        _put_in_force(folder, text)
+    remove_staged(folder)
+    return _parse_sums(text, folder)
+
+
+def remove_staged(folder: Path) -> None:
+    """Remove what a killed replacement of files of a model folder left; for the one process that writes there."""
+    for name in (CHECKSUMS, *_ALLOWED):  # the checksums first: without them nothing that is staged counts
+        with suppress(OSError):
+            (folder / _next(name)).unlink()
+        remove_leftovers(folder / _next(name))
+        remove_leftovers(folder / name)
+
+
+def _replace(folder: Path, sums: Mapping[str, str], contents: Mapping[str, bytes | None]) -> str:
+    """Replace files of a model folder, or remove those without content, all or none of them.
+
+    The new files are staged under hidden names, their checksums last. Once these are there, the files are moved in,
+    and whoever finds the folder half-way finishes the moves: killed at any moment, it is the old model or the new one.
+    """
+    kept = {name: digest for name, digest in sums.items() if name not in contents}
+    new = {name: content for name, content in contents.items() if content is not None}
+    text = _format_sums(kept | {name: hashlib.sha256(content).hexdigest() for name, content in new.items()})
     try:
-        os.replace(folder / _NEXT_CHECKSUMS, folder / CHECKSUMS)
+        for name, content in new.items():
+            with atomic_path(folder / _next(name)) as temporary:
+                temporary.write_bytes(content)
+        write_text(folder / _next(CHECKSUMS), text)
+    except BaseException:
+        remove_staged(folder)
+        raise
+    _put_in_force(folder, text, new)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _put_in_force(folder: Path, text: str, staged: Iterable[str] = ()) -> None:
+    """Move staged files in, let the next checksums be those of the folder, and remove what they do not list."""
+    try:
+        _move_staged(folder, staged)
+        with suppress(FileNotFoundError):
+            os.replace(folder / _next(CHECKSUMS), folder / CHECKSUMS)
+        if LOCATIONS not in _parse_sums(text, folder):
+            (folder / LOCATIONS).unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(folder / CHECKSUMS, error) from error
     _flush_folder(folder)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def describe_model(folder: str | Path) -> dict[str, Any]:
@@ -357,17 +466,18 @@ def describe_model(folder: str | Path) -> dict[str, Any]:
     from safetensors import SafetensorError
 
     folder = Path(folder)
-    model_hash = verify_model_folder(folder)
+    text = _sums_in_force(folder)
     try:
         config = load_config(folder / CONFIG)
         calibration = _read_calibration(folder)
         parameters = _count_parameters(folder / WEIGHTS)
+        locations = _describe_locations(folder) if LOCATIONS in _parse_sums(text, folder) else None
     except (OSError, ValueError, SafetensorError, ConfigError) as error:
         raise ModelError(f"model folder {folder} cannot be read: {str(error)[:_MAX_REASON]}") from error
     keys = ("threshold", "false_positive_rate", "n_scans", "origin")
     return {
         "folder": str(folder),
-        "hash": model_hash,
+        "hash": hashlib.sha256(text.encode()).hexdigest(),
         "written_by": json.loads(_read_text(folder / MANIFEST)).get("maediff"),
         "parameters": parameters,
         "weights_mib": round((folder / WEIGHTS).stat().st_size / 1024**2, 2),
@@ -381,6 +491,7 @@ def describe_model(folder: str | Path) -> dict[str, Any]:
         "test_timesteps": list(config.diffusion.test_timesteps),
         "score": config.score.model_dump(mode="json"),
         "calibration": None if calibration is None else {key: calibration.get(key) for key in keys},
+        "locations": locations,
         "card": _read_text(folder / CARD),
     }
 
@@ -417,6 +528,15 @@ def _count_parameters(path: Path) -> int:
         return sum(math.prod(stream.get_slice(name).get_shape()) for name in stream.keys())  # noqa: SIM118  no mapping
 
 
+def _describe_locations(folder: Path) -> dict[str, Any]:
+    """Read what the healthy residuals by place are made of."""
+    from safetensors import safe_open
+
+    with safe_open(folder / LOCATIONS, framework="np") as stream:
+        facts: dict[str, Any] = json.loads((stream.metadata() or {}).get(FACTS, "{}"))
+    return facts
+
+
 def _packaged_hint() -> str:
     return f"packaged: {', '.join(packaged_models()) or 'none'}"
 
@@ -428,7 +548,8 @@ def _move_in(staging: Path, folder: Path) -> str:
     else:
         for name in (*FILES, CHECKSUMS):
             os.replace(staging / name, folder / name)
-        (folder / _NEXT_CHECKSUMS).unlink(missing_ok=True)
+        (folder / LOCATIONS).unlink(missing_ok=True)  # of the calibration of the earlier model
+        remove_staged(folder)
         _flush_folder(folder)
     _flush_folder(folder.parent)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -476,8 +597,8 @@ def _parse_sums(text: str, folder: Path) -> dict[str, str]:
     sums: dict[str, str] = {}
     for line in text.splitlines():
         digest, _, name = line.partition("  ")
-        if name not in FILES:  # also keeps every path inside the folder
-            raise ModelError(f"{folder / CHECKSUMS} lists {name!r}; allowed are {', '.join(FILES)}")
+        if name not in _ALLOWED:  # also keeps every path inside the folder
+            raise ModelError(f"{folder / CHECKSUMS} lists {name!r}; allowed are {', '.join(_ALLOWED)}")
         sums[name] = digest
     missing = [name for name in FILES if name not in sums]
     if missing:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from maediff.inference.cohort import (
     plan_cases,
 )
 from maediff.inference.cost import Cost, estimate_cost
+from maediff.inference.locations import fit_locations, left_out_maps
 from maediff.inference.predictor import AnomalyResult, BoolArray, FloatArray, Predictor, load_model
 from maediff.inference.untrained import untrained_weights
 from maediff.locking import folder_lock
@@ -42,14 +44,12 @@ from maediff.provenance import run_record, write_run
 from maediff.report.preview import write_preview
 from maediff.store import (
     CARD,
-    CHECKSUMS,
-    FILES,
     load_model_folder,
     remove_leftovers,
+    remove_staged,
     resolve_model,
     save_model,
     update_calibration,
-    update_card,
     verify_model_folder,
     write_text,
 )
@@ -117,8 +117,7 @@ def _sole_training(run_dir: Path) -> Iterator[None]:
     with folder_lock(run_dir):
         for name in ("config.yaml", "run.json", "log.csv", "model", "checkpoints/last.pt"):
             remove_leftovers(run_dir / name)
-        for name in (*FILES, CHECKSUMS, f".{CHECKSUMS}.next"):
-            remove_leftovers(run_dir / "model" / name)
+        remove_staged(run_dir / "model")
         for half_written in (run_dir / "cache").glob(".slices-*.npz"):
             half_written.unlink(missing_ok=True)
         yield
@@ -238,9 +237,13 @@ def calibrate_model(
     split: str | None = None,
     channel: str | None = None,
     rate: float | None = None,
+    locations: bool = False,
     on_case: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Set a model's threshold from healthy scans and store it in the model folder.
+
+    With `locations` the model also gets their residuals by place, and its maps are in standard deviations above these
+    from then on; the threshold is that of maps which other subjects' statistics made. Without, earlier ones go.
 
     Args:
         model: Model folder; the packaged model must be copied first, since packages are read-only.
@@ -249,14 +252,18 @@ def calibrate_model(
         split: Use only rows of this split.
         channel: Which `image_<channel>` column of a table.
         rate: Share of healthy brain voxels above the threshold; the model's `score.false_positive_rate` where None.
+        locations: Also collect healthy residuals by place; the scans must lie in one template's space.
         on_case: Told the name of each scan.
 
     Raises:
         ConfigError: ``rate`` is outside (0, 1).
         InputError: No healthy scan, or a scan that cannot be used: a threshold must not rest on fewer than was said.
+        GeometryError: With `locations`, a scan that does not say that it lies in a template's space.
     """
     folder = resolve_model(model)
-    predictor = load_model(folder, device)
+    stored = load_model(folder, device)
+    config = override(stored.config, [f"score.locations={str(locations).lower()}"])
+    predictor = replace(stored, config=config, locations=None)
     cases = find_cases(source, split=split, channel=channel, channels=predictor.config.data.channels)
     labelled = [case.id for case in cases if case.label]
     if labelled:
@@ -435,9 +442,17 @@ def _calibrate(
             yield result.anomaly, result.brain_mask, result.score
 
     usual = predictor.config.score.false_positive_rate
-    found = calibrate(maps(), usual if rate is None else rate, origin=origin)
-    update_calibration(folder, found.to_dict())
-    update_card(folder, card.with_calibration((folder / CARD).read_text(encoding="utf-8"), found))
+    rate = usual if rate is None else rate
+    locations = None
+    if predictor.config.score.locations:
+        with tempfile.TemporaryDirectory(prefix="maediff-") as kept:
+            locations = fit_locations(predictor, cases, Path(kept), on_case)
+            found = calibrate(left_out_maps(predictor, cases, locations, Path(kept)), rate, origin=origin)
+    else:
+        found = calibrate(maps(), rate, origin=origin)
+    described, content = (locations.described, locations.to_bytes()) if locations else (None, None)
+    text = card.with_calibration((folder / CARD).read_text(encoding="utf-8"), found, described)
+    update_calibration(folder, found.to_dict(), card=text, locations=content)
     return found
 
 

@@ -80,13 +80,21 @@ def test_later_settings_leave_earlier_hashes_alone(name):
             "diffusion": {"variance", "bound_weight"},
             "infer": {"context", "together"},
             "train": {"lesion_sign", "lesion_size", "lesion_spots"},
+            "score": {"locations"},
         },
     )
     if not tree["train"]["lesion_weight"]:
         del tree["train"]["lesion_weight"]
     earlier = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
     assert config_hash(config) == earlier
-    for change in ("method=ddpm", "peer.latent=7", "diffusion.variance=beta", "infer.context=16", "infer.together=2"):
+    for change in (
+        "method=ddpm",
+        "peer.latent=7",
+        "diffusion.variance=beta",
+        "infer.context=16",
+        "infer.together=2",
+        "score.locations=true",
+    ):
         assert config_hash(override(config, [change])) != earlier
 
 
@@ -313,11 +321,11 @@ def test_train_calibrate_and_infer_are_the_same_commands(cohort, tmp_path, metho
 
 def test_zscore_refuses_scans_without_a_common_space(cohort, tmp_path):
     scan = next(cohort.parent.rglob("*_T2w.nii.gz"))
-    check_common_space(read_nifti(scan))
+    check_common_space(read_nifti(scan), "method zscore")
     image = nib.load(scan)
     for code in (1, 2):
         image.set_sform(image.affine, code)
         image.set_qform(image.affine, code)
         nib.save(image, tmp_path / "scan.nii.gz")
         with pytest.raises(GeometryError, match=r"codes \[.*\].*register them first"):
-            check_common_space(read_nifti(tmp_path / "scan.nii.gz"))
+            check_common_space(read_nifti(tmp_path / "scan.nii.gz"), "method zscore")

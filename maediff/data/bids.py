@@ -25,8 +25,8 @@ _README = """# Anomaly maps by MAEDiff
 
 Research use only; not a medical device.
 
-- `*_desc-anomaly_<suffix>.nii.gz`: residual between the scan and its healthy reconstruction, working units; the JSON
-  beside it holds score, threshold and what the map was made of.
+- `*_desc-anomaly_<suffix>.nii.gz`: residual between the scan and its healthy reconstruction; the JSON beside it
+  holds its units, score, threshold and what the map was made of.
 - `*_desc-reconstruction_<suffix>.nii.gz`: the healthy reconstruction, in the scan's intensities.
 - `*_label-anomaly_mask.nii.gz`: voxels above the calibrated threshold; `desc-<suffix>` tells contrasts apart.
 """

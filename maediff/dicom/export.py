@@ -24,6 +24,7 @@ from maediff.volume import GRID_TOLERANCE_VOXELS, read_mask, read_nifti
 Array = npt.NDArray[Any]
 
 _SAME_SCAN = 0.9  # correlation; heads of two people in one place stay well below
+_MAX_LO = 64  # characters of a DICOM long string
 _SERIES_NUMBER = 90000  # plus the input's: far from what scanners count
 # Attributes that an image must have, if only empty, and that de-identified ones often lack.
 _MAY_BE_EMPTY = (
@@ -87,7 +88,8 @@ def _export(case: str, folder: Path, results: Path, out: Path, number: int | Non
         anomaly = read_nifti(path)
         sidecar = read_json(results / f"{case}_anomaly.json")
         _check_scan(sidecar, series)
-        files = [_write(out, path, _parametric_map, series, on_grid(anomaly.data, anomaly.affine, series, path))]
+        make = partial(_parametric_map, str(sidecar.get("units") or "residual, working units"))
+        files = [_write(out, path, make, series, on_grid(anomaly.data, anomaly.affine, series, path))]
         path = results / f"{case}_anomaly-mask.nii.gz"
         if path.is_file():
             mask = read_mask(path, anomaly, "anomaly mask")
@@ -169,12 +171,12 @@ def _write(out: Path, path: Path, make: Callable[..., Any], series: Series, valu
     return out / f"{name}.dcm"
 
 
-def _parametric_map(sources: Sequence[Any], grid: Any, common: Mapping[str, Any]) -> Any:
+def _parametric_map(units: str, sources: Sequence[Any], grid: Any, common: Mapping[str, Any]) -> Any:
     pydicom, hd = packages()
     low, high = float(grid.array.min()), float(grid.array.max())
     mapping = hd.pm.RealWorldValueMapping(
         lut_label="anomaly",
-        lut_explanation="Residual in working units: 2 spans the intensity scale",
+        lut_explanation=units[:_MAX_LO],
         unit=pydicom.sr.codedict.codes.UCUM.NoUnits,
         value_range=(low, high),
         slope=1.0,

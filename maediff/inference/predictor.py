@@ -20,12 +20,13 @@ from maediff.calibration import Calibration
 from maediff.config import UNTRAINED, Config, config_hash, override
 from maediff.errors import ConfigError, InputError, ModelError
 from maediff.hardware import resolve_device, use_bf16
-from maediff.inference.untrained import untrained_maps
+from maediff.inference.locations import UNITS, Locations
+from maediff.inference.untrained import check_common_space, untrained_maps
 from maediff.inference.whole import Engine, engine
 from maediff.models.baselines import Untrained, build_network, network_shapes
 from maediff.preprocess import Prepared, prepare
-from maediff.scoring import anomaly_map, anomaly_mask, case_score, eroded
-from maediff.store import load_model_folder, resolve_model
+from maediff.scoring import anomaly_mask, case_score, channel_residual, eroded, postprocess
+from maediff.store import StoredModel, load_model_folder, resolve_model
 from maediff.volume import Volume, from_image, image_like, read_channel, read_mask, stem_of
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 Image = str | Path | nib.Nifti1Image | Volume
+WORKING_UNITS = "working units: 2 spans the scan's intensity scale"
 Images = Image | list[Image] | tuple[Image, ...]
 """A scan, or its channels in the order of the model's `data.channels`."""
 
@@ -43,7 +45,7 @@ class AnomalyResult:
 
     Attributes:
         volume: The scan; of several channels the first.
-        anomaly: Anomaly map, float32, working units (2 spans the scan's intensity scale), zero outside the brain.
+        anomaly: Anomaly map, float32, in `units`, never negative, zero outside the brain.
         reconstruction: Healthy reconstruction in the scan's intensity units, zero outside the brain; of several
             channels that of the first.
         brain_mask: Where the map is defined.
@@ -56,6 +58,7 @@ class AnomalyResult:
         threshold_origin: Where the threshold comes from.
         notes: What a user should be told about this scan.
         seconds: Time taken.
+        units: Of the map: working units, or standard deviations where the model has healthy residuals by place.
     """
 
     volume: Volume
@@ -70,6 +73,7 @@ class AnomalyResult:
     threshold_origin: str | None
     notes: tuple[str, ...]
     seconds: float
+    units: str = WORKING_UNITS
 
     @property
     def volume_ml(self) -> float | None:
@@ -127,6 +131,7 @@ class Predictor:
         calibration: Threshold from healthy scans, or None.
         model_hash: Hash of the model folder.
         device: Where it computes.
+        locations: Healthy residuals by place, which maps are measured against where `score.locations` is on.
     """
 
     config: Config
@@ -134,6 +139,7 @@ class Predictor:
     calibration: Calibration | None
     model_hash: str
     device: torch.device
+    locations: Locations | None = None
 
     @cached_property
     def config_hash(self) -> str:
@@ -167,7 +173,8 @@ class Predictor:
 
         Raises:
             InputError: The scan or the mask cannot be used, or the model sees another number of channels.
-            GeometryError: They have no usable place in space, or not the same grid.
+            GeometryError: They have no usable place in space, or not the same grid, or do not lie in a template's space
+                where the model measures by place.
             ModelError: The maps are not finite.
         """
         return self.score(self.prepare(image, mask), seed, on_batch)
@@ -181,6 +188,8 @@ class Predictor:
         start = time.perf_counter()
         first, *rest = self._channels(image)
         volume = from_image(first)
+        if self.config.score.locations:
+            check_common_space(volume, "score.locations")
         others = [read_channel(channel, volume) for channel in rest]
         brain = None if mask is None else _mask(mask, volume)
         prepared = prepare(volume, brain, self.config.data, others)
@@ -201,8 +210,7 @@ class Predictor:
         """Score a prepared scan: the rest of :meth:`predict`."""
         start = time.perf_counter()
         volume, prepared = scan.volume, scan.prepared
-        name = stem_of(volume.source) if volume.source else ""
-        anomaly, reconstruction, deviation = self._maps(volume, prepared, (seed, name), on_batch)
+        anomaly, reconstruction, deviation = self._maps(volume, prepared, (seed, _stem(volume)), on_batch)
         calibrated = self.calibration
         score = case_score(anomaly, prepared.native_mask)
         if not (np.isfinite(score) and np.isfinite(anomaly).all() and np.isfinite(reconstruction).all()):
@@ -222,7 +230,15 @@ class Predictor:
             threshold_origin=calibrated.origin if calibrated else None,
             notes=prepared.notes,
             seconds=scan.seconds + time.perf_counter() - start,
+            units=WORKING_UNITS if self.locations is None else UNITS,
         )
+
+    def residual(self, scan: PreparedScan, seed: int = 0) -> FloatArray:
+        """Reconstruct a prepared scan and return its residual, before any filter, on the working grid (S, H, W)."""
+        prepared = scan.prepared
+        slices, inside = torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask)
+        mean, _ = self.reconstruct(slices, inside, (seed, _stem(scan.volume)), None)
+        return channel_residual(prepared.slices, mean.numpy(), self.config.score.sign)
 
     def _maps(
         self,
@@ -242,13 +258,26 @@ class Predictor:
         if deviation is not None and several:
             deviation = deviation.mean(1)
         uncertainty = None if deviation is None else prepared.to_native(deviation.numpy())
-        return self._map(prepared, mean.numpy()), reconstruction, uncertainty
+        residual = channel_residual(prepared.slices, mean.numpy(), self.config.score.sign)
+        return self.map_of(prepared, residual), reconstruction, uncertainty
 
-    def _map(self, prepared: Prepared, healthy: FloatArray) -> FloatArray:
-        """Score working slices and bring the map to native space; erosion is repeated there to keep its edge sharp."""
+    def map_of(self, prepared: Prepared, residual: FloatArray) -> FloatArray:
+        """Make the anomaly map of a residual: measure by place, filter, and bring it to native space.
+
+        Erosion is repeated there to keep its edge sharp.
+
+        Args:
+            prepared: The scan.
+            residual: From :meth:`residual` (S, H, W).
+
+        Returns:
+            Map (X, Y, Z).
+        """
         config, spacing = self.config.score, prepared.grid.spacing_mm
-        working = anomaly_map(prepared.slices, healthy, prepared.mask, spacing, config)
-        native = prepared.to_native(working)
+        if self.locations is not None:
+            residual = self.locations.standardised(residual, prepared.mask, prepared.grid)
+        working = postprocess(residual, prepared.mask, spacing, config)
+        native = prepared.to_native(np.maximum(working, 0, out=working))
         if config.erode_mm:
             native[prepared.to_native(eroded(prepared.mask, spacing, config.erode_mm), order=0) == 0] = 0
         return native
@@ -266,7 +295,8 @@ def load_model(model: str | Path, device: str = "auto", overrides: tuple[str, ..
         model: Folder that `maediff train` wrote, or "phantom", the model that ships with the package.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         overrides: Changes such as ``infer.draws=4``; those that change maps drop the calibration, since its threshold
-            belongs to other maps, and those that would need another network are refused.
+            belongs to other maps, and those that would need another network are refused. So are those that change
+            residuals while these are measured by place; ``score.locations=false`` gives maps in working units.
 
     Raises:
         ModelError: The folder is missing, damaged or of a newer schema, or its weights fit another network.
@@ -292,7 +322,29 @@ def load_model(model: str | Path, device: str = "auto", overrides: tuple[str, ..
     if calibration and _maps_as(config) != _maps_as(stored.config):
         log.warning("the overrides change the maps, so the model's threshold does not apply: no anomaly mask")
         calibration = None
-    return Predictor(config, network, calibration, stored.hash, chosen)
+    return Predictor(config, network, calibration, stored.hash, chosen, _locations(config, stored))
+
+
+def _locations(config: Config, stored: StoredModel) -> Locations | None:
+    """Read the healthy residuals by place where they are wanted.
+
+    Raises:
+        ConfigError: The model has none, or overrides make residuals that they are not of.
+        ModelError: They are damaged.
+    """
+    if not config.score.locations:
+        return None
+    if stored.locations is None:
+        raise ConfigError(
+            "score.locations=true needs healthy residuals by place, which this model does not have; run `maediff "
+            "calibrate --locations` with healthy scans in a template's space"
+        )
+    if _residuals_as(config) != _residuals_as(stored.config):
+        raise ConfigError(
+            "the overrides change the residuals, so the model's healthy residuals by place do not apply; add "
+            "score.locations=false, or leave the overrides out"
+        )
+    return Locations.from_bytes(stored.locations)
 
 
 def _check_shapes(config: Config, weights: Mapping[str, torch.Tensor], model: str | Path) -> None:
@@ -333,13 +385,25 @@ def _trained_as(config: Config) -> dict[str, Any]:
 def _maps_as(config: Config) -> dict[str, Any]:
     """Collect the settings that a calibrated threshold depends on."""
     return {
+        **_residuals_as(config),
+        "score": config.score.model_dump(include={"sign", "median_mm", "erode_mm", "locations"}),
+    }
+
+
+def _residuals_as(config: Config) -> dict[str, Any]:
+    """Collect the settings, besides those that training fixes, that a residual depends on."""
+    return {
         "align": config.data.align,
         "partition": config.partition,
         "diffusion": config.diffusion,
         "peer": config.peer,
         "infer": config.infer.model_dump(include={"draws", "blend", "context", "together"}),
-        "score": config.score.model_dump(include={"sign", "median_mm", "erode_mm"}),
+        "sign": config.score.sign,
     }
+
+
+def _stem(volume: Volume) -> str:
+    return stem_of(volume.source) if volume.source else ""
 
 
 def _mask(mask: Image | npt.NDArray[Any], volume: Volume) -> BoolArray:

@@ -67,7 +67,7 @@ def untrained_maps(network: Untrained, volume: Volume, brain: BoolMap, config: C
         values = intensity_map(volume.data, brain, config.score.sign)
         healthy = np.where(brain, np.float32(middle), np.float32(0))
     else:
-        check_common_space(volume)
+        check_common_space(volume, "method zscore")
         parts = {name: value.cpu().numpy() for name, value in network.named_buffers()}
         statistics = HealthyStatistics(**{**parts, "affine": parts["affine"].astype(np.float64)})
         values = zscore_map(volume, brain, statistics, config.score.sign)
@@ -75,8 +75,12 @@ def untrained_maps(network: Untrained, volume: Volume, brain: BoolMap, config: C
     return filter_map(values, brain, volume.spacing_mm, config.score), healthy
 
 
-def check_common_space(volume: Volume) -> None:
+def check_common_space(volume: Volume, what: str) -> None:
     """Refuse a scan whose header does not place it in a template's space.
+
+    Args:
+        volume: The scan.
+        what: What compares it with others, in messages.
 
     Raises:
         GeometryError: Neither sform nor qform has the code of a template.
@@ -86,15 +90,15 @@ def check_common_space(volume: Volume) -> None:
         allowed = ", ".join(f"{code} ({name})" for code, name in COMMON_SPACES.items())
         raise GeometryError(
             f"{volume.name}: sform and qform have the codes {codes}, so its voxels cannot be compared with those of "
-            f"other scans; method zscore needs scans in a template's space, codes {allowed}: register them first, or "
-            "use another method"
+            f"other scans; {what} needs scans in a template's space, codes {allowed}: register them first, or do "
+            "without it"
         )
 
 
 def _healthy(cases: Sequence[Case]) -> Iterator[tuple[Volume, BoolMap]]:
     for case in cases:
         volume = read_nifti(case.image)
-        check_common_space(volume)
+        check_common_space(volume, "method zscore")
         brain, _ = brain_mask(volume, read_mask(case.mask, volume, "brain mask") if case.mask else None)
         if case.label:
             brain = brain & ~read_mask(case.label, volume, "label").any((0, 1))

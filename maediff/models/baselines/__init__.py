@@ -48,11 +48,17 @@ def build_network(config: Config, weights: Mapping[str, Tensor] | None = None) -
 
 
 def check_trainable(config: Config) -> None:
-    """Refuse a network that this machine cannot train, before any memory is taken for it.
+    """Refuse what cannot be trained, or not on this machine, before any memory is taken for it.
 
     Raises:
-        ConfigError: Weights, their average, gradients and both moments of AdamW need more than the machine's memory.
+        ConfigError: Weights, their average, gradients and both moments of AdamW need more than the machine's memory, or
+            a setting that only calibration can make true.
     """
+    if config.score.locations:
+        raise ConfigError(
+            "score.locations=true needs statistics of healthy scans, which a model gets after training: train with "
+            "score.locations=false, then run `maediff calibrate --locations`"
+        )
     if config.method in UNTRAINED:
         return
     count, there = sum(map(math.prod, network_shapes(config).values())), memory_bytes()
