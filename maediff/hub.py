@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from maediff.errors import ConfigError, InputError, ModelError, OutputError
-from maediff.store import CHECKSUMS, FILES, LOCATIONS, cannot_write, resolve_model, verify_model_folder
+from maediff.store import CHECKSUMS, FILES, LOCATIONS, cannot_write, model_files, resolve_model, verify_model_folder
 
 log = logging.getLogger(__name__)
 _NAMES = [*FILES, LOCATIONS, CHECKSUMS]
@@ -63,7 +63,7 @@ def push_model(model: str | Path, repo: str, *, private: bool = True, api: HubAp
         api.upload_folder(
             repo_id=repo,
             folder_path=str(folder),
-            allow_patterns=list(_NAMES),
+            allow_patterns=list(model_files(folder)),
             commit_message=f"MAEDiff model {model_hash[:12]}",
         )
     except Exception as error:  # whatever the client or the network says

@@ -60,6 +60,12 @@ def test_what_is_pushed_comes_back_and_nothing_else(api, folder, tmp_path):
     assert {path.name for path in (tmp_path / "there").iterdir()} == {*store.FILES, store.CHECKSUMS}
 
 
+def test_residuals_by_place_go_with_the_model(api, folder, tmp_path):
+    store.update_calibration(folder, {"threshold": 0.5}, locations=b"moments")
+    assert hub.push_model(folder, "me/model", api=api) == hub.pull_model("me/model", tmp_path / "there", api=api)
+    assert (tmp_path / "there" / store.LOCATIONS).read_bytes() == b"moments"
+
+
 def test_a_damaged_model_is_neither_sent_nor_kept(api, folder, tmp_path):
     hub.push_model(folder, "me/model", api=api)
     (tmp_path / "hub" / "me" / "model" / "config.yaml").write_text("method: ae\n")
