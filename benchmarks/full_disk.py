@@ -131,7 +131,7 @@ def written(command: str, place: Path) -> int:
     target = {"calibrate": place / "model", "report": place / "report.html"}.get(command, place / command)
     files = [target] if target.is_file() else [path for path in target.rglob("*") if path.is_file()]
     if command == "calibrate":
-        files = [path for path in files if path.name in {"calibration.json", "SHA256SUMS"}]
+        files = [path for path in files if path.name in {"calibration.json", "README.md", "SHA256SUMS"}]
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
 
 

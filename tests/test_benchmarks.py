@@ -44,6 +44,7 @@ BENCHMARKS += [
     "lgg_flair",
     "limits",
     "lobes",
+    "locations",
     "long_run",
     "memory",
     "native_space",
@@ -303,3 +304,24 @@ def test_maps_that_differ_or_lack_are_named(tmp_path):
         for name, content in files.items():
             (tmp_path / folder / f"{name}.nii.gz").write_bytes(content)
     assert module("cluster").differences(tmp_path / "one", tmp_path / "two") == ["b.nii.gz", "c.nii.gz"]
+
+
+# Residuals by place
+
+
+def test_places_are_compared_on_the_same_scans():
+    rows = [
+        {
+            "kind": kind,
+            "zscore": {"auprc": 0.1},
+            "working units": {"auprc": value, "dice": 0.2, "dice_oracle": 0.3},
+            "by place": {"auprc": value + 0.1, "dice": 0.2, "dice_oracle": 0.3},
+        }
+        for kind, value in (("ms", 0.1), ("ms", 0.5), ("dark", 0.9))
+    ]
+    dark, ms, everything = module("locations")._summary(rows)
+    assert [entry["kind"] for entry in (dark, ms, everything)] == ["dark", "ms", "all"]
+    gain = everything["auprc"]["difference"]
+    assert (gain.mean, gain.ci_low, gain.ci_high) == pytest.approx((0.1, 0.1, 0.1))
+    assert everything["auprc"]["working_units"].ci_low < 0.5  # though scans differ
+    assert (ms["scans"], everything["auprc"]["p"] < 0.001, everything["dice"]["p"]) == (2, True, 1.0)
