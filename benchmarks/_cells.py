@@ -16,7 +16,7 @@ import maediff
 from benchmarks._choose import reconstruct
 from benchmarks._common import say
 from benchmarks._methods import FloatMap, Mask, Patient, validated_threshold
-from benchmarks._rows import DATA_SETS, DataSet, Row, config_of, lesion_kinds
+from benchmarks._rows import DATA_SETS, DataSet, Row, config_of, lesion_kinds, variant
 from benchmarks.lgg_flair import write_cases
 from maediff.calibration import Calibration, calibrate
 from maediff.config import UNTRAINED, Config, ScoreConfig, load_config, override
@@ -68,7 +68,9 @@ class Maps:
     seconds_a_slice: float
 
 
-def compute(data: DataSet, row: Row, work: Path, source: Path, cell_of: Callable[[str, str], Path]) -> dict[str, Any]:
+def compute(
+    data: DataSet, row: Row, work: Path, source: Path, cell_of: Callable[[str, str], Path], *, seed: int = 0
+) -> dict[str, Any]:
     """Compute a cell.
 
     Args:
@@ -77,6 +79,7 @@ def compute(data: DataSet, row: Row, work: Path, source: Path, cell_of: Callable
         work: Folder for cohorts, run folders and models.
         source: Folder of real scans.
         cell_of: Path of the stored cell of a data set and a row: of use where nothing is trained on this data set.
+        seed: Of the training.
 
     Returns:
         The cell, ready for JSON.
@@ -89,10 +92,10 @@ def compute(data: DataSet, row: Row, work: Path, source: Path, cell_of: Callable
     if not cases.is_file():
         write_cases(cases, data.cases(cases.parent, source))
     if data.trained_on:
-        return _transfer(data, row, work, cases, cell_of)
-    config = override(config_of(data, row), ["train.workers=0"])
+        return _transfer(data, row, work, cases, cell_of, seed=seed)
+    config = override(config_of(data, row, seed), ["train.workers=0"])
     spent = budget(config, load_config(data.config), data.budget_tflop)
-    run_dir = work / data.name / row.name
+    run_dir = work / data.name / variant(row.name, seed)
     seconds = _train(override(config, [f"train.max_steps={spent.steps}"]), cases, run_dir)
     predictor = load_model(run_dir / "model", "cpu")
     validation = [Patient(case) for case in find_cases(cases, split="val")]
@@ -266,7 +269,9 @@ def _metrics(found: Maps, patient: Patient, thresholds: dict[str, Any]) -> dict[
     return asdict(calibrated) | {"dice_validated": validated.dice} | unfiltered
 
 
-def _transfer(data: DataSet, row: Row, work: Path, cases: Path, cell_of: Callable[[str, str], Path]) -> dict[str, Any]:
+def _transfer(
+    data: DataSet, row: Row, work: Path, cases: Path, cell_of: Callable[[str, str], Path], *, seed: int
+) -> dict[str, Any]:
     """Test what was trained on another data set, with the timestep and thresholds found there."""
     other = DATA_SETS[str(data.trained_on)]
     built_on = cell_of(other.name, row.name)
@@ -275,6 +280,6 @@ def _transfer(data: DataSet, row: Row, work: Path, cases: Path, cell_of: Callabl
         raise InputError(f"refused on {other.name}, where it would have to train: {cell['refused']}")
     if "timestep" not in cell:
         raise InputError(f"{built_on} holds no trained method; compute the cell {other.name} {row.name} first")
-    predictor = load_model(work / other.name / row.name / "model", "cpu")
+    predictor = load_model(work / other.name / variant(row.name, seed) / "model", "cpu")
     rows = _test(predictor, data, cases, cell["timestep"], cell["thresholds"])
     return {"trained_on": other.name, "timestep": cell["timestep"], "thresholds": cell["thresholds"], "patients": rows}

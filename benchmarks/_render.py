@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import cell as shown
-from benchmarks._rows import DATA_SETS, ROWS, DataSet, Row
+from benchmarks._rows import DATA_SETS, ROWS, DataSet, Row, cell_path, seed_cells
 from maediff.errors import InputError
 from maediff.evaluation import Estimate, bootstrap_ci
 from maediff.evaluation.bootstrap import paired_p_value
@@ -38,12 +38,13 @@ PUBLISHED = {
     "cDDPM": ("53.4 / 58.8", "11.5 / 11.1", "20.0 / 22.2", "9.9 / 9.3"),
 }
 """Dice / AUPRC in %, trained on IXI T2: Behrendt et al., cDDPM, Table 3. Others' numbers on other data."""
+SEEDS_NOTE = "The same methods trained again with other seeds; everything else on this page is the first training:"
 Cells = dict[str, dict[str, Any]]
 
 
 def load_cells(results: Path, data: str) -> Cells:
     """Read the stored cells of a data set, in the order of the rows; those that are missing are left out."""
-    paths = {row.name: results / data / f"{row.name}.json" for row in ROWS}
+    paths = {row.name: cell_path(results, data, row.name) for row in ROWS}
     return {name: read_json(path)["results"] for name, path in paths.items() if path.is_file()}
 
 
@@ -60,7 +61,7 @@ def markdown(results: Path) -> str:
     for data in DATA_SETS.values():
         cells = load_cells(results, data.name)
         if cells:
-            parts += [f"### {data.title}", *_data_set(data, cells)]
+            parts += [f"### {data.title}", *_data_set(results, data, cells)]
     if not parts:
         raise InputError(f"no cells in {results}; compute some: python -m benchmarks.table")
     parts += ["### Published figures", _published()]
@@ -123,7 +124,7 @@ def values(rows: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
     return [float("nan") if row[metric] is None else float(row[metric]) for row in rows]
 
 
-def _data_set(data: DataSet, cells: Cells) -> list[str]:
+def _data_set(results: Path, data: DataSet, cells: Cells) -> list[str]:
     rows = [row for row in ROWS if row.name in cells]
     scored = [row for row in rows if "patients" in cells[row.name]]
     refused = [f"- {row.title}: {cells[row.name]['refused']}" for row in rows if "refused" in cells[row.name]]
@@ -133,6 +134,8 @@ def _data_set(data: DataSet, cells: Cells) -> list[str]:
         parts += ["AUPRC by kind of lesion:", _by_kind(scored, cells, kinds)]
     if data.trained_on is None:
         parts += [_cost(scored, cells)]
+    seeds = _other_seeds(results, data, scored, cells)
+    parts += [SEEDS_NOTE, seeds] if seeds else []
     compared = [name for name in REFERENCES if name in cells]
     if compared and data.trained_on is None:
         parts += ["Paired differences in AUPRC over the same scans, and p of a two-sided paired bootstrap:"]
@@ -143,6 +146,23 @@ def _data_set(data: DataSet, cells: Cells) -> list[str]:
 def _quality(rows: Sequence[Row], cells: Cells) -> str:
     lines = [[row.title, *(shown(estimate(cells[row.name], name)) for name in COLUMNS)] for row in rows]
     return _table(["method", *COLUMNS.values()], lines)
+
+
+def _other_seeds(results: Path, data: DataSet, rows: Sequence[Row], cells: Cells) -> str:
+    """Show the AUPRC of every training of the methods that were trained more than once; empty where there are none."""
+    found = {
+        row.name: [cells[row.name], *(read_json(path)["results"] for path in seed_cells(results, data.name, row.name))]
+        for row in rows
+    }
+    found = {name: trainings for name, trainings in found.items() if len(trainings) > 1}
+    titles = {row.name: row.title for row in rows}
+    lines = []
+    for name, trainings in found.items():
+        means = [estimate(cell, "auprc").mean for cell in trainings]
+        tried = [max(cell["validation_auprc"].values()) for cell in trainings]
+        each = " ".join(f"{value:.3f}" for value in means)
+        lines.append([titles[name], each, f"{np.mean(means):.3f}", " ".join(f"{value:.3f}" for value in tried)])
+    return _table(["method", "AUPRC of each training", "mean", "validation AUPRC of each"], lines) if lines else ""
 
 
 def _by_kind(rows: Sequence[Row], cells: Cells, kinds: Sequence[str]) -> str:

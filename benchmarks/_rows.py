@@ -49,6 +49,7 @@ class Row:
     only: tuple[str, ...] = ()
 
 
+REAL = ("lgg_flair", "mslub")
 ANY_LESION = ("train.lesion_sign=any", "train.lesion_size=[0.015, 0.25]", "train.lesion_spots=0.5")
 """Pseudo-lesions that know nothing of the lesions looked for: brighter, darker, holes, half of them small spots."""
 
@@ -87,12 +88,29 @@ ROWS = (
     _aided("dae", "DAE", ONCE),
     _aided("ddpm", "DDPM"),
     _aided("pddpm", "pDDPM"),
-    Row("maediff-any", "MAEDiff, pseudo-lesions of any kind", ANY_LESION, only=("lgg_flair", "mslub")),
+    Row("maediff-any", "MAEDiff, pseudo-lesions of any kind", ANY_LESION, only=REAL),
     Row("maediff", "MAEDiff"),
+    Row("maediff-wide", "MAEDiff, windows of 64", ("partition.window=64", "partition.stride=16"), only=REAL),
     Row("maediff-no-mae", "MAEDiff without MAE condition", ("model.condition=none",)),
     Row("maediff-cross", "MAEDiff, cross-attention", ("model.condition=cross_attention",)),
 )
 """All methods share `benchmarks/lgg_flair.yaml` or `configs/tiny.yaml`: the same U-Net, batch and learning rate."""
+
+
+def variant(row: str, seed: int) -> str:
+    """Name a row's cell and run folder, for another seed of the training too."""
+    return f"{row}.seed{seed}" if seed else row
+
+
+def cell_path(results: Path, data: str, row: str, seed: int = 0) -> Path:
+    """Name the file of a cell."""
+    return results / data / f"{variant(row, seed)}.json"
+
+
+def seed_cells(results: Path, data: str, row: str) -> list[Path]:
+    """List the cells of a row's other trainings, by rising seed."""
+    found = (results / data).glob(f"{row}.seed*.json")
+    return sorted(found, key=lambda path: int(path.name.removesuffix(".json").rpartition("seed")[2]))
 
 
 def lesion_kinds(cases: Path) -> dict[str, str]:
@@ -128,10 +146,10 @@ class DataSet:
     trained_on: str | None = None
 
 
-def config_of(data: DataSet, row: Row) -> Config:
+def config_of(data: DataSet, row: Row, seed: int = 0) -> Config:
     """Configure a method for a data set."""
     grown = [f"data.size={list(data.dense_size)}"] if row.dense and data.dense_size else []
-    return load_config(data.config, [*row.overrides, *grown])
+    return load_config(data.config, [*row.overrides, *grown, f"train.seed={seed}"])
 
 
 def _lgg_cases(_folder: Path, data: Path) -> Cases:

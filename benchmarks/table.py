@@ -2,10 +2,11 @@
 
     python -m benchmarks.table                              compute the cells that are missing, and print the table
     python -m benchmarks.table --data-set lgg_flair --method pddpm --work runs/again --results runs/again  one cell anew
+    python -m benchmarks.table --data-set lgg_flair --method maediff --seed 1        another training of a method
     python -m benchmarks.table --render                     the table from the stored cells alone
 
-A cell is a JSON file, RESULTS/DATA/METHOD.json. Cohorts, run folders and models lie in --work; an interrupted training
-goes on from its checkpoint.
+A cell is a JSON file, RESULTS/DATA/METHOD.json, or METHOD.seedN.json for another seed of the training. Cohorts, run
+folders and models lie in --work; an interrupted training goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from benchmarks._cells import compute
 from benchmarks._common import ROOT, described, run, save_results, say
 from benchmarks._render import draw, markdown, write_markdown
-from benchmarks._rows import DATA_SETS, ROWS
+from benchmarks._rows import DATA_SETS, ROWS, cell_path
 from maediff.errors import GeometryError, InputError
 
 RESULTS = ROOT / "benchmarks" / "results" / "table"
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="cells (%(default)s)")
     result.add_argument("--data-set", nargs="+", choices=DATA_SETS, default=list(DATA_SETS), help="columns")
     result.add_argument("--method", nargs="+", choices=names, default=names, help="rows")
+    result.add_argument("--seed", type=int, default=0, metavar="N", help="of the training (%(default)s)")
     result.add_argument("--again", action="store_true", help="compute cells that are there already, too")
     result.add_argument(
         "--page", type=Path, metavar="FILE", help="also write the table into this page, the figure beside it"
@@ -66,8 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _compute(options: argparse.Namespace) -> None:
     def cell_of(data: str, row: str) -> Path:
-        path: Path = options.results / data / f"{row}.json"
-        return path
+        return cell_path(options.results, data, row, options.seed)
 
     for name in options.data_set:
         for row in (row for row in ROWS if row.name in options.method and name in (row.only or DATA_SETS)):
@@ -76,7 +77,7 @@ def _compute(options: argparse.Namespace) -> None:
                 continue
             say(f"{name} {row.name}")
             try:
-                found = compute(DATA_SETS[name], row, options.work, options.data, cell_of)
+                found = compute(DATA_SETS[name], row, options.work, options.data, cell_of, seed=options.seed)
             except (GeometryError, InputError) as error:
                 found = {"refused": str(error).replace(f"{options.data.resolve()}/", "")}
                 say(f"  refused: {found['refused']}")

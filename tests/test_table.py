@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -33,8 +34,10 @@ def trained_sets():
 def test_every_method_has_as_many_tries_as_any_other_that_can_choose():
     counts = {len(row.timesteps) for row in module("_rows").ROWS} - {1}
     assert len(counts) == 1
-    for row in module("_rows").ROWS:
-        first, last = module("_rows").config_of(trained_sets()[0], row).diffusion.train_timesteps
+    for data, row in product(trained_sets(), module("_rows").ROWS):
+        if row.only and data.name not in row.only:
+            continue
+        first, last = module("_rows").config_of(data, row).diffusion.train_timesteps
         assert row.timesteps == (1,) or first <= min(row.timesteps) <= max(row.timesteps) <= last
 
 
@@ -166,6 +169,7 @@ def cell_file(folder, data, name, auprcs, kinds=("", "", "")):
     results = {
         "training": {"steps": 10, "samples": 160, "tflop": 1.5, "seconds": 3.0},
         "timestep": 60,
+        "validation_auprc": {"30": 0.1, "60": max(auprcs)},
         "parameters": 2_000_000,
         "gflop_a_slice": 1.25,
         "patients": [scan(k, value, kind) for k, (value, kind) in enumerate(zip(auprcs, kinds, strict=True))],
@@ -194,6 +198,18 @@ def test_the_page_shows_the_cells(tmp_path):
     assert "| MAEDiff | - | - | 0.300 [0.300, 0.300] | 0.0002 |" in text
     assert "Others' numbers on other data" in text
     assert "VAE |" in text.split("### Published figures")[1]
+
+
+def test_trainings_with_other_seeds_stand_beside_the_first(tmp_path):
+    rows = module("_rows")
+    cell_file(tmp_path, "lgg_flair", "pddpm", (0.2, 0.3, 0.4))
+    assert "other seeds" not in module("_render").markdown(tmp_path)
+    for seed, values in ((10, (0.5, 0.5, 0.5)), (2, (0.1, 0.1, 0.1))):
+        cell_file(tmp_path, "lgg_flair", rows.variant("pddpm", seed), values)
+    text = module("_render").markdown(tmp_path)
+    assert "| pDDPM | 0.300 0.100 0.500 | 0.300 | 0.400 0.100 0.500 |" in text
+    assert rows.cell_path(tmp_path, "lgg_flair", "pddpm", 2).is_file()
+    assert rows.config_of(rows.DATA_SETS["lgg_flair"], rows.ROWS[0], 2).train.seed == 2
 
 
 def test_the_page_needs_its_markers_and_keeps_what_stands_around_them(tmp_path):
