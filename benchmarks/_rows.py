@@ -50,6 +50,7 @@ class Row:
 
 
 REAL = ("lgg_flair", "mslub")
+MASKED = "model.mask_channel=true"
 ANY_LESION = ("train.lesion_sign=any", "train.lesion_size=[0.015, 0.25]", "train.lesion_spots=0.5")
 """Pseudo-lesions that know nothing of the lesions looked for: brighter, darker, holes, half of them small spots."""
 
@@ -84,13 +85,19 @@ ROWS = (
     _published("cddpm", "cDDPM-like", "method=cddpm"),
     _published("latent_diffusion", "latent diffusion", "method=latent_diffusion"),
     _published("autoddpm", "AutoDDPM-like", "method=autoddpm", "diffusion.sampler_steps=5", "peer.repaint_rounds=2"),
-    _published("maediff-plain", "MAEDiff, no pseudo-lesions"),
+    _published("maediff-plain", "MAEDiff, mask channel, no pseudo-lesions", MASKED),
     _aided("dae", "DAE", ONCE),
     _aided("ddpm", "DDPM"),
     _aided("pddpm", "pDDPM"),
-    Row("maediff-any", "MAEDiff, pseudo-lesions of any kind", ANY_LESION, only=REAL),
+    Row("maediff-any", "MAEDiff, mask channel, pseudo-lesions of any kind", (MASKED, *ANY_LESION), only=REAL),
     Row("maediff", "MAEDiff"),
-    Row("maediff-wide", "MAEDiff, windows of 64", ("partition.window=64", "partition.stride=16"), only=REAL),
+    Row("maediff-mask", "MAEDiff, mask channel", (MASKED,), only=REAL),
+    Row(
+        "maediff-wide",
+        "MAEDiff, mask channel, windows of 64",
+        (MASKED, "partition.window=64", "partition.stride=16"),
+        only=REAL,
+    ),
     Row("maediff-no-mae", "MAEDiff without MAE condition", ("model.condition=none",)),
     Row("maediff-cross", "MAEDiff, cross-attention", ("model.condition=cross_attention",)),
 )

@@ -161,6 +161,7 @@ class ModelConfig(Section):
     attention: tuple[bool, ...] = Field((False, False, False), description="Self-attention, a level each.")
     norm_groups: int = Field(32, ge=1, le=_WIDTH)
     input_skip: bool = Field(False, description="The network predicts the change of its input (objective x0 only).")
+    mask_channel: bool = Field(True, description="The U-Net sees the mask of the window as an input channel.")
     condition: Literal["residual", "cross_attention", "none"] = Field(
         "residual", description="How MAE features enter the U-Net; none is the ablation."
     )
@@ -426,6 +427,7 @@ def config_hash(config: Config) -> str:
 _LATER = (
     ("method",),
     ("data", "channels"),
+    ("model", "mask_channel"),
     ("train", "lesion_weight"),
     ("train", "lesion_sign"),
     ("train", "lesion_size"),

@@ -79,6 +79,7 @@ def test_later_settings_leave_earlier_hashes_alone(name):
             "data": {"channels"},
             "diffusion": {"variance", "bound_weight"},
             "infer": {"context", "together"},
+            "model": {"mask_channel"},
             "train": {"lesion_sign", "lesion_size", "lesion_spots"},
             "score": {"locations"},
         },

@@ -129,6 +129,24 @@ def test_mask_and_timestep_reach_the_prediction(tiny, random_network):
     assert not torch.equal(before, network(image, mask, t + 50).prediction)
 
 
+@torch.inference_mode()
+def test_without_its_channel_the_mask_tells_only_which_cells_the_autoencoder_sees(tiny, random_network):
+    image, mask, t = batch()
+    alone = random_network(tiny("model.condition=none", "model.mask_channel=false"))
+    assert torch.equal(alone(image, mask, t).prediction, alone(image, 1 - mask, t).prediction)
+    network = random_network(tiny("model.mask_channel=false"))
+    before = network(image, mask, t).prediction
+    assert not torch.equal(before, network(image, 1 - mask, t).prediction)
+    within = torch.zeros_like(mask)
+    within[:, :, 8:16, 8:16] = 1  # one cell, and half of it
+    half = within.clone()
+    half[:, :, 12:16] = 0
+    assert torch.equal(
+        network(image, within, t, network.features(image, within)).prediction,
+        network(image, half, t, network.features(image, within)).prediction,
+    )
+
+
 @pytest.mark.parametrize(("cell", "wanted"), [(8, {"1", "2"}), (2, {"0", "1", "2"}), (32, {"1", "2"})])
 def test_features_enter_at_levels_that_match_the_cells(tiny, cell, wanted):
     network = Reconstructor(tiny().model, cell)

@@ -2,7 +2,8 @@
 
 Source: MAEDiff, arXiv 2401.10561: a partially perturbed slice goes in, conditioned on features of its visible region.
 How the features enter is ours: as residuals added to the U-Net's skip connections at matching levels (as ControlNet and
-T2I-Adapter do), or by cross-attention; `condition="none"` is the ablation. The mask as an input channel is ours too.
+T2I-Adapter do), or by cross-attention; `condition="none"` is the ablation. The mask as an input channel is ours too;
+`mask_channel=False` leaves it out.
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ class Reconstructor(nn.Module):
         self.condition = config.condition
         self.patch = config.patch
         self.input_skip = config.input_skip
+        self.mask_channel = config.mask_channel
         self.cell = cell
         self.channels = channels
         cross = config.condition == "cross_attention"
         self.unet = DiffusionModelUNet(
             spatial_dims=2,
-            in_channels=(channels + 1) * self.patch**2,
+            in_channels=(channels + config.mask_channel) * self.patch**2,
             out_channels=channels * self.patch**2,
             channels=config.channels,
             num_res_blocks=config.num_res_blocks,
@@ -92,7 +94,8 @@ class Reconstructor(nn.Module):
         """
         if features is None:
             features = self.features(perturbed, mask)
-        stacked = F.pixel_unshuffle(torch.cat([perturbed, mask], 1), self.patch)
+        seen = torch.cat([perturbed, mask], 1) if self.mask_channel else perturbed
+        stacked = F.pixel_unshuffle(seen, self.patch)
         output = self._denoise(stacked.contiguous(memory_format=torch.channels_last), t, features)
         image = None
         if self.mae is not None and self.wants_pixels and self.training and features is not None:
