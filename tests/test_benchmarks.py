@@ -93,8 +93,9 @@ def test_errors_become_messages_and_exit_codes(capsys, tmp_path):
     assert "error: " in capsys.readouterr().err
 
 
-def test_config_has_the_network_of_the_packaged_model():
-    ours, small = load_config(ROOT / "benchmarks" / "lgg_flair.yaml"), load_config("small")
+def test_config_has_the_network_of_the_packaged_model_once_it_has_its_mask_channel():
+    ours = load_config(ROOT / "benchmarks" / "lgg_flair.yaml", ["model.mask_channel=true"])
+    small = load_config("small")
     assert ours.model == small.model
     assert (ours.partition.cell, ours.diffusion.objective) == (small.partition.cell, small.diffusion.objective)
 
