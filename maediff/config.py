@@ -256,7 +256,7 @@ class InferConfig(Section):
     draws: int = Field(1, ge=1, le=1000, description="Noise draws averaged for each timestep.")
     blend: Literal["uniform", "gaussian"] = "gaussian"
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
-    context: Annotated[int, Field(ge=0)] | Literal["slice", "brain"] = Field(
+    context: Annotated[int, Field(ge=0, le=2048)] | Literal["slice", "brain"] = Field(
         "slice",
         description="What the U-Net sees around a window: the whole slice; the box of the slice's brain; or so many "
         "pixels within that box. The less, the faster (docs/speed.md).",

@@ -68,6 +68,8 @@ def test_unknown_key_names_the_nearest(wrong, right):
         "train.lesion_size=[0.3, 0.1]",
         "train.lesion_size=[0, 0.1]",
         "train.lesion_size=[0.1, 1.5]",
+        "infer.context=-1",
+        "infer.context=9223372036854775808",
         "diffusion.objective=noise",
         "model.attention=[true]",
         "model.norm_groups=7",
