@@ -48,6 +48,10 @@ class Row:
     dense: bool = False
     only: tuple[str, ...] = ()
 
+    def tried_on(self, data: str) -> bool:
+        """Tell whether it has a cell for a data set."""
+        return not self.only or data in self.only
+
 
 REAL = ("lgg_flair", "mslub")
 MASKED = "model.mask_channel=true"

@@ -12,7 +12,6 @@ Stripped: whether ``looks_stripped`` is right on heads (IXI T1, LGG FLAIR) and o
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks._common import add_common, data_folder, run, say, shared_data, table
+from benchmarks._common import data_folder, described, run, say, shared_data, table
 from maediff.data.cases import Case, find_cases
 from maediff.data.cohort import as_volume
 from maediff.data.phantom import MODALITIES, subject
@@ -117,8 +116,7 @@ def sets(data: Path) -> Iterator[tuple[str, bool, Iterator[Volume]]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = described("brainmask", __doc__ or "")
     options = parser.parse_args(arguments)
 
     def job() -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 import maediff
-from benchmarks._common import add_common, run, say, table
+from benchmarks._common import described, run, say, table
 from maediff.calibration import Calibration, calibrate
 from maediff.data.cases import find_cases
 from maediff.errors import ModelError
@@ -126,12 +126,11 @@ def report(results: dict[str, Any]) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     """Build the options."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = described("calibration", __doc__ or "")
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the scans go")
     options.add_argument("--model", default="phantom", help="a calibrated model (%(default)s)")
     options.add_argument("--subjects", type=int, default=16, help="healthy scans a cohort, of three (%(default)s)")
     options.add_argument("--seed", type=int, default=987, help="of the scans; none that training saw (%(default)s)")
-    add_common(options)
     return options
 
 

@@ -9,7 +9,6 @@ days on a GPU.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._common import add_common, run, say, table
+from benchmarks._common import described, run, say, table
 from benchmarks.phantom_model import auprc_by_kind, validation_cases
 from maediff.config import load_config
 from maediff.data.cases import find_cases
@@ -62,10 +61,9 @@ def judge(condition: str, run_dir: Path, steps: int) -> dict[str, float]:
 
 def main() -> int:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described("condition", __doc__ or "")
     parser.add_argument("--run", type=Path, default=Path("runs/condition"))
     parser.add_argument("--steps", type=int, default=500)
-    add_common(parser)
     arguments = parser.parse_args()
 
     def job() -> Mapping[str, Any]:

@@ -10,7 +10,6 @@ under a final name, which must be whole, and hidden ones, of which there must be
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ import torch
 from click.testing import CliRunner
 from maediff.cli import app
 
-from benchmarks._common import add_common, run, say, table
+from benchmarks._common import described, run, say, table
 from benchmarks.kill import OVERRIDES, half_written, sound_or_refused
 from maediff.errors import OutputError
 
@@ -158,8 +157,7 @@ def measure(place: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = described("full_disk", __doc__ or "")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:

@@ -11,7 +11,6 @@ fit, becomes a predictor. Warnings count as errors; an input may take 60 s and 2
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks._common import add_common, run, say
+from benchmarks._common import described, run, say
 from benchmarks._mutations import BORDERS, Border
 from maediff.errors import MAEDiffError
 
@@ -164,8 +163,7 @@ def _peak_mib() -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = described("fuzz", __doc__ or "")
     parser.add_argument("--inputs", type=int, default=12_000, help="how many over all borders (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations")
     parser.add_argument("--border", choices=sorted(BORDERS), help="this border alone")

@@ -12,7 +12,6 @@ that imports are paid once.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
@@ -30,7 +29,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from benchmarks._common import add_common, run, say
+from benchmarks._common import described, run, say
 from maediff.config import Config, load_config
 from maediff.data.cohort import synthesise
 from maediff.errors import ModelError
@@ -253,8 +252,7 @@ def _plain(value: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = described("kill", __doc__ or "")
     parser.add_argument("--kills", type=int, default=100, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the cohort and of the moments")
     args = parser.parse_args(argv)

@@ -9,7 +9,6 @@ scans 5, 50 and the last, and the growth from the median of scans 5 to 24 to tha
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._common import add_common, run, say, table
+from benchmarks._common import described, run, say, table
 from benchmarks.kill import OVERRIDES
 from maediff.config import load_config
 from maediff.data.cohort import synthesise
@@ -78,8 +77,7 @@ def measure(place: Path, count: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = described("long_run", __doc__ or "")
     parser.add_argument("--scans", type=int, default=200, help="how many (%(default)s)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

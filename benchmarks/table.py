@@ -71,7 +71,7 @@ def _compute(options: argparse.Namespace) -> None:
         return cell_path(options.results, data, row, options.seed)
 
     for name in options.data_set:
-        for row in (row for row in ROWS if row.name in options.method and name in (row.only or DATA_SETS)):
+        for row in (row for row in ROWS if row.name in options.method and row.tried_on(name)):
             path = cell_of(name, row.name)
             if path.is_file() and not options.again:
                 continue

@@ -108,14 +108,13 @@ def with_calibration(card: str, calibration: Calibration, locations: str | None 
         locations: What its healthy residuals by place are made of, in words, where it has them.
     """
     scores = calibration.case_scores
-    spread = f" Their scan-level scores: {min(scores):.3f} to {max(scores):.3f}." if scores else ""
+    measured = f" Their scan-level scores: {min(scores):.3f} to {max(scores):.3f}." if scores else ""
+    measured += f" Maps are measured by place: {locations}." if locations else ""
     text = f"""## Calibration
 
-Threshold from {calibration.origin}, {calibration.n_scans} in all.{spread} What each threshold allows on such scans:
+Threshold from {calibration.origin}, {calibration.n_scans} in all.{measured} What each threshold allows on such scans:
 
 """
-    if locations:
-        text = text.replace("What each", f"Maps are measured by place: {locations}. What each")
     text += "".join(f"- {line}\n" for line in calibration.promises())
     return _with_section(_with_section(without_results(card), "earlier", ""), "calibration", text)
 

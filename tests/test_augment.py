@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from maediff.config import TrainConfig
 from maediff.noise import generator
-from maediff.training.augment import Prior, add_pseudo_lesions, augment, chance, uniform
+from maediff.training.augment import add_pseudo_lesions, augment, chance, uniform
 
 CLIP = 1.5
 
@@ -81,7 +82,10 @@ def test_pseudo_lesions_are_brighter_and_darker_small_and_large(brain):
 def test_a_sign_makes_lesions_of_that_sign_alone(brain, sign, least, most):
     _, mask, donor = brain
     flat = torch.where(mask, 0.2, -1.0)  # where tissue has no structure, none is blurred away either
-    changes = [add_pseudo_lesions(flat, mask, donor, CLIP, generator(k), prior=Prior(sign)) - flat for k in range(60)]
+    changes = [
+        add_pseudo_lesions(flat, mask, donor, CLIP, generator(k), look=TrainConfig(lesion_sign=sign)) - flat
+        for k in range(60)
+    ]
     strongest = torch.stack([change.flatten()[change.abs().argmax()] for change in changes]).abs()
     assert all(least <= float(change.min()) <= float(change.max()) <= most for change in changes)
     assert float(strongest.quantile(0.1)) < 0.25
@@ -91,10 +95,10 @@ def test_a_sign_makes_lesions_of_that_sign_alone(brain, sign, least, most):
 def test_blobs_are_as_large_and_as_many_as_asked(brain):
     image, mask, donor = brain
 
-    def area(**changes):
-        prior = Prior("bright", **changes)
+    def area(size, spots):
+        look = TrainConfig(lesion_sign="bright", lesion_size=size, lesion_spots=spots)
         return [
-            int(((add_pseudo_lesions(image, mask, donor, CLIP, generator(k), prior=prior) - image) > 0.03).sum())
+            int(((add_pseudo_lesions(image, mask, donor, CLIP, generator(k), look=look) - image) > 0.03).sum())
             for k in range(40)
         ]
 

@@ -75,9 +75,7 @@ class Locations:
     @property
     def affine(self) -> Array:
         """Cell index to RAS mm (4, 4)."""
-        affine = np.diag([self.cell_mm] * 3 + [1.0])
-        affine[:3, 3] = self.cell_mm * np.array(self.corner)
-        return affine
+        return _affine(self.corner, self.cell_mm)
 
     @property
     def described(self) -> str:
@@ -201,9 +199,7 @@ def residuals_by_place(
     """
     sigma = smooth_mm / cell_mm / np.sqrt(8 * np.log(2))
     corner, shape = _cells(mask, grid, cell_mm, margin=int(np.ceil(2 * sigma)) + 1)
-    affine = np.diag([cell_mm] * 3 + [1.0])
-    affine[:3, 3] = cell_mm * np.array(corner)
-    matrix = index_map(grid.affine, affine)
+    matrix = index_map(grid.affine, _affine(corner, cell_mm))
 
     def around(values: Array) -> Array:
         moved = resample(np.moveaxis(values, 0, 2).astype(np.float32), matrix, shape).astype(np.float64)
@@ -284,6 +280,12 @@ def left_out_maps(
         for residual, scan in pairs:
             values = replace(predictor, locations=others).map_of(scan, residual)
             yield values, scan.native_mask, case_score(values, scan.native_mask)
+
+
+def _affine(corner: tuple[int, int, int], cell_mm: float) -> Array:
+    affine = np.diag([cell_mm] * 3 + [1.0])
+    affine[:3, 3] = cell_mm * np.array(corner)
+    return affine
 
 
 def _kept(folder: Path, number: int) -> Path:

@@ -21,6 +21,7 @@ from maediff.config import UNTRAINED, Config, config_hash, override
 from maediff.errors import ConfigError, InputError, ModelError
 from maediff.hardware import resolve_device, use_bf16
 from maediff.inference.locations import UNITS, Locations
+from maediff.inference.sliding import Healthy
 from maediff.inference.untrained import check_common_space, untrained_maps
 from maediff.inference.whole import Engine, engine
 from maediff.models.baselines import Untrained, build_network, network_shapes
@@ -236,9 +237,14 @@ class Predictor:
     def residual(self, scan: PreparedScan, seed: int = 0) -> FloatArray:
         """Reconstruct a prepared scan and return its residual, before any filter, on the working grid (S, H, W)."""
         prepared = scan.prepared
-        slices, inside = torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask)
-        mean, _ = self.reconstruct(slices, inside, (seed, _stem(scan.volume)), None)
+        mean, _ = self._healthy(prepared, (seed, _stem(scan.volume)))
         return channel_residual(prepared.slices, mean.numpy(), self.config.score.sign)
+
+    def _healthy(
+        self, prepared: Prepared, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None = None
+    ) -> Healthy:
+        slices, inside = torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask)
+        return self.reconstruct(slices, inside, key, on_batch)
 
     def _maps(
         self,
@@ -250,8 +256,7 @@ class Predictor:
         """Make anomaly map, reconstruction and uncertainty in native space."""
         if isinstance(self.network, Untrained):
             return *untrained_maps(self.network, volume, prepared.native_mask, self.config), None
-        slices, inside = torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask)
-        mean, deviation = self.reconstruct(slices, inside, key, on_batch)
+        mean, deviation = self._healthy(prepared, key, on_batch)
         several = mean.ndim == 4
         reconstruction = prepared.scale.inverse(prepared.to_native((mean[:, 0] if several else mean).numpy()))
         reconstruction[~prepared.native_mask] = 0

@@ -8,35 +8,17 @@ sign and texture, and share no code or statistics with the lesions of the phanto
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from maediff.config import TrainConfig
 from maediff.noise import coarse_noise
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What pseudo-lesions look like.
-
-    Attributes:
-        sign: "any": brighter, darker, of other texture, or holes. "bright" or "dark": only so against the tissue that
-            they replace, faint ones as often as strong ones.
-        size: Smallest and largest half axis of a blob, in parts of the slice.
-        spots: Share of slices with small spots rather than blobs.
-    """
-
-    sign: Literal["any", "bright", "dark"] = "any"
-    size: tuple[float, float] = (0.015, 0.25)
-    spots: float = 0.5
-
 
 _SPOTS = (0.01, 0.035)
 _CONTRAST = (0.07, 1.0)  # of blobs of one sign, in working units, where 2 spans the scan's intensities
-_ANY = Prior()
+_USUAL = TrainConfig()
 
 
 def uniform(low: float, high: float, rng: torch.Generator) -> float:
@@ -98,7 +80,7 @@ def add_pseudo_lesions(
     rng: torch.Generator,
     *,
     window: Tensor | None = None,
-    prior: Prior = _ANY,
+    look: TrainConfig = _USUAL,
 ) -> Tensor:
     """Put one to three blobs, or four to twelve small spots, into the brain.
 
@@ -111,7 +93,8 @@ def add_pseudo_lesions(
         clip: Upper limit of intensities.
         rng: Source of randomness.
         window: (1, H, W), 1 inside the patch; in three slices of four the blobs start there, where the loss sees them.
-        prior: What they look like.
+        look: What they look like: `lesion_sign`, `lesion_size` and `lesion_spots`. Of one sign, faint ones are as
+            frequent as strong ones.
 
     Returns:
         (C, H, W); `image` itself where there is no brain.
@@ -122,12 +105,12 @@ def add_pseudo_lesions(
     if window is not None and chance(0.75, rng):
         inside = (mask & (window > 0))[0].nonzero()
         pixels = inside if len(inside) else pixels
-    count, sizes = ((4, 13), _SPOTS) if chance(prior.spots, rng) else ((1, 4), prior.size)
+    count, sizes = ((4, 13), _SPOTS) if chance(look.lesion_spots, rng) else ((1, 4), look.lesion_size)
     for _ in range(int(torch.randint(*count, (), generator=rng))):
         centre = pixels[int(torch.randint(len(pixels), (), generator=rng))]
         alpha = _blob(centre, (image.shape[1], image.shape[2]), sizes, rng)
         parts = zip(image.split(1), donor.split(1), strict=True)
-        filling = torch.cat([_filling(channel, mask, other, prior, rng) for channel, other in parts])
+        filling = torch.cat([_filling(channel, mask, other, look, rng) for channel, other in parts])
         image = image + alpha * (filling - image)
     return torch.where(mask, image.clamp(-1, clip), -1.0)
 
@@ -146,11 +129,11 @@ def _blob(centre: Tensor, shape: tuple[int, int], sizes: tuple[float, float], rn
     return torch.sigmoid((1 - distance - wobble) / softness)[None] * uniform(0.5, 1.0, rng)
 
 
-def _filling(image: Tensor, mask: Tensor, donor: Tensor, prior: Prior, rng: torch.Generator) -> Tensor:
+def _filling(image: Tensor, mask: Tensor, donor: Tensor, look: TrainConfig, rng: torch.Generator) -> Tensor:
     """Choose what a blob shows in one channel (1, H, W)."""
-    if prior.sign == "any":
+    if look.lesion_sign == "any":
         return _any_filling(image, donor, rng)
-    return _signed_filling(image, mask, 1.0 if prior.sign == "bright" else -1.0, rng)
+    return _signed_filling(image, mask, 1.0 if look.lesion_sign == "bright" else -1.0, rng)
 
 
 def _signed_filling(image: Tensor, mask: Tensor, sign: float, rng: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from maediff.config import Config
 from maediff.data.slices import SliceSet
 from maediff.noise import generator, noise_field
 from maediff.partition import random_window, window_masks
-from maediff.training.augment import Prior, add_pseudo_lesions, augment, chance
+from maediff.training.augment import add_pseudo_lesions, augment, chance
 
 Sample = dict[str, Tensor]
 """`image` (C, H, W) what the network gets to see, `clean` (C, H, W) what it must return, `mask` (1, H, W) the patch,
@@ -38,7 +38,6 @@ class SampleStream(Dataset[Sample]):
         self.config = config
         self.length = length
         self.augmented = augmented and config.train.augment
-        self.prior = Prior(config.train.lesion_sign, config.train.lesion_size, config.train.lesion_spots)
 
     def __len__(self) -> int:
         return self.length
@@ -56,7 +55,7 @@ class SampleStream(Dataset[Sample]):
         image = clean
         if chance(config.train.pseudo_lesions, rng):
             donor, _ = self._slice(int(torch.randint(len(self.images), (), generator=rng)))
-            image = add_pseudo_lesions(clean, brain, donor, config.data.clip, rng, window=window, prior=self.prior)
+            image = add_pseudo_lesions(clean, brain, donor, config.data.clip, rng, window=window, look=config.train)
         first, last = config.diffusion.train_timesteps
         return {
             "image": image,
