@@ -42,7 +42,7 @@ lint: $(STAMP)
 	$(BIN)/deptry .
 
 types: $(STAMP)
-	$(BIN)/mypy --strict maediff cli
+	$(BIN)/mypy --strict maediff cli benchmarks
 
 docs-spelling: $(STAMP)
 	$(BIN)/codespell

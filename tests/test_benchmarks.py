@@ -26,52 +26,30 @@ def module(name):
     return import_module(f"benchmarks.{name}")
 
 
-BENCHMARKS = [
-    "ablation",
-    "brainmask",
-    "calibration",
-    "cluster",
-    "compile",
-    "context",
-    "demo",
-    "digits",
-    "full_disk",
-    "fuzz",
-]
-BENCHMARKS += [
-    "inference",
-    "kill",
-    "lgg_flair",
-    "limits",
-    "lobes",
-    "locations",
-    "long_run",
-    "memory",
-    "native_space",
-    "scaling",
-    "startup",
-]
-BENCHMARKS += ["table", "training"]
+def scripts():
+    """Name the modules that can be run, as `python -m` wants them."""
+    paths = (path.relative_to(ROOT) for path in (ROOT / "benchmarks").rglob("*.py") if "__main__" in path.read_text())
+    return sorted(".".join(path.with_suffix("").parts[1:]) for path in paths)
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", scripts())
 def test_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         module(name).main(["--help"])
     assert ended.value.code == 0
-    assert f"python -m benchmarks.{name}" in capsys.readouterr().out
+    assert f"python -m benchmarks.{name.removesuffix('.__main__')}" in capsys.readouterr().out
 
 
 def test_absent_data_are_named(tmp_path):
     with pytest.raises(SystemExit, match=r"no lgg_flair data: .*cases\.csv.*--data"):
-        module("_common").data_folder("lgg_flair", tmp_path)
-    assert module("_common").shared_data("lgg_flair", tmp_path) is None
+        module("common").data_folder("lgg_flair", tmp_path)
+    assert module("common").shared_data("lgg_flair", tmp_path) is None
 
 
 def test_results_carry_the_machine_and_survive_nan(tmp_path):
     path = tmp_path / "results.json"
     nan = float("nan")
-    module("_common").save_results(path, {"a": np.float32(0.5), "b": Estimate(0.1, nan, nan, 1), "c": (nan, Path("x"))})
+    module("common").save_results(path, {"a": np.float32(0.5), "b": Estimate(0.1, nan, nan, 1), "c": (nan, Path("x"))})
     found = json.loads(path.read_text())
     assert {"machine", "results", "commit"} <= set(found)
     assert found["results"] == {"a": 0.5, "b": {"mean": 0.1, "ci_low": None, "ci_high": None, "n": 1}, "c": [None, "x"]}
@@ -82,11 +60,11 @@ def test_commit_is_that_of_git():
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
-    assert head.startswith(module("_common").git_commit().rstrip("+"))
+    assert head.startswith(module("common").git_commit().rstrip("+"))
 
 
 def test_errors_become_messages_and_exit_codes(capsys, tmp_path):
-    code = module("native_space").main(
+    code = module("quality.native_space").main(
         ["--model", str(tmp_path / "none"), "--output", str(tmp_path), "--data", str(_mslub(tmp_path))]
     )
     assert code == 1
@@ -94,7 +72,7 @@ def test_errors_become_messages_and_exit_codes(capsys, tmp_path):
 
 
 def test_config_has_the_network_of_the_packaged_model_once_it_has_its_mask_channel():
-    ours = load_config(ROOT / "benchmarks" / "lgg_flair.yaml", ["model.mask_channel=true"])
+    ours = load_config(ROOT / "benchmarks" / "quality" / "lgg_flair.yaml", ["model.mask_channel=true"])
     small = load_config("small")
     assert ours.model == small.model
     assert (ours.partition.cell, ours.diffusion.objective) == (small.partition.cell, small.diffusion.objective)
@@ -109,26 +87,28 @@ def cases(train=20, test=5):
 
 
 def test_validation_patients_come_from_the_training_patients():
-    rows = module("lgg_flair").split_rows(cases(), held_out=6)
+    rows = module("quality.lgg_flair").split_rows(cases(), held_out=6)
     of = {name: {row["subject"] for row in rows if row["split"] == name} for name in ("train", "val", "test")}
     assert (len(of["train"]), len(of["val"])) == (14, 6)
     assert of["test"] == {"p20", "p21", "p22", "p23", "p24"}
     assert all(Path(row["image"]).is_absolute() for row in rows)
-    assert rows == module("lgg_flair").split_rows(cases()[::-1], held_out=6)
-    assert len(module("lgg_flair").split_rows(cases(), held_out=6, limit=2)) == 6
+    assert rows == module("quality.lgg_flair").split_rows(cases()[::-1], held_out=6)
+    assert len(module("quality.lgg_flair").split_rows(cases(), held_out=6, limit=2)) == 6
 
 
 def test_table_reads_back(tmp_path):
     from maediff.data.cases import find_cases
 
-    module("lgg_flair").write_cases(tmp_path / "cases.csv", module("lgg_flair").split_rows(cases(), held_out=6))
+    module("quality.lgg_flair").write_cases(
+        tmp_path / "cases.csv", module("quality.lgg_flair").split_rows(cases(), held_out=6)
+    )
     assert len(find_cases(tmp_path / "cases.csv", split="val")) == 6
 
 
 def _mslub(folder):
     data = folder / "mslub"
     data.mkdir()
-    native = module("native_space")
+    native = module("quality.native_space")
     image, _ = native.save(scan(), data, "patient26_flair")
     nib.save(nib.Nifti1Image(scan().lesion.astype(np.uint8), scan().affine), data / "lesion.nii.gz")
     row = f"{image.name},patient26_flair_brainmask.nii.gz,lesion.nii.gz\n"
@@ -144,11 +124,11 @@ def scan(codes=(1, 2)):
     image = np.where(brain, 100 + 40 * np.cos(x / 5) * np.sin(y / 6), 0).astype(np.float32)
     lesion = np.sqrt((x - 3) ** 2 + y**2 + (z + 1) ** 2) < 3
     affine = np.array([[1, 0, 0, -12], [0, 1, 0, -15], [0, 0, 1, -10], [0, 0, 0, 1.0]])
-    return module("native_space").Scan(image, brain, lesion, affine, codes)
+    return module("quality.native_space").Scan(image, brain, lesion, affine, codes)
 
 
 def test_flip_moves_no_voxel():
-    native, original = module("native_space"), scan()
+    native, original = module("quality.native_space"), scan()
     turned = native.flipped(original)
     assert nib.aff2axcodes(turned.affine) == ("L", "P", "I")
     back = native.moved(turned.image, turned.affine, original.affine, original.image.shape)
@@ -156,7 +136,7 @@ def test_flip_moves_no_voxel():
 
 
 def test_oblique_keeps_brain_and_places():
-    native, original = module("native_space"), scan()
+    native, original = module("quality.native_space"), scan()
     turned = native.oblique(original)
     assert nib.affines.obliquity(turned.affine).max() > np.deg2rad(10)
     np.testing.assert_allclose(np.linalg.norm(turned.affine[:3, :3], axis=0), 1)
@@ -166,7 +146,7 @@ def test_oblique_keeps_brain_and_places():
 
 
 def test_thick_slices_average():
-    native, original = module("native_space"), scan()
+    native, original = module("quality.native_space"), scan()
     coarse = native.thick(original)
     assert coarse.image.shape == (24, 30, 7)
     np.testing.assert_allclose(nib.affines.voxel_sizes(coarse.affine), [1, 1, 3])
@@ -180,7 +160,7 @@ def test_thick_slices_average():
 def test_geometry_check_sees_a_changed_code(tmp_path):
     from maediff.volume import write_like
 
-    native = module("native_space")
+    native = module("quality.native_space")
     image, _ = native.save(scan((1, 2)), tmp_path / "a", "scan")
     volume = read_nifti(image)
     assert native.same_geometry(write_like(tmp_path / "map.nii.gz", volume.data, volume), image)
@@ -190,7 +170,7 @@ def test_geometry_check_sees_a_changed_code(tmp_path):
 
 
 def test_agreement_of_a_map_with_itself_flipped():
-    native, original = module("native_space"), scan()
+    native, original = module("quality.native_space"), scan()
     turned = native.flipped(original)
     one = native.Scored(original, original.image, original.image, {}, 0.0, "")
     other = native.Scored(turned, turned.image, turned.image, {}, 0.0, "")
@@ -201,7 +181,7 @@ class FakePatient:
     def __init__(self, label):
         self.label = label
         self.brain = np.ones(label.shape, bool)
-        self.pseudo_healthy = module("_methods").Patient.pseudo_healthy.fget(self)
+        self.pseudo_healthy = module("quality.methods").Patient.pseudo_healthy.fget(self)
 
 
 def test_pseudo_healthy_slices_hold_no_lesion():
@@ -210,7 +190,7 @@ def test_pseudo_healthy_slices_hold_no_lesion():
     patient = FakePatient(label)
     assert patient.pseudo_healthy.any((0, 1)).tolist() == [True, True, False]
     values = np.where(label.any((0, 1)), 9.0, np.linspace(0, 1, 48).reshape(4, 4, 3)).astype(np.float32)
-    found = module("_methods").pseudo_healthy_calibration([values], [patient], 0.05)
+    found = module("quality.methods").pseudo_healthy_calibration([values], [patient], 0.05)
     assert found.threshold < 1
     assert "pseudo-healthy" in found.origin
 
@@ -219,7 +199,7 @@ def test_validated_threshold_finds_the_best_dice():
     rng = np.random.default_rng(0)
     labels = [rng.random((8, 8, 4)) < 0.2 for _ in range(3)]
     maps = [np.where(label, 2.0, 1.0).astype(np.float32) + rng.random(label.shape, np.float32) for label in labels]
-    found = module("_methods").validated_threshold(maps, [FakePatient(label) for label in labels])
+    found = module("quality.methods").validated_threshold(maps, [FakePatient(label) for label in labels])
     assert 1.9 < found < 2.1
     assert all(dice(values > found, label) > 0.95 for values, label in zip(maps, labels, strict=True))
 
@@ -233,7 +213,7 @@ class FakePrepared:
 
 
 def test_choice_makes_the_maps_that_inference_makes():
-    choose, prepared = module("_choose"), FakePrepared()
+    choose, prepared = module("quality.settings"), FakePrepared()
     rng = np.random.default_rng(1)
     healthy = {t: rng.random((2, 24, 24), np.float32) for times in choose.TIMESTEPS for t in times}
     found = dict(choose.maps(prepared, healthy))
@@ -246,14 +226,14 @@ def test_choice_makes_the_maps_that_inference_makes():
 
 
 def test_overrides_of_a_setting_are_valid():
-    setting = module("_choose").Setting((100, 200), "abs", 10.0, 0.0)
+    setting = module("quality.settings").Setting((100, 200), "abs", 10.0, 0.0)
     config = load_config("quick", setting.overrides())
     assert config.diffusion.test_timesteps == (100, 200)
     assert (config.score.sign, config.score.median_mm, config.score.erode_mm) == ("abs", 10.0, 0.0)
 
 
 def test_montage_is_a_picture(tmp_path):
-    pictures, one = module("_pictures"), scan()
+    pictures, one = module("quality.montage"), scan()
     row = pictures.Shown("a", one.affine, one.image, one.image, one.image, one.brain, one.lesion)
     pictures.write_montage(tmp_path / "figures" / "a.png", [row, row], "heading")
     assert (tmp_path / "figures" / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -261,13 +241,13 @@ def test_montage_is_a_picture(tmp_path):
 
 def test_the_margin_of_a_scan_is_chosen_on_the_others():
     dices = np.array([[0.95, 0.8, 0, 0, 0, 0], [0.5, 0.9, 0, 0, 0, 0], [0.7, 0.8, 0, 0, 0, 0]])
-    margins, kept = module("brainmask").leave_one_out(dices)
+    margins, kept = module("quality.brainmask").leave_one_out(dices)
     assert margins == [1.0, 0.0, 1.0]  # the second alone pulls to 1 mm
     np.testing.assert_array_equal(kept, [0.8, 0.5, 0.8])
 
 
 def test_calibration_counts_scans_alike_and_in_ml():
-    row = module("calibration").rate_row(0.01, 0.5, [0.0, 0.01, 0.05], volume_ml=1500.0)
+    row = module("quality.calibration").rate_row(0.01, 0.5, [0.0, 0.01, 0.05], volume_ml=1500.0)
     assert row["measured_voxels_per_million"] == pytest.approx(20_000)
     assert (row["lowest_scan_per_million"], row["highest_scan_per_million"]) == (0.0, pytest.approx(50_000))
     assert row["scans_within_promise"] == pytest.approx(2 / 3)
@@ -275,7 +255,7 @@ def test_calibration_counts_scans_alike_and_in_ml():
 
 
 def test_a_simulated_queue_keeps_its_machines_busy():
-    simulate = module("scaling").simulate
+    simulate = module("speed.scaling").simulate
     assert simulate([2.0], 10.0, 1000, 1) == pytest.approx((10 + 2000) / 3600)
     assert simulate([2.0], 10.0, 1000, 100) == pytest.approx((10 + 20) / 3600)
     assert simulate([2.0], 10.0, 1001, 100) == pytest.approx((10 + 22) / 3600)  # one machine takes one more
@@ -284,7 +264,7 @@ def test_a_simulated_queue_keeps_its_machines_busy():
 
 
 def test_the_process_that_writes_an_unfinished_output_is_found(tmp_path):
-    cluster = module("cluster")
+    cluster = module("robustness.cluster")
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("looks for processes in /proc")
     code = (
@@ -304,7 +284,7 @@ def test_maps_that_differ_or_lack_are_named(tmp_path):
         (tmp_path / folder).mkdir()
         for name, content in files.items():
             (tmp_path / folder / f"{name}.nii.gz").write_bytes(content)
-    assert module("cluster").differences(tmp_path / "one", tmp_path / "two") == ["b.nii.gz", "c.nii.gz"]
+    assert module("robustness.cluster").differences(tmp_path / "one", tmp_path / "two") == ["b.nii.gz", "c.nii.gz"]
 
 
 # Residuals by place
@@ -320,7 +300,7 @@ def test_places_are_compared_on_the_same_scans():
         }
         for kind, value in (("ms", 0.1), ("ms", 0.5), ("dark", 0.9))
     ]
-    dark, ms, everything = module("locations")._summary(rows)
+    dark, ms, everything = module("quality.locations")._summary(rows)
     assert [entry["kind"] for entry in (dark, ms, everything)] == ["dark", "ms", "all"]
     gain = everything["auprc"]["difference"]
     assert (gain.mean, gain.ci_low, gain.ci_high) == pytest.approx((0.1, 0.1, 0.1))

@@ -1,4 +1,4 @@
-"""A small form of `python -m benchmarks.fuzz`, and what it found, each held by a test of its own."""
+"""A small form of `python -m benchmarks.robustness.fuzz`, and what it found, each held by a test of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from maediff.volume import read_nifti
 
 @pytest.fixture(scope="module")
 def mutations(benchmarks_importable):
-    return import_module("benchmarks._mutations")
+    return import_module("benchmarks.robustness.mutations")
 
 
 @pytest.fixture

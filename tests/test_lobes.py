@@ -121,7 +121,7 @@ def test_landmarks_lie_in_their_lobe_on_both_sides(name, place, lobe, side):
 @needs_atlas
 @pytest.mark.usefixtures("benchmarks_importable")
 def test_an_atlas_of_other_people_agrees():
-    from benchmarks.lobes import measure
+    from benchmarks.quality.lobes import measure
 
     found = measure()
     assert found["agrees"] > 0.9

@@ -28,28 +28,28 @@ def module(name):
 
 
 def trained_sets():
-    return [data for data in module("_rows").DATA_SETS.values() if data.trained_on is None]
+    return [data for data in module("quality.table.rows").DATA_SETS.values() if data.trained_on is None]
 
 
 def test_every_method_has_as_many_tries_as_any_other_that_can_choose():
-    counts = {len(row.timesteps) for row in module("_rows").ROWS} - {1}
+    counts = {len(row.timesteps) for row in module("quality.table.rows").ROWS} - {1}
     assert len(counts) == 1
-    for data, row in product(trained_sets(), module("_rows").ROWS):
+    for data, row in product(trained_sets(), module("quality.table.rows").ROWS):
         if not row.tried_on(data.name):
             continue
-        first, last = module("_rows").config_of(data, row).diffusion.train_timesteps
+        first, last = module("quality.table.rows").config_of(data, row).diffusion.train_timesteps
         assert row.timesteps == (1,) or first <= min(row.timesteps) <= max(row.timesteps) <= last
 
 
 def test_no_method_spends_more_than_the_budget_and_none_sees_far_more_samples():
-    cells, data = module("_cells"), trained_sets()[0]
+    cells, data = module("quality.table.cells"), trained_sets()[0]
     ours = load_config(data.config)
     batch = ours.train.batch_size
-    allowed = module("_cells").budget(ours, ours, data.budget_tflop)
-    for row in module("_rows").ROWS:
+    allowed = module("quality.table.cells").budget(ours, ours, data.budget_tflop)
+    for row in module("quality.table.rows").ROWS:
         if row.name not in {"intensity", "ae", "dae", "pddpm", "maediff", "maediff-cross"}:
             continue  # the others have a network of these
-        config = module("_rows").config_of(data, row)
+        config = module("quality.table.rows").config_of(data, row)
         spent = cells.budget(config, ours, data.budget_tflop)
         step = batch * spent.gflop_a_sample / 1e3
         assert spent.tflop <= data.budget_tflop + step / 2
@@ -79,7 +79,7 @@ def test_operations_are_counted_as_by_hand(tiny, monkeypatch):
     monkeypatch.setattr("maediff.training.loop.build_network", lambda config: Net())
     config = tiny("data.size=[32, 48]", "method=ae")
     by_hand = 32 * 48 * 2 * 9 * (2 * 1 * 5 + 3 * 5 * 2 + 3 * 5 * 7)
-    assert module("_cells").training_gflop(config) == pytest.approx(by_hand / 1e9, rel=1e-9)
+    assert module("quality.table.cells").training_gflop(config) == pytest.approx(by_hand / 1e9, rel=1e-9)
 
 
 def test_operations_of_a_method_are_those_of_its_layers(tiny, monkeypatch):
@@ -99,7 +99,7 @@ def test_operations_of_a_method_are_those_of_its_layers(tiny, monkeypatch):
         return network
 
     monkeypatch.setattr(loop, "build_network", hooked)
-    found = module("_cells").training_gflop(tiny("method=vae", "diffusion.noise=gaussian"))
+    found = module("quality.table.cells").training_gflop(tiny("method=vae", "diffusion.noise=gaussian"))
     assert len(counted) > 3
     assert found == pytest.approx(sum(counted) / 4 / 1e9, rel=1e-9)  # of four samples
 
@@ -116,12 +116,12 @@ def scored(tmp_path, tiny, make_model, make_scan):
     nib.save(nib.Nifti1Image(label, image.affine), tmp_path / "a_lesion.nii.gz")
     config = tiny("score.sign=bright", "score.median_mm=12", "score.erode_mm=5", "diffusion.test_timesteps=[30]")
     case = Case("a", tmp_path / "a.nii.gz", None, tmp_path / "a_lesion.nii.gz", "a", None, "test", "a")
-    return load_model(make_model(tmp_path / "model", config), "cpu"), module("_methods").Patient(case)
+    return load_model(make_model(tmp_path / "model", config), "cpu"), module("quality.methods").Patient(case)
 
 
 def test_maps_are_those_of_inference(scored):
     predictor, patient = scored
-    found = module("_cells").maps(predictor, patient, predictor.config.score, 30)
+    found = module("quality.table.cells").maps(predictor, patient, predictor.config.score, 30)
     expected = predictor.predict(patient.case.image).anomaly
     np.testing.assert_allclose(found.filtered, expected, atol=1e-6)
     assert expected.max() > 0
@@ -133,7 +133,7 @@ def test_maps_are_those_of_inference(scored):
 
 def test_healthy_l1_leaves_slices_with_lesion_out(scored, tmp_path):
     predictor, patient = scored
-    score, cells, patients = ScoreConfig(sign="abs"), module("_cells"), module("_methods")
+    score, cells, patients = ScoreConfig(sign="abs"), module("quality.table.cells"), module("quality.methods")
     raw = cells.raw_scores(predictor, patient, score, 30)
     well = raw.prepared.mask & ~lesion_slices(patient.label, raw.prepared.grid)[:, None, None]
     assert 0 < well.sum() < raw.prepared.mask.sum()
@@ -147,7 +147,7 @@ def test_healthy_l1_leaves_slices_with_lesion_out(scored, tmp_path):
 
 
 def test_a_transfer_names_the_cell_that_it_builds_on(tmp_path):
-    cells, rows = module("_cells"), module("_rows")
+    cells, rows = module("quality.table.cells"), module("quality.table.rows")
     (tmp_path / "work" / "mslub").mkdir(parents=True)
     (tmp_path / "work" / "mslub" / "cases.csv").write_text("image\n")
     with pytest.raises(InputError, match="compute the cell lgg_flair pddpm first"):
@@ -184,7 +184,7 @@ def write(folder, data, name, results):
 
 
 def test_the_page_shows_the_cells(tmp_path):
-    render, results = module("_render"), tmp_path / "cells"
+    render, results = module("quality.table.render"), tmp_path / "cells"
     cell_file(results, "lgg_flair", "pddpm", (0.2, 0.3, 0.4))
     cell_file(results, "lgg_flair", "maediff", (0.5, 0.6, 0.7))
     cell_file(results, "phantom", "maediff", (0.1, 0.2, 0.9), ("ms", "ms", "tumour"))
@@ -201,19 +201,19 @@ def test_the_page_shows_the_cells(tmp_path):
 
 
 def test_trainings_with_other_seeds_stand_beside_the_first(tmp_path):
-    rows = module("_rows")
+    rows = module("quality.table.rows")
     cell_file(tmp_path, "lgg_flair", "pddpm", (0.2, 0.3, 0.4))
-    assert "other seeds" not in module("_render").markdown(tmp_path)
+    assert "other seeds" not in module("quality.table.render").markdown(tmp_path)
     for seed, values in ((10, (0.5, 0.5, 0.5)), (2, (0.1, 0.1, 0.1))):
         cell_file(tmp_path, "lgg_flair", rows.variant("pddpm", seed), values)
-    text = module("_render").markdown(tmp_path)
+    text = module("quality.table.render").markdown(tmp_path)
     assert "| pDDPM | 0.300 0.100 0.500 | 0.300 | 0.400 0.100 0.500 |" in text
     assert rows.cell_path(tmp_path, "lgg_flair", "pddpm", 2).is_file()
     assert rows.config_of(rows.DATA_SETS["lgg_flair"], rows.ROWS[0], 2).train.seed == 2
 
 
 def test_the_page_needs_its_markers_and_keeps_what_stands_around_them(tmp_path):
-    render, page = module("_render"), tmp_path / "page.md"
+    render, page = module("quality.table.render"), tmp_path / "page.md"
     cell_file(tmp_path / "cells", "lgg_flair", "pddpm", (0.2, 0.3, 0.4))
     page.write_text("# Title\n")
     with pytest.raises(InputError, match="lacks the lines"):
@@ -231,12 +231,12 @@ def test_the_page_needs_its_markers_and_keeps_what_stands_around_them(tmp_path):
 def test_the_figure_is_the_same_each_time(tmp_path):
     cell_file(tmp_path / "cells", "lgg_flair", "pddpm", (0.2, 0.3, 0.4))
     for name in ("a.svg", "b.svg"):
-        module("_render").draw(tmp_path / name, tmp_path / "cells")
+        module("quality.table.render").draw(tmp_path / name, tmp_path / "cells")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_the_documented_table_is_that_of_the_stored_cells():
-    render = module("_render")
+    render = module("quality.table.render")
     page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
     shown = page.partition(render.BEGIN)[2].partition(render.END)[0].strip()
     assert shown == render.markdown(ROOT / "benchmarks" / "results" / "table").strip()
@@ -244,17 +244,17 @@ def test_the_documented_table_is_that_of_the_stored_cells():
 
 def test_the_command_prints_the_table_of_the_stored_cells(tmp_path, capsys):
     cell_file(tmp_path, "lgg_flair", "pddpm", (0.2, 0.3, 0.4))
-    assert module("table").main(["--render", "--results", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.strip() == module("_render").markdown(tmp_path).strip()
+    assert module("quality.table.__main__").main(["--render", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == module("quality.table.render").markdown(tmp_path).strip()
 
 
 def test_no_cells_no_table(tmp_path):
-    with pytest.raises(InputError, match=r"python -m benchmarks\.table"):
-        module("_render").markdown(tmp_path)
+    with pytest.raises(InputError, match=r"python -m benchmarks\.quality\.table"):
+        module("quality.table.render").markdown(tmp_path)
 
 
 def test_frechet_distance_is_that_of_gaussians():
-    digits, rng = module("digits"), np.random.default_rng(0)
+    digits, rng = module("quality.digits"), np.random.default_rng(0)
     sample = rng.normal(size=(2000, 3))
     assert digits.frechet(sample, sample) == pytest.approx(0, abs=1e-6)
     assert digits.frechet(sample, sample + np.array([3, 0, 4])) == pytest.approx(25, rel=1e-6)

@@ -67,7 +67,7 @@ def looks_stripped(volume: Volume) -> bool:
     Such a scan has a background of exact zeros, and few voxels that are nearly black among the others. A raw head holds
     many: air that is noisy rather than zero, skull, sinuses. On the scans looked at the share of voxels below a
     fifth of the 95th percentile was at most 0.08 in brains (FLAIR, T1, T2) and at least 0.35 in heads (FLAIR only).
-    ``python -m benchmarks.brainmask`` counts right answers: all 90 heads (T1, FLAIR) and 18 brains.
+    ``python -m benchmarks.quality.brainmask`` counts right answers: all 90 heads (T1, FLAIR) and 18 brains.
 
     Args:
         volume: The scan.

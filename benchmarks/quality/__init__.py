@@ -1,0 +1,1 @@
+"""How good: maps, masks, thresholds, and what each part of the method is worth."""

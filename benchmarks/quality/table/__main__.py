@@ -1,0 +1,89 @@
+"""Is MAEDiff better, and which part of it? Every method on the same data, budget, post-processing and statistics.
+
+    python -m benchmarks.quality.table             compute the cells that are missing, and print the table
+    python -m benchmarks.quality.table --render    print the table from the stored cells alone
+    python -m benchmarks.quality.table --data-set lgg_flair --method maediff --seed 1    another training of a method
+    python -m benchmarks.quality.table --data-set lgg_flair --method pddpm --work runs/again --results runs/again
+                                                   one cell anew, elsewhere
+
+A cell is a JSON file, RESULTS/DATA/METHOD.json, or METHOD.seedN.json for another seed of the training. Cohorts, run
+folders and models lie in --work; an interrupted training goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import ROOT, described, run, save_results, say
+from benchmarks.quality.table.cells import compute
+from benchmarks.quality.table.render import draw, markdown, write_markdown
+from benchmarks.quality.table.rows import DATA_SETS, ROWS, cell_path
+from maediff.errors import GeometryError, InputError
+
+RESULTS = ROOT / "benchmarks" / "results" / "table"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compute and render."""
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+
+    def job() -> dict[str, Any]:
+        if not options.render:
+            _compute(options)
+        print(markdown(options.results))
+        if options.page:
+            write_markdown(options.page, options.results)
+            draw(options.page.parent / "images" / "benchmark.svg", options.results)
+            say(f"rendered {options.page}")
+        return {}
+
+    return run(job, None)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    result = described("quality.table", __doc__ or "")
+    names = [row.name for row in ROWS]
+    result.add_argument(
+        "--work", type=Path, default=ROOT / "runs" / "table", metavar="DIR", help="models (%(default)s)"
+    )
+    result.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="cells (%(default)s)")
+    result.add_argument("--data-set", nargs="+", choices=DATA_SETS, default=list(DATA_SETS), help="columns")
+    result.add_argument("--method", nargs="+", choices=names, default=names, help="rows")
+    result.add_argument("--seed", type=int, default=0, metavar="N", help="of the training (%(default)s)")
+    result.add_argument("--again", action="store_true", help="compute cells that are there already, too")
+    result.add_argument(
+        "--page", type=Path, metavar="FILE", help="also write the table into this page, the figure beside it"
+    )
+    result.add_argument("--render", action="store_true", help="compute nothing")
+    result.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
+    return result
+
+
+def _compute(options: argparse.Namespace) -> None:
+    def cell_of(data: str, row: str) -> Path:
+        return cell_path(options.results, data, row, options.seed)
+
+    for name in options.data_set:
+        for row in (row for row in ROWS if row.name in options.method and row.tried_on(name)):
+            path = cell_of(name, row.name)
+            if path.is_file() and not options.again:
+                continue
+            say(f"{name} {row.name}")
+            try:
+                found = compute(DATA_SETS[name], row, options.work, options.data, cell_of, seed=options.seed)
+            except (GeometryError, InputError) as error:
+                found = {"refused": str(error).replace(f"{options.data.resolve()}/", "")}
+                say(f"  refused: {found['refused']}")
+            save_results(path, found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,285 @@
+"""One cell of the benchmark table: train a method within the budget, choose its timestep, set thresholds, test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import maediff
+from benchmarks.common import say
+from benchmarks.quality.lgg_flair import write_cases
+from benchmarks.quality.methods import FloatMap, Mask, Patient, validated_threshold
+from benchmarks.quality.settings import reconstruct
+from benchmarks.quality.table.rows import DATA_SETS, DataSet, Row, config_of, lesion_kinds, variant
+from maediff.calibration import Calibration, calibrate
+from maediff.config import UNTRAINED, Config, ScoreConfig, load_config, override
+from maediff.data.cases import find_cases
+from maediff.errors import InputError
+from maediff.evaluation import voxel_metrics
+from maediff.inference.predictor import Predictor, load_model
+from maediff.inference.untrained import untrained_maps
+from maediff.models.baselines import Untrained
+from maediff.preprocess import Prepared, lesion_slices, prepare
+from maediff.preprocess.spatial import to_working
+from maediff.scoring import anomaly_mask, case_score, eroded, postprocess, residual
+from maediff.store import read_json, write_json
+from maediff.training.loop import Losses, Progress
+
+MOST_SAMPLES = 4
+"""No method sees more than so many times the samples that MAEDiff sees, however cheap its samples are."""
+SEED = 0
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What training may cost, and what a step and the whole training do cost."""
+
+    steps: int
+    samples: int
+    tflop: float
+    gflop_a_sample: float
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A scan's unfiltered scores on its working grid (S, H, W), before post-processing."""
+
+    prepared: Prepared
+    values: FloatMap
+    healthy_l1: float | None
+    seconds_a_slice: float
+
+
+@dataclass(frozen=True)
+class Maps:
+    """A scan's native map, and the same without the median filter."""
+
+    filtered: FloatMap
+    unfiltered: FloatMap
+    healthy_l1: float | None
+    seconds_a_slice: float
+
+
+def compute(
+    data: DataSet, row: Row, work: Path, source: Path, cell_of: Callable[[str, str], Path], *, seed: int = 0
+) -> dict[str, Any]:
+    """Compute a cell.
+
+    Args:
+        data: Column.
+        row: Method.
+        work: Folder for cohorts, run folders and models.
+        source: Folder of real scans.
+        cell_of: Path of the stored cell of a data set and a row: of use where nothing is trained on this data set.
+        seed: Of the training.
+
+    Returns:
+        The cell, ready for JSON.
+
+    Raises:
+        InputError: The cell that this one builds on is not there.
+        MAEDiffError: What the method refuses.
+    """
+    cases = work / data.name / "cases.csv"
+    if not cases.is_file():
+        write_cases(cases, data.cases(cases.parent, source))
+    if data.trained_on:
+        return _transfer(data, row, work, cases, cell_of, seed=seed)
+    config = override(config_of(data, row, seed), ["train.workers=0"])
+    spent = budget(config, load_config(data.config), data.budget_tflop)
+    run_dir = work / data.name / variant(row.name, seed)
+    seconds = _train(override(config, [f"train.max_steps={spent.steps}"]), cases, run_dir)
+    predictor = load_model(run_dir / "model", "cpu")
+    validation = [Patient(case) for case in find_cases(cases, split="val")]
+    chosen = [patient for patient in validation if patient.case.label][: data.choose]
+    raws = {t: [raw_scores(predictor, patient, data.score, t) for patient in chosen] for t in row.timesteps}
+    tries = {t: _validation_auprc(found, chosen, data.score, t) for t, found in raws.items()}
+    best = max(tries, key=lambda t: tries[t])
+    known = {patient.case.id: raw for patient, raw in zip(chosen, raws[best], strict=True)}
+    found = (known.get(p.case.id) or raw_scores(predictor, p, data.score, best) for p in validation)
+    thresholds = _thresholds([finish(raw, data.score) for raw in found], validation)
+    rows = _test(predictor, data, cases, best, thresholds)
+    return {
+        "training": asdict(spent) | {"seconds": seconds},
+        "validation_auprc": {str(t): value for t, value in tries.items()},
+        "timestep": best,
+        "thresholds": thresholds,
+        "parameters": sum(p.numel() for p in predictor.network.parameters()),
+        "gflop_a_slice": gflop_a_slice(predictor, validation[0], best),
+        "threads": torch.get_num_threads(),
+        "patients": rows,
+    }
+
+
+def budget(config: Config, ours: Config, tflop: float) -> Budget:
+    """Turn a budget of operations into steps; :data:`MOST_SAMPLES` bounds what methods with cheap samples see."""
+    if config.method in UNTRAINED:
+        return Budget(1, 0, 0.0, 0.0)
+    batch = config.train.batch_size * config.train.accumulate
+    cost = training_gflop(config)
+    samples = min(tflop * 1e3 / cost, MOST_SAMPLES * tflop * 1e3 / training_gflop(ours))
+    steps = max(1, round(samples / batch))
+    return Budget(steps, steps * batch, steps * batch * cost / 1e3, cost)
+
+
+def training_gflop(config: Config) -> float:
+    """Count operations (a multiply-add is two) of forward and backward pass for one sample, in GFLOP."""
+    torch.manual_seed(0)
+    losses, count = Losses(config).train(), 4
+    shape = (count, 1, *config.data.size)
+    mask = torch.zeros(shape)
+    mask[..., : config.partition.window, : config.partition.window] = 1
+    image = torch.rand(shape)
+    batch = {"image": image, "clean": image, "mask": mask, "noise": torch.randn(shape), "t": torch.full((count,), 50)}
+    with FlopCounterMode(display=False) as counter:
+        loss, auxiliary = losses(batch)
+        (loss + config.model.mae_loss_weight * auxiliary).backward()
+    return float(counter.get_total_flops() / count / 1e9)
+
+
+def gflop_a_slice(predictor: Predictor, patient: Patient, t: int) -> float:
+    """Count operations of reconstructing the slice with the most brain, in GFLOP."""
+    if isinstance(predictor.network, Untrained):
+        return 0.0
+    prepared = prepare(patient.volume, patient.brain, predictor.config.data)
+    middle = int(prepared.mask.sum((1, 2)).argmax())
+    one = replace(prepared, slices=prepared.slices[[middle]], mask=prepared.mask[[middle]])
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused kernels hide their operations from the counter
+    try:
+        with FlopCounterMode(display=False) as counter:
+            reconstruct(predictor, one, (SEED, "count"), t)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return float(counter.get_total_flops() / 1e9)
+
+
+def maps(predictor: Predictor, patient: Patient, score: ScoreConfig, t: int) -> Maps:
+    """Score a scan and bring the map to its own voxels, with and without the median filter."""
+    raw = raw_scores(predictor, patient, score, t)
+    filtered, unfiltered = (finish(raw, config) for config in (score, score.model_copy(update={"median_mm": 0.0})))
+    return Maps(filtered, unfiltered, raw.healthy_l1, raw.seconds_a_slice)
+
+
+def raw_scores(predictor: Predictor, patient: Patient, score: ScoreConfig, t: int) -> Raw:
+    """Compute residuals on the working grid; maps of methods without a network are brought there."""
+    volume = patient.volume
+    prepared = prepare(volume, patient.brain, predictor.config.data)
+    start = time.perf_counter()
+    if isinstance(predictor.network, Untrained):
+        config = predictor.config.model_copy(update={"score": ScoreConfig(sign=score.sign)})
+        native, _ = untrained_maps(predictor.network, volume, prepared.native_mask, config)
+        share = to_working(prepared.native_mask, prepared.grid)
+        values = np.divide(to_working(native, prepared.grid), share, out=np.zeros_like(share), where=prepared.mask)
+        l1 = None
+    else:
+        healthy = reconstruct(predictor, prepared, (SEED, patient.case.stem), t)
+        values = residual(prepared.slices, healthy, score.sign)
+        well = prepared.mask & ~lesion_slices(patient.label, prepared.grid)[:, None, None]
+        l1 = float(np.abs(prepared.slices - healthy)[well].mean()) if well.any() else None
+    slices = max(1, int(prepared.mask.any((1, 2)).sum()))
+    return Raw(prepared, values, l1, (time.perf_counter() - start) / slices)
+
+
+def finish(raw: Raw, score: ScoreConfig) -> FloatMap:
+    """Filter on the working grid, bring the map to the scan's voxels, and erode there."""
+    prepared, spacing = raw.prepared, raw.prepared.grid.spacing_mm
+    native = prepared.to_native(postprocess(raw.values, prepared.mask, spacing, score))
+    native[prepared.to_native(eroded(prepared.mask, spacing, score.erode_mm), order=0) == 0] = 0
+    return native
+
+
+def _train(config: Config, cases: Path, run_dir: Path) -> float:
+    """Train, or go on from the last checkpoint; returns the seconds of the call that finished."""
+    record = run_dir / "seconds.json"
+    if (run_dir / "model" / "config.yaml").is_file() and record.is_file():
+        return float(read_json(record)["seconds"])
+
+    def notice(now: Progress) -> None:
+        if now.val_loss is not None:
+            say(f"  step {now.step} of {now.max_steps}, validation {now.val_loss:.4f}")
+
+    start = time.perf_counter()
+    maediff.train(config, cases, run_dir, resume=True, device="cpu", on_progress=notice)
+    seconds = time.perf_counter() - start
+    write_json(record, {"seconds": seconds})
+    return seconds
+
+
+def _validation_auprc(raws: Sequence[Raw], patients: Sequence[Patient], score: ScoreConfig, t: int) -> float:
+    found = [
+        voxel_metrics(finish(raw, score), patient.brain, patient.label, None).auprc
+        for raw, patient in zip(raws, patients, strict=True)
+    ]
+    mean = float(np.nanmean(found))
+    say(f"  timestep {t}: validation AUPRC {mean:.3f} of {len(found)} scans")
+    return mean
+
+
+def _thresholds(maps: Sequence[FloatMap], validation: Sequence[Patient]) -> dict[str, Any]:
+    """Set the threshold of healthy scans (tumour-free slices where there are none), and that of labelled ones."""
+    pairs = list(zip(maps, validation, strict=True))
+    healthy = [(values, p.brain) for values, p in pairs if p.case.label is None]
+    pseudo = not healthy
+    if pseudo:
+        healthy = [(values, p.pseudo_healthy) for values, p in pairs if p.pseudo_healthy.any()]
+    calibration: Calibration = calibrate(
+        ((values, mask, case_score(values, mask)) for values, mask in healthy), ScoreConfig().false_positive_rate
+    )
+    labelled = [(values, p) for values, p in pairs if p.case.label]
+    validated = validated_threshold([values for values, _ in labelled], [p for _, p in labelled])
+    return {
+        "healthy": calibration.threshold,
+        "healthy_scans": len(healthy),
+        "pseudo_healthy": pseudo,
+        "validated": validated,
+    }
+
+
+def _test(predictor: Predictor, data: DataSet, cases: Path, t: int, thresholds: dict[str, Any]) -> Rows:
+    kinds = lesion_kinds(cases)
+    rows = []
+    for number, case in enumerate(find_cases(cases, split="test"), start=1):
+        patient = Patient(case)
+        found = maps(predictor, patient, data.score, t)
+        facts = {"number": number, "kind": kinds.get(case.subject, ""), "healthy_l1": found.healthy_l1}
+        rows.append(facts | _metrics(found, patient, thresholds) | {"seconds_a_slice": found.seconds_a_slice})
+    return rows
+
+
+def _metrics(found: Maps, patient: Patient, thresholds: dict[str, Any]) -> dict[str, float]:
+    """Measure one scan: with the filter at both thresholds, and without it."""
+    brain, label, spacing = patient.brain, patient.label, patient.volume.spacing_mm
+
+    def at(name: str) -> tuple[float, Mask]:
+        return thresholds[name], anomaly_mask(found.filtered, thresholds[name], spacing, 0.0)
+
+    calibrated = voxel_metrics(found.filtered, brain, label, *at("healthy"))
+    validated = voxel_metrics(found.filtered, brain, label, *at("validated"))
+    raw = voxel_metrics(found.unfiltered, brain, label, None)
+    unfiltered = {"auprc_unfiltered": raw.auprc, "dice_oracle_unfiltered": raw.dice_oracle}
+    return asdict(calibrated) | {"dice_validated": validated.dice} | unfiltered
+
+
+def _transfer(
+    data: DataSet, row: Row, work: Path, cases: Path, cell_of: Callable[[str, str], Path], *, seed: int
+) -> dict[str, Any]:
+    """Test what was trained on another data set, with the timestep and thresholds found there."""
+    other = DATA_SETS[str(data.trained_on)]
+    built_on = cell_of(other.name, row.name)
+    cell = read_json(built_on).get("results", {})
+    if "refused" in cell:
+        raise InputError(f"refused on {other.name}, where it would have to train: {cell['refused']}")
+    if "timestep" not in cell:
+        raise InputError(f"{built_on} holds no trained method; compute the cell {other.name} {row.name} first")
+    predictor = load_model(work / other.name / variant(row.name, seed) / "model", "cpu")
+    rows = _test(predictor, data, cases, cell["timestep"], cell["thresholds"])
+    return {"trained_on": other.name, "timestep": cell["timestep"], "thresholds": cell["thresholds"], "patients": rows}

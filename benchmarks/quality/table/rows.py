@@ -1,0 +1,217 @@
+"""Rows and columns of the benchmark table: every method with its settings, every data set with its scoring."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.common import ROOT, data_folder
+from benchmarks.quality.lgg_flair import row, split_rows
+from maediff.config import Config, ScoreConfig, load_config
+from maediff.data.cases import find_cases
+from maediff.data.cohort import synthesise
+from maediff.data.lesions import KINDS
+
+PUBLISHED = (
+    "train.pseudo_lesions=0",
+    "train.lesion_weight=0",
+    "model.input_skip=false",
+    "diffusion.loss=x0_l1",
+    "diffusion.train_timesteps=[1, 1000]",
+)
+"""As the methods' authors train them: no pseudo-lesions, all timesteps, l1 of the x0 estimate (pDDPM's objective)."""
+LATE, EARLY = (100, 250, 500, 750), (30, 60, 100, 200)
+"""Test timesteps that validation chooses from, four for every diffusion method: trained on all, or on early ones."""
+ONCE = (1,)
+Cases = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method of the table.
+
+    Attributes:
+        name: Key of its cells.
+        title: What the table calls it.
+        overrides: Settings on top of the data set's configuration.
+        timesteps: Tried on validation.
+        dense: Its code fits slices of one size, so that the grid must hold the largest brain.
+        only: Data sets that it is tried on; all where there are none.
+    """
+
+    name: str
+    title: str
+    overrides: tuple[str, ...] = ()
+    timesteps: tuple[int, ...] = EARLY
+    dense: bool = False
+    only: tuple[str, ...] = ()
+
+    def tried_on(self, data: str) -> bool:
+        """Tell whether it has a cell for a data set."""
+        return not self.only or data in self.only
+
+
+REAL = ("lgg_flair", "mslub")
+MASKED = "model.mask_channel=true"
+ANY_LESION = ("train.lesion_sign=any", "train.lesion_size=[0.015, 0.25]", "train.lesion_spots=0.5")
+"""Pseudo-lesions that know nothing of the lesions looked for: brighter, darker, holes, half of them small spots."""
+
+
+def _published(name: str, title: str, *overrides: str, timesteps: tuple[int, ...] = LATE) -> Row:
+    return Row(name, title, (*PUBLISHED, *overrides), timesteps)
+
+
+def _dense(method: str, title: str) -> Row:
+    return Row(method, title, (*PUBLISHED, f"method={method}"), ONCE, dense=True)
+
+
+def _aided(method: str, title: str, timesteps: tuple[int, ...] = EARLY) -> Row:
+    return Row(f"{method}-lesions", f"{title} + our pseudo-lesions", (f"method={method}",), timesteps)
+
+
+ROWS = (
+    _published("intensity", "intensity threshold", "method=intensity", timesteps=ONCE),
+    _published("zscore", "voxelwise z-score", "method=zscore", timesteps=ONCE),
+    _dense("ae", "AE"),
+    _dense("vae", "VAE"),
+    _published("dae", "DAE", "method=dae", timesteps=ONCE),
+    _published("ddpm", "DDPM (AnoDDPM, Gaussian, DDIM)", "method=ddpm", "diffusion.sampler=ddim"),
+    _published(
+        "ddpm-simplex",
+        "DDPM (AnoDDPM, simplex, DDIM)",
+        "method=ddpm",
+        "diffusion.sampler=ddim",
+        "diffusion.noise=simplex",
+    ),
+    _published("pddpm", "pDDPM", "method=pddpm"),
+    _published("cddpm", "cDDPM-like", "method=cddpm"),
+    _published("latent_diffusion", "latent diffusion", "method=latent_diffusion"),
+    _published("autoddpm", "AutoDDPM-like", "method=autoddpm", "diffusion.sampler_steps=5", "peer.repaint_rounds=2"),
+    _published("maediff-plain", "MAEDiff, mask channel, no pseudo-lesions", MASKED),
+    _aided("dae", "DAE", ONCE),
+    _aided("ddpm", "DDPM"),
+    _aided("pddpm", "pDDPM"),
+    Row("maediff-any", "MAEDiff, mask channel, pseudo-lesions of any kind", (MASKED, *ANY_LESION), only=REAL),
+    Row("maediff", "MAEDiff"),
+    Row("maediff-mask", "MAEDiff, mask channel", (MASKED,), only=REAL),
+    Row(
+        "maediff-wide",
+        "MAEDiff, mask channel, windows of 64",
+        (MASKED, "partition.window=64", "partition.stride=16"),
+        only=REAL,
+    ),
+    Row("maediff-no-mae", "MAEDiff without MAE condition", ("model.condition=none",)),
+    Row("maediff-cross", "MAEDiff, cross-attention", ("model.condition=cross_attention",)),
+)
+"""All methods share `lgg_flair.yaml` or the preset `tiny`: the same U-Net, batch and learning rate."""
+
+
+def variant(row: str, seed: int) -> str:
+    """Name a row's cell and run folder, for another seed of the training too."""
+    return f"{row}.seed{seed}" if seed else row
+
+
+def cell_path(results: Path, data: str, row: str, seed: int = 0) -> Path:
+    """Name the file of a cell."""
+    return results / data / f"{variant(row, seed)}.json"
+
+
+def seed_cells(results: Path, data: str, row: str) -> list[Path]:
+    """List the cells of a row's other trainings, by rising seed."""
+    found = (results / data).glob(f"{row}.seed*.json")
+    return sorted(found, key=lambda path: int(path.name.removesuffix(".json").rpartition("seed")[2]))
+
+
+def lesion_kinds(cases: Path) -> dict[str, str]:
+    """Read the kind of lesion of each subject of a table; empty for healthy ones, and where it does not tell."""
+    with cases.open(newline="", encoding="utf-8") as file:
+        return {row["subject"]: row.get("lesion") or "" for row in csv.DictReader(file)}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of the table.
+
+    Attributes:
+        name: Key of its cells.
+        title: What the table calls it.
+        config: Preset or YAML file that all methods start from.
+        score: Post-processing, the same for all methods.
+        cases: List the cases, with splits train, val and test, given a folder for what is made and that of real scans.
+        budget_tflop: Training operations, forward and backward, that every method may spend.
+        choose: Labelled validation scans that choose the timestep.
+        dense_size: Working slice that holds every brain, for methods with a dense code; others let the grid grow.
+        trained_on: Data set whose models, timesteps and thresholds are used, where nothing is trained on this one.
+    """
+
+    name: str
+    title: str
+    config: str
+    score: ScoreConfig
+    cases: Callable[[Path, Path], Cases]
+    budget_tflop: float = 0.0
+    choose: int = 6
+    dense_size: tuple[int, int] | None = None
+    trained_on: str | None = None
+
+
+def config_of(data: DataSet, row: Row, seed: int = 0) -> Config:
+    """Configure a method for a data set."""
+    grown = [f"data.size={list(data.dense_size)}"] if row.dense and data.dense_size else []
+    return load_config(data.config, [*row.overrides, *grown, f"train.seed={seed}"])
+
+
+def _lgg_cases(_folder: Path, data: Path) -> Cases:
+    return split_rows(find_cases(data_folder("lgg_flair", data) / "cases.csv"))
+
+
+def _mslub_cases(_folder: Path, data: Path) -> Cases:
+    """List the two patients' FLAIR scans; they are all test."""
+    return [row(case, "test") for case in find_cases(data_folder("mslub", data) / "cases.csv", channel="flair")]
+
+
+def _phantom_cases(folder: Path, _data: Path) -> Cases:
+    """Synthesise 72 T2-like brains; the first two scans of each lesion kind serve validation, healthy ones no test."""
+    cohort = synthesise(folder / "cohort", subjects=72, modality="t2", seed=2031)
+    kinds = lesion_kinds(cohort)
+    left = dict.fromkeys(KINDS, 2)
+    rows = []
+    for case in find_cases(cohort):
+        kind, split = kinds.get(case.subject, ""), str(case.split)
+        if left.get(kind, 0):
+            left[kind] -= 1
+            split = "val"
+        if kind or split != "test":
+            rows.append(row(case, split, kind))
+    return rows
+
+
+DATA_SETS = {
+    "phantom": DataSet(
+        "phantom",
+        "T2-like phantoms",
+        "tiny",
+        ScoreConfig(sign="abs", median_mm=6.0, erode_mm=2.0),
+        _phantom_cases,
+        budget_tflop=10.0,
+    ),
+    "lgg_flair": DataSet(
+        "lgg_flair",
+        "real FLAIR, gliomas",
+        str(ROOT / "benchmarks" / "quality" / "lgg_flair.yaml"),
+        ScoreConfig(sign="bright", median_mm=15.0, erode_mm=4.0),
+        _lgg_cases,
+        budget_tflop=20.0,
+        dense_size=(96, 96),  # masks that kept the scalp
+    ),
+    "mslub": DataSet(
+        "mslub",
+        "real FLAIR, multiple sclerosis (2 patients: a smoke test)",
+        str(ROOT / "benchmarks" / "quality" / "lgg_flair.yaml"),
+        ScoreConfig(sign="bright", median_mm=0.0, erode_mm=4.0),
+        _mslub_cases,
+        trained_on="lgg_flair",
+    ),
+}

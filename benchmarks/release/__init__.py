@@ -1,0 +1,1 @@
+"""What is made and measured for a release: the packaged model and the demo."""

@@ -1,0 +1,44 @@
+"""What `make demo` measures, kept with the facts of the machine.
+
+python -m benchmarks.release.demo --output runs/demo [--seed N] --json benchmarks/results/demo.json
+
+The same job as ``maediff demo``: seconds, peak memory and the table of methods on synthetic brains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import run, say, table
+from maediff.demo import run_demo
+
+
+def measure(output: Path, seed: int, quick: bool) -> Mapping[str, Any]:
+    """Run the demo and print its AUPRC by method and lesion kind."""
+    summary = run_demo(output, seed=seed, quick=quick, on_message=say)
+    methods = summary["methods"]
+    kinds = list(next(iter(methods.values())))
+    rows = [[name, *(found[kind]["auprc"] for kind in kinds)] for name, found in methods.items()]
+    seconds, training = summary["seconds"], summary["train_seconds"]
+    print(table(["AUPRC", *kinds], rows))
+    print(f"{seconds:.0f} s, {training:.0f} s of them training; at most {summary['peak_rss_mib']} MiB")
+    return summary
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.release.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="proves that it runs; its numbers mean nothing")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write results and the facts of the machine")
+    options = parser.parse_args(arguments)
+    return run(lambda: measure(options.output, options.seed, options.quick), options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What happens when inputs, disks or processes fail."""

@@ -1,0 +1,100 @@
+"""Whether `torch.compile` makes the U-Net faster, and what its warm-up costs.
+
+python -m benchmarks.speed.compile [--presets small paper] [--windows 8] [--freeze] [--rounds 5] [--json FILE]
+
+Random weights, a batch of whole-slice windows of each preset, in the precision and memory layout of the engine; the
+MAE's features are given. Eager and compiled take turns in each round, and the median over rounds of their ratio counts.
+`warm_up_seconds` is the first compiled pass, with nothing compiled before; `pays_after_windows` is how many windows
+make up for it, null where none do. It needs a C++ compiler. A view of another shape compiles anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.common import described, run, say, table
+from benchmarks.speed.timing import load, precision, random_predictor
+from maediff.config import load_config
+from maediff.hardware import resolve_device, synchronize
+from maediff.inference.cost import window_inputs
+
+
+def measure_preset(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Compile the U-Net of a preset and time it beside the eager one."""
+    predictor = random_predictor(load_config(name), device)
+    kind, network = precision(predictor), predictor.reconstruct.network  # type: ignore[attr-defined]
+    inputs = window_inputs(network, predictor.config.data.size, predictor.config.partition.window, options.windows)
+    with torch.autocast(device.type, torch.bfloat16, enabled=kind == torch.bfloat16):
+        features = network.features(*inputs[:2])
+    compiled = copy.deepcopy(network)
+    compiled.unet = torch.compile(compiled.unet)
+
+    def timed(model: nn.Module) -> float:
+        synchronize(device)
+        start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=kind == torch.bfloat16):
+            model(*inputs, features)
+        synchronize(device)
+        return time.perf_counter() - start
+
+    timed(network)
+    warm_up = timed(compiled)
+    say(f"{name}: compiled in {warm_up:.0f} s")
+    rounds = [(timed(network), timed(compiled)) for _ in range(options.rounds)]
+    eager, fast = (float(np.median(column)) / options.windows for column in zip(*rounds, strict=True))
+    ratio = float(np.median([before / after for before, after in rounds]))
+    return {
+        "precision": str(kind),
+        "warm_up_seconds": warm_up,
+        "seconds_per_window_eager": eager,
+        "seconds_per_window_compiled": fast,
+        "times_as_fast": ratio,
+        "pays_after_windows": warm_up / (eager * (1 - 1 / ratio)) if ratio > 1 else None,
+        "rounds": rounds,
+    }
+
+
+@torch.inference_mode()
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Time, print and return."""
+    device = resolve_device(options.device)
+    torch._inductor.config.freezing = options.freeze
+    with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": cache}):
+        presets = {name: measure_preset(name, options, device) for name in options.presets}
+    keys = ["seconds_per_window_eager", "seconds_per_window_compiled", "times_as_fast", "warm_up_seconds"]
+    keys.append("pays_after_windows")
+    print(table(["preset", *keys], [[name, *(found[key] for key in keys)] for name, found in presets.items()]))
+    return {
+        "device": str(device),
+        "freezing": options.freeze,
+        "windows_a_pass": options.windows,
+        "presets": presets,
+        **load(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = described("speed.compile", __doc__ or "")
+    parser.add_argument("--presets", nargs="+", default=["small", "paper"], help="what to compile (%(default)s)")
+    parser.add_argument("--windows", type=int, default=8, help="windows a pass (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of timing; their median counts (%(default)s)")
+    parser.add_argument("--freeze", action="store_true", help="let the compiler fold the weights in (freezing)")
+    options = parser.parse_args(arguments)
+    return run(lambda: measure(options), options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
