@@ -10,7 +10,7 @@ days on a GPU.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +59,17 @@ def judge(condition: str, run_dir: Path, steps: int) -> dict[str, float]:
     return {"validation_loss": result.best_loss, **scores, "seconds": seconds}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run."""
     parser = described("quality.condition", __doc__ or "")
     parser.add_argument("--run", type=Path, default=Path("runs/condition"))
     parser.add_argument("--steps", type=int, default=500)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     def job() -> Mapping[str, Any]:
-        return compare(arguments.run, arguments.steps)
+        return compare(options.run, options.steps)
 
-    return run(job, arguments.json)
+    return run(job, options.json)
 
 
 if __name__ == "__main__":
