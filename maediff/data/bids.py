@@ -20,7 +20,16 @@ _SCAN = re.compile(
     r"(?P<folder>sub-[a-zA-Z0-9+]+(/ses-[a-zA-Z0-9+]+)?/anat)/"
     r"(?P<entities>sub-[a-zA-Z0-9+]+(_[a-z]+-[a-zA-Z0-9+]+)*)_(?P<suffix>T1w|T2w|FLAIR)"
 )
-_IGNORED = ("cases*.tsv", "run*.json", "*.html", "*.png", "metrics*", "prepare.tsv")
+_IGNORED = (
+    "cases*.tsv",
+    "run*.json",
+    "*.html",
+    "*.png",
+    "metrics*",
+    "prepare.tsv",
+    "*_desc-components_*.tsv",
+    "ratings.tsv",
+)
 _README = """# Anomaly maps by MAEDiff
 
 Research use only; not a medical device.

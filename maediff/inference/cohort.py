@@ -16,6 +16,7 @@ import numpy as np
 from maediff import tables
 from maediff.data.cases import Case
 from maediff.errors import InputError, OutputError
+from maediff.findings import scan_findings, write_components
 from maediff.inference.overlap import overlapped
 from maediff.inference.predictor import AnomalyResult, Predictor, PreparedScan
 from maediff.provenance import without_names
@@ -76,6 +77,7 @@ class Outputs:
     uncertainty: Path
     sidecar: Path
     preview: Path
+    components: Path
 
     @classmethod
     def of(cls, case: Case, out: Path) -> Outputs:
@@ -87,6 +89,7 @@ class Outputs:
                 mask=out / f"{case.bids.mask}.nii.gz",
                 sidecar=Path(f"{maps['anomaly']}.json"),
                 preview=Path(f"{maps['anomaly']}.png"),
+                components=Path(f"{out / case.bids.map('components')}.tsv"),
             )
         stem = str(out / case.id)
         return cls(
@@ -96,6 +99,7 @@ class Outputs:
             uncertainty=Path(f"{stem}_uncertainty.nii.gz"),
             sidecar=Path(f"{stem}_anomaly.json"),
             preview=Path(f"{stem}_preview.png"),
+            components=Path(f"{stem}_components.tsv"),
         )
 
     def remove(self) -> None:
@@ -106,7 +110,8 @@ class Outputs:
         Raises:
             InputError: The scan's name is too long to make output names of.
         """
-        for path in (self.sidecar, self.anomaly, self.reconstruction, self.mask, self.uncertainty, self.preview):
+        maps = (self.anomaly, self.reconstruction, self.mask, self.uncertainty)
+        for path in (self.sidecar, *maps, self.preview, self.components):
             length = len(path.name.encode())
             if length > _MAX_NAME_BYTES:
                 raise InputError(f"its output name has {length} bytes, at most {_MAX_NAME_BYTES}; rename the scan")
@@ -313,6 +318,8 @@ def _write_result(
     write_like(outputs.reconstruction, result.reconstruction, result.volume)
     if result.anomaly_mask is not None:
         written["mask"] = write_like(outputs.mask, result.anomaly_mask, result.volume, np.uint8)
+        findings = scan_findings(result.volume, result.anomaly, result.anomaly_mask, result.brain_mask)
+        write_components(outputs.components, findings.components)
     if result.uncertainty is not None:
         written["uncertainty"] = write_like(outputs.uncertainty, result.uncertainty, result.volume)
     if on_result:

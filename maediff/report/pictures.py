@@ -13,6 +13,7 @@ import numpy.typing as npt
 from maediff.errors import InputError, MAEDiffError
 from maediff.evaluation.outputs import OutputCase
 from maediff.evaluation.reference import Reference
+from maediff.findings import Findings, locate, to_template
 from maediff.report.figures import (
     MASK_COLOUR,
     PLANES,
@@ -29,8 +30,6 @@ from maediff.report.figures import (
     plane_spacing_mm,
     scale_top,
 )
-from maediff.report.findings import Findings, locate
-from maediff.report.placing import to_template
 from maediff.volume import Volume, read_mask, read_nifti
 
 logger = logging.getLogger(__name__)
@@ -146,7 +145,7 @@ def _extract(case: OutputCase, reference: Reference | None) -> tuple[_Scan, str]
     findings = None
     if "mask" in layers:
         inside = layers["reconstruction"] != 0 if "reconstruction" in layers else brain
-        findings = locate(layers["mask"], inside, affine, to_template(case, volume))
+        findings = locate(layers["mask"], inside, affine, to_template(volume, case.image, case.sidecar), values=values)
     return _Scan(top, spread, window, slices, findings), note
 
 

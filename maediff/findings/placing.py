@@ -1,45 +1,49 @@
-"""How a case's scan lies in the template's space, where `maediff prepare` found out by registering it."""
+"""How a scan lies in the template's space, if `maediff prepare` registered it."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from maediff.evaluation.outputs import OutputCase
 from maediff.store import read_json
-from maediff.volume import Volume, grid_distance
+from maediff.volume import Volume, grid_distance, stem_of
 
 logger = logging.getLogger(__name__)
 _SAME_MM = 0.1
 
 
-def to_template(case: OutputCase, volume: Volume) -> npt.NDArray[np.float64] | None:
-    """Find the affine map from a case's RAS mm to the template's.
+def to_template(
+    volume: Volume, image: Path | None, sidecar: Mapping[str, Any] | None = None
+) -> npt.NDArray[np.float64] | None:
+    """Find the affine map from a scan's RAS mm to the template's.
 
     Maps that `maediff restore` brought back carry it in their sidecar. For maps of a prepared scan it follows from
     ``<scan>_prepare.json`` beside the scan, if that describes the map's grid.
 
     Args:
-        case: The case.
-        volume: Its map.
+        volume: The scan or its map.
+        image: The scan's file; None if it is not known.
+        sidecar: The map's sidecar.
 
     Returns:
-        Matrix (4, 4), or None where nothing is recorded.
+        Matrix (4, 4), or None if nothing is recorded.
     """
-    restored = _matrix(case.sidecar.get("to_template_mm"))
-    if restored is not None or case.image is None:
+    restored = _matrix((sidecar or {}).get("to_template_mm"))
+    if restored is not None or image is None:
         return restored
-    record = read_json(case.image.with_name(f"{case.image.name.removesuffix('.gz').removesuffix('.nii')}_prepare.json"))
+    record = read_json(image.with_name(f"{stem_of(image)}_prepare.json"))
     grid, registration = (record.get(name) or {} for name in ("prepared_grid", "registration"))
     prepared, to_raw = _matrix(grid.get("affine")), _matrix(record.get("prepared_to_raw_mm"))
     to_scan = _matrix(registration.get("template_to_scan"))
     if prepared is None or to_raw is None or to_scan is None:
         return None
     if grid_distance(prepared, volume.affine, volume.data.shape) > _SAME_MM:
-        logger.warning("%s: the map is not on the grid that prepare made, so its registration is left out", case.case)
+        logger.warning("%s is not on the grid that prepare made, so its registration is left out", volume.name)
         return None
     found: npt.NDArray[np.float64] = np.linalg.inv(to_scan) @ to_raw
     return found

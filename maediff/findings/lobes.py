@@ -67,7 +67,7 @@ class LobeAtlas:
 
 def region_lobes() -> dict[str, str]:
     """Read which region of the atlas, side left out, counts to which lobe."""
-    text = (resources.files("maediff.report") / "lobes.csv").read_text(encoding="utf-8")
+    text = (resources.files("maediff.findings") / "lobes.csv").read_text(encoding="utf-8")
     return {row["region"]: row["lobe"] for row in csv.DictReader(text.splitlines())}
 
 

@@ -1,0 +1,20 @@
+"""Findings: what an anomaly mask is made of, how large each part is and where it lies."""
+
+from __future__ import annotations
+
+from maediff.findings.components import Component, Findings, LobeVolume, locate
+from maediff.findings.placing import to_template
+from maediff.findings.table import COLUMNS, component_rows, components_path, scan_findings, write_components
+
+__all__ = [
+    "COLUMNS",
+    "Component",
+    "Findings",
+    "LobeVolume",
+    "component_rows",
+    "components_path",
+    "locate",
+    "scan_findings",
+    "to_template",
+    "write_components",
+]
