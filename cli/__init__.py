@@ -36,6 +36,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Check that this machine can run MAEDiff."),
     "config": ("config_cmd", "Show, validate or explain a configuration."),
 }
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Start here": ("demo", "doctor", "info"),
+    "From scans to maps": ("prepare", "infer", "restore", "bids", "export-dicom"),
+    "Look and measure": ("view", "report", "evaluate"),
+    "Train and calibrate": ("synth", "train", "calibrate", "config"),
+    "Pass a model on": ("card", "hub", "export-bundle"),
+}
+"""Section of `maediff --help` -> commands; what is named nowhere goes under "More commands"."""
 EXIT_ERROR, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 VERBOSE = "maediff.verbose"  # key in click's context meta
 
@@ -64,9 +72,14 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, short) for name, (_, short) in COMMANDS.items()])
+        """List the commands by section, without importing them."""
+        placed = {name for names in SECTIONS.values() for name in names}
+        sections = SECTIONS | {"More commands": tuple(name for name in COMMANDS if name not in placed)}
+        for title, names in sections.items():
+            rows = [(name, COMMANDS[name][1]) for name in names if name in COMMANDS]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see CONVENTIONS for the exit codes."""

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -78,57 +87,141 @@ def number(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-@contextmanager
-def scan_progress(total: int) -> Iterator[Callable[[CaseOutcome], None]]:
-    """Show scans as they finish: a bar on a terminal, else one line a scan. Failures are always told."""
-    finished = 0
+class ScanProgress:
+    """Shows scans as they finish: a bar on a terminal, else one line per scan. Failures are always shown.
 
-    def line(outcome: CaseOutcome) -> None:
-        nonlocal finished
-        finished += 1
+    Args:
+        total: Scans of the run.
+        bar: Progress bar on a terminal; None prints lines only.
+    """
+
+    def __init__(self, total: int, bar: Progress | None) -> None:
+        self.total, self.finished = total, 0
+        self._bar = bar
+        self._task = bar.add_task("reading the first scan", total=total, shown=f"0/{total}") if bar else None
+
+    def case(self, outcome: CaseOutcome) -> None:
+        """Print the line of a scan, and its notes below."""
+        self.finished += 1
+        head = f"[{self.finished}/{self.total}] {outcome.case}"
         if outcome.status == "failed":
-            console.print(Text(f"[{finished}/{total}] {outcome.case}: failed: {outcome.message}"), soft_wrap=True)
-        elif not is_quiet() and not (console.is_terminal and outcome.status == "skipped"):
-            console.print(Text(f"[{finished}/{total}] {outcome.case}: {_describe(outcome)}"), soft_wrap=True)
+            print_failed(f"{head}: failed: {outcome.message}")
+        elif not is_quiet() and not (self._bar and outcome.status == "skipped" and not outcome.notes):
+            console.print(Text(f"{head}: {_describe(outcome)}"), soft_wrap=True)
+            print_notes(outcome.notes)
+        self._update(self.finished, outcome.case)
 
+    def batch(self, case: str, done: int, windows: int) -> None:
+        """Move the bar within a scan; the time left is estimated from the first batch on."""
+        self._update(self.finished + done / max(windows, 1), case)
+
+    def _update(self, completed: float, case: str) -> None:
+        if self._bar is not None and self._task is not None:
+            shown = f"{self.finished}/{self.total}"
+            self._bar.update(self._task, completed=completed, description=case, shown=shown)
+
+
+def print_failed(line: str) -> None:
+    """Print what failed, in red on a terminal, quiet or not."""
+    console.print(Text(line, style="red"), soft_wrap=True)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print what a user should be told about a scan, below its line, unless quiet."""
+    if not is_quiet():
+        for note in notes:
+            console.print(Text(f"  note: {note}", style="yellow"), soft_wrap=True)
+
+
+@contextmanager
+def scan_progress(total: int) -> Iterator[ScanProgress]:
+    """Show the scans of a run as they finish."""
     if is_quiet() or not console.is_terminal:
-        yield line
+        yield ScanProgress(total, None)
         return
-    with _bar() as bar:
-        task = bar.add_task("scans", total=total)
-
-        def advance(outcome: CaseOutcome) -> None:
-            line(outcome)
-            bar.advance(task)
-
-        yield advance
+    with _bar(TextColumn("{task.fields[shown]}")) as bar:
+        yield ScanProgress(total, bar)
 
 
-def prepare_progress(outcome: PreparedCase) -> None:
-    """Tell of a prepared scan in a line; failures are always told."""
+class PrepareProgress:
+    """Shows raw scans as they are prepared: a bar on a terminal, else one line per scan.
+
+    Args:
+        bar: Progress bar on a terminal; None prints lines only.
+    """
+
+    def __init__(self, bar: Progress | None) -> None:
+        self._bar = bar
+        self._task = bar.add_task("finding scans", total=None) if bar else None
+
+    def start(self, total: int) -> None:
+        """Set the number of scans."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=total, description="preparing")
+
+    def case(self, outcome: PreparedCase) -> None:
+        """Print the line of a scan and move on."""
+        _print_prepared(outcome)
+        if self._bar is not None and self._task is not None:
+            self._bar.advance(self._task)
+
+
+@contextmanager
+def prepare_progress() -> Iterator[PrepareProgress]:
+    """Show the raw scans of a run as they are prepared."""
+    if is_quiet() or not console.is_terminal:
+        yield PrepareProgress(None)
+        return
+    with _bar(MofNCompleteColumn()) as bar:
+        yield PrepareProgress(bar)
+
+
+def _print_prepared(outcome: PreparedCase) -> None:
     if outcome.status == "failed":
-        console.print(Text(f"{outcome.case}: failed: {outcome.message}"), soft_wrap=True)
+        print_failed(f"{outcome.case}: failed: {outcome.message}")
         return
     size = "" if outcome.brain_ml is None else f", brain {outcome.brain_ml:.0f} ml"
-    notes = f": {outcome.message}" if outcome.message else ""
-    say(f"{outcome.case}: {outcome.status}, mask {outcome.mask_from}{size}{notes}")
+    say(f"{outcome.case}: {outcome.status}, mask {outcome.mask_from}{size}")
+    print_notes([outcome.message] if outcome.message else [])
+
+
+class StepProgress:
+    """Shows a training: a bar on a terminal, else one line per logged step.
+
+    Args:
+        bar: Progress bar on a terminal; None prints lines only.
+    """
+
+    def __init__(self, bar: Progress | None) -> None:
+        self._bar = bar
+        self._task = bar.add_task("reading scans", total=None) if bar else None
+
+    def case(self, name: str) -> None:
+        """Show which scan is read, before the first step."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=f"reading {name}")
+
+    def step(self, progress: TrainProgress) -> None:
+        """Show a step."""
+        if self._bar is not None and self._task is not None:
+            losses = _losses(progress)
+            self._bar.update(self._task, completed=progress.step, total=progress.max_steps, description=losses)
+        else:
+            say(f"step {progress.step}/{progress.max_steps}  {_losses(progress)}{_eta(progress)}")
 
 
 @contextmanager
-def step_progress() -> Iterator[Callable[[TrainProgress], None]]:
-    """Show training steps: a bar with the time left on a terminal, else one line a logged step."""
+def step_progress() -> Iterator[StepProgress]:
+    """Show a training from its first second on: the scans that are read, then the steps with the time left."""
     if is_quiet() or not console.is_terminal:
-        yield lambda progress: say(f"step {progress.step}/{progress.max_steps}  {_losses(progress)}{_eta(progress)}")
+        yield StepProgress(None)
         return
-    with _bar() as bar:
-        task = bar.add_task("training", total=None)
-        yield lambda progress: bar.update(
-            task, completed=progress.step, total=progress.max_steps, description=_losses(progress)
-        )
+    with _bar(MofNCompleteColumn()) as bar:
+        yield StepProgress(bar)
 
 
-def _bar() -> Progress:
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+def _bar(count: ProgressColumn) -> Progress:
+    columns: list[Any] = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), count]
     return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
 
 

@@ -10,9 +10,55 @@ from typing import Any, TypeVar
 import click
 
 from . import VERBOSE
+from ._completion import complete_model, complete_preset
 
 F = TypeVar("F", bound=Callable[..., Any])
 QUIET = "maediff.quiet"
+
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Input and output": (
+        "source", "out", "model", "config", "reference", "prepared", "dicom", "metrics", "mask", "split", "channel",
+        "series", "participants", "sessions",
+    ),
+    "Result": (
+        "threshold", "rate", "min_size", "preview", "report", "title", "locations", "bootstrap", "strata",
+    ),
+    "Run": (
+        "overwrite", "dry_run", "resume", "quick", "shard", "scheduler", "workers", "device", "jobs", "seed",
+        "overrides", "port", "browser", "thorough",
+    ),
+    "Messages": ("as_json", "quiet", "verbose", "help"),
+}  # fmt: skip
+"""Section of the help -> parameters; what is named nowhere goes under "Options", which comes first."""
+
+
+class Command(click.Command):
+    """A command whose help lists its options in sections."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        where = {name: section for section, names in SECTIONS.items() for name in names}
+        rows: dict[str, list[tuple[str, str]]] = {"Options": [], **{section: [] for section in SECTIONS}}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                rows[_section(parameter, where)].append(record)
+        for section, records in rows.items():
+            if records:
+                with formatter.section(section):
+                    formatter.write_dl(records)
+
+
+def _section(parameter: click.Parameter, where: dict[str, str]) -> str:
+    name = "help" if "--help" in parameter.opts else parameter.name or ""
+    return where.get(name, "Options")
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
 
 
 def examples(*lines: str) -> str:
@@ -54,7 +100,30 @@ model_option = click.option(
     "--model",
     required=True,
     metavar="MODEL",
+    shell_complete=complete_model,
     help="Model folder, a training run, or the name of a packaged model.",
+)
+config_option = click.option(
+    "-c",
+    "--config",
+    required=True,
+    metavar="PRESET|FILE",
+    shell_complete=complete_preset,
+    help="Preset or YAML file; `maediff info` lists the presets.",
+)
+threshold_option = click.option(
+    "--threshold", type=float, help="Threshold of the map, in its units, instead of the calibrated one."
+)
+rate_option = click.option(
+    "--rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Use the threshold that lets this share of healthy brain voxels through; one that the model records.",
+)
+min_size_option = click.option(
+    "--min-size",
+    type=click.FloatRange(min=0),
+    metavar="MM3",
+    help="Leave smaller findings out of the anomaly mask, mm³.",
 )
 device_option = click.option(
     "-d", "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; only auto falls back to what is there."
@@ -65,16 +134,17 @@ jobs_option = click.option(
     type=click.IntRange(min=1),
     callback=lambda _context, _parameter, value: _set_threads(value),
     expose_value=False,
-    help="CPU threads; all cores where not given.",
+    help="CPU threads; all cores by default.",
 )
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of all randomness.")
-set_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override of the configuration, such as train.lr=1e-3.",
-)
+
+
+def set_option(example: str) -> Callable[[F], F]:
+    """--set, an override of the configuration; the example fits the command."""
+    text = f"Override of the configuration, such as {example}; may be repeated."
+    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=text)
+
+
 split_option = click.option("--split", help="Only rows with this value in the split column.")
 channel_option = click.option("--channel", help="Which image_<channel> column to read where a table has several.")
 series_option = click.option("--series", type=int, help="DICOM Series Number, where folders hold several series.")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ._options import (
+    Command,
     channel_option,
     device_option,
     examples,
@@ -21,11 +22,12 @@ from ._options import (
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "maediff calibrate -m runs/first/model -i healthy_validation/",
         "maediff calibrate -m runs/first/model -i healthy_validation/ --rate 0.001",
         "maediff calibrate -m runs/first/model -i healthy_in_mni_space/ --locations",
-    )
+    ),
 )
 @model_option
 @input_option("Healthy scans that the model was not trained on: a folder, a CSV/TSV table or a BIDS data set.")

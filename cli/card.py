@@ -6,16 +6,18 @@ from pathlib import Path
 
 import click
 
-from ._options import examples, talk
+from ._completion import complete_model
+from ._options import Command, examples, talk
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         'maediff card runs/first/model --metrics metrics --data "20 test patients of our site"',
         "maediff card runs/first/model --license cc-by-4.0",
-    )
+    ),
 )
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option("--metrics", type=click.Path(path_type=Path), help="What evaluate wrote: its folder or metrics.json.")
 @click.option("--data", help="What was measured on, such as the name of a data set; needed with --metrics.")
 @click.option("--license", "licence", help="Of the weights: an SPDX identifier in small letters, such as cc-by-4.0.")

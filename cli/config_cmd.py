@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from ._options import examples, set_option, talk
+from ._options import Group, config_option, examples, set_option, talk
 
 
-@click.group(name="config", epilog=examples("maediff config show -c tiny --set train.seed=7 > mine.yaml"))
+@click.group(cls=Group, name="config", epilog=examples("maediff config show -c tiny --set train.seed=7 > mine.yaml"))
 def command() -> None:
     """Show, validate or explain a configuration."""
 
@@ -18,14 +18,16 @@ def command() -> None:
 @command.command(
     epilog=examples("maediff config show -c paper", "maediff config show -c mine.yaml --set train.lr=1e-3")
 )
-@click.option("-c", "--config", required=True, metavar="PRESET|FILE", help="Preset or YAML file.")
-@set_option
+@config_option
+@set_option("train.lr=1e-3")
 @talk
 def show(*, config: str, overrides: tuple[str, ...]) -> None:
-    """Print a configuration with every value, as YAML that train reads."""
-    from maediff.config import dump_yaml, load_config
+    """Print a configuration with every value and what it means, as YAML that train reads."""
+    from maediff.config import load_config
 
-    click.echo(dump_yaml(load_config(config, overrides)), nl=False)
+    from ._yaml import commented_yaml
+
+    click.echo(commented_yaml(load_config(config, overrides)), nl=False)
 
 
 @command.command(epilog=examples("maediff config validate mine.yaml"))

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from ._options import examples, output_option, seed_option, talk
+from ._options import Command, examples, output_option, seed_option, talk
 
 
-@click.command(epilog=examples("maediff demo -o demo", "maediff demo -o /tmp/demo --quick"))
+@click.command(cls=Command, epilog=examples("maediff demo -o demo", "maediff demo -o /tmp/demo --quick"))
 @output_option("Folder for data, model, maps, metrics and report.", default="demo")
 @click.option("--quick", is_flag=True, help="Prove in seconds that every part runs; its maps mean nothing.")
 @seed_option

@@ -8,14 +8,15 @@ from dataclasses import asdict
 import click
 
 from . import EXIT_ERROR
-from ._options import device_option, examples, json_option, talk
+from ._options import Command, device_option, examples, json_option, talk
 
 
-@click.command(epilog=examples("maediff doctor", "maediff doctor --device cuda --json"))
+@click.command(cls=Command, epilog=examples("maediff doctor", "maediff doctor --device cuda --json"))
 @device_option
+@click.option("--thorough", is_flag=True, help="Also import every package; takes several seconds.")
 @json_option
 @talk
-def command(*, device: str, as_json: bool) -> None:
+def command(*, device: str, thorough: bool, as_json: bool) -> None:
     """Check that this machine can run MAEDiff.
 
     Python, packages, device and precision, cores, memory, disk space and the packaged models. Paste its output into a
@@ -23,7 +24,7 @@ def command(*, device: str, as_json: bool) -> None:
     """
     from maediff.doctor import diagnose
 
-    checks = diagnose(device)
+    checks = diagnose(device, thorough=thorough)
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:

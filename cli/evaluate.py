@@ -9,16 +9,17 @@ from typing import Any
 
 import click
 
-from ._options import examples, json_option, output_option, reference_option, seed_option, talk
+from ._options import Command, examples, json_option, output_option, reference_option, seed_option, talk
 
 _SHOWN = ("voxel.auroc", "voxel.auprc", "voxel.dice", "case.auroc")  # of each stratum; metrics.json holds all
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "maediff evaluate -i out -r cases.csv -o metrics",
         "maediff evaluate -i out -r bids/ -o metrics --strata sex --strata age:40,60",
-    )
+    ),
 )
 @click.option("-i", "--input", "source", type=click.Path(path_type=Path), required=True, help="What infer wrote.")
 @reference_option(required=True)

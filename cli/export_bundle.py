@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from ._options import examples, output_option, talk
+from ._completion import complete_model
+from ._options import Command, examples, output_option, talk
 
 
-@click.command(epilog=examples("maediff export-bundle phantom -o bundle"))
-@click.argument("model")
+@click.command(cls=Command, epilog=examples("maediff export-bundle phantom -o bundle"))
+@click.argument("model", shell_complete=complete_model)
 @output_option("Folder to make; it must not exist or be empty.")
 @talk
 def command(*, model: str, out: Path) -> None:

@@ -7,16 +7,15 @@ from pathlib import Path
 import click
 
 from . import EXIT_ERROR, EXIT_SOME_FAILED
-from ._options import examples, input_option, output_option, series_option, talk
+from ._options import Command, examples, input_option, output_option, series_option, talk
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
-        "maediff prepare -i dicom/ -o prepared",
-        "maediff infer -m MODEL -i prepared/cases.csv -o out",
-        "maediff restore -i out -p prepared -o out_raw",
         "maediff export-dicom -i out_raw --dicom dicom/ -o out_dicom",
-    )
+        "maediff export-dicom -i out_raw --dicom dicom/ --series 4 -o out_dicom",
+    ),
 )
 @input_option("Maps on the voxels of the series, such as `maediff restore` writes.")
 @click.option("--dicom", type=click.Path(path_type=Path), required=True, help="The DICOM folder that was prepared.")

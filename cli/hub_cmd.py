@@ -6,16 +6,17 @@ from pathlib import Path
 
 import click
 
-from ._options import examples, output_option, talk
+from ._completion import complete_model
+from ._options import Group, examples, output_option, talk
 
 
-@click.group(name="hub", epilog=examples("maediff hub pull OWNER/NAME -o models/name"))
+@click.group(cls=Group, name="hub", epilog=examples("maediff hub pull OWNER/NAME -o models/name"))
 def command() -> None:
     """Send a model to the Hugging Face Hub, or fetch one."""
 
 
 @command.command(epilog=examples("maediff hub push runs/first/model OWNER/NAME"))
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.argument("repo")
 @click.option("--public", is_flag=True, help="Make a new repository public; else it is private.")
 @talk

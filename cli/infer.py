@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import EXIT_ERROR, EXIT_SOME_FAILED
 from ._options import (
+    Command,
     channel_option,
     device_option,
     examples,
     input_option,
     jobs_option,
     json_option,
+    min_size_option,
     model_option,
     output_option,
+    rate_option,
     seed_option,
     set_option,
     split_option,
     talk,
+    threshold_option,
 )
 
 if TYPE_CHECKING:
@@ -40,27 +44,36 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "maediff infer -m phantom -i scan.nii.gz -o out",
         "maediff infer -m runs/base/model -i bids/ -o out --shard 1/4 --preview",
         "maediff infer -m runs/base/model -i cases.csv -o out --dry-run",
+        "maediff infer -m phantom -i scan.nii.gz -o out --rate 0.001 --min-size 50",
         "maediff infer -m runs/base/model -i bids/ -o out --scheduler tcp://host:8786",
-    )
+    ),
 )
 @model_option
 @input_option("A NIfTI file, a folder of them, a CSV/TSV table or a BIDS data set.")
 @output_option("Folder for the maps, cases.tsv and run.json.")
 @click.option("--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan; else non-zero voxels.")
 @click.option(
-    "--shard", callback=_shard, metavar="K/N", default="1/1", help="Work on the K-th of N parts, one a machine."
+    "--shard", callback=_shard, metavar="K/N", default="1/1", help="Work on the K-th of N parts, one per machine."
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Score on a Dask cluster, such as tcp://host:8786.")
 @click.option("--workers", type=click.IntRange(min=1), help="Score in this many processes on this machine (Dask).")
+@threshold_option
+@rate_option
+@min_size_option
 @click.option("--overwrite", is_flag=True, help="Compute again what is finished.")
-@click.option("--dry-run", is_flag=True, help="List what would be done and what it would cost, and do nothing.")
-@click.option("--preview", is_flag=True, help="Also write a PNG a scan.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Read the scans, list what would be done, what cannot be used and what it would cost, and do nothing.",
+)
+@click.option("--preview", is_flag=True, help="Also write a PNG per scan.")
 @click.option("--report", is_flag=True, help="Also write OUT/report.html, as `maediff report` does.")
-@set_option
+@set_option("infer.draws=4")
 @split_option
 @channel_option
 @device_option
@@ -77,6 +90,9 @@ def command(
     shard: tuple[int, int],
     scheduler: str | None,
     workers: int | None,
+    threshold: float | None,
+    rate: float | None,
+    min_size: float | None,
     overwrite: bool,
     dry_run: bool,
     preview: bool,
@@ -92,61 +108,95 @@ def command(
 
     Per scan: the anomaly map, the healthy reconstruction, the anomaly mask at the calibrated threshold, and a JSON
     sidecar, all on the voxel grid of the input. A scan that is finished with the same input, model and configuration is
-    skipped. One bad scan never stops the others: it stands in cases.tsv with its reason, and the exit code is 3.
+    skipped. One bad scan never stops the others: it is listed in cases.tsv with the reason, and the exit code is 3.
     """
-    from maediff import estimate_inference, infer, plan_inference
-
-    from ._console import scan_progress
+    from maediff import plan_inference
 
     if scheduler and workers:
         raise click.UsageError("--scheduler and --workers exclude each other: a scheduler has its own workers")
-    plan = plan_inference(
-        model,
-        source,
-        out,
-        mask=mask,
-        seed=seed,
-        shard=shard,
-        overwrite=overwrite,
-        split=split,
-        channel=channel,
-        overrides=overrides,
-    )
+    if threshold is not None and rate is not None:
+        raise click.UsageError("--threshold and --rate exclude each other: a rate stands for its threshold")
+    if min_size is not None:
+        overrides = (*overrides, f"score.min_size_mm3={min_size}")
+    chosen: dict[str, Any] = {
+        "mask": mask,
+        "seed": seed,
+        "shard": shard,
+        "overwrite": overwrite,
+        "split": split,
+        "channel": channel,
+        "overrides": overrides,
+        "threshold": threshold,
+        "rate": rate,
+    }
+    plan = plan_inference(model, source, out, **chosen)
     if dry_run:
-        _show_plan(plan, estimate_inference(model, plan, device=device, overrides=overrides), as_json)
+        _show_plan(plan, model, device, overrides, as_json=as_json)
         return
-    with scan_progress(len(plan)) as on_case:
-        summary = infer(
-            model,
-            source,
-            out,
-            mask=mask,
-            device=device,
-            seed=seed,
-            shard=shard,
-            overwrite=overwrite,
-            preview=preview,
-            split=split,
-            channel=channel,
-            overrides=overrides,
-            scheduler=scheduler,
-            workers=workers,
-            on_case=on_case,
-        )
+    more = {"device": device, "preview": preview, "scheduler": scheduler, "workers": workers}
+    summary = _run(plan, (model, source, out), chosen | more)
     if report:
         _report(out)
     _finish(summary, out, as_json)
 
 
-def _show_plan(plan: Iterable[PlannedCase], cost: Cost | None, as_json: bool) -> None:
+def _run(plan: Sequence[PlannedCase], where: tuple[str, Path, Path], options: dict[str, Any]) -> InferSummary:
+    """Score the scans; a run whose scans are all finished loads no network."""
+    from maediff.inference.plan import keep_finished, nothing_to_do
+
+    from ._console import scan_progress
+
+    with scan_progress(len(plan)) as progress:
+        if nothing_to_do(plan, where[2]):
+            summary = keep_finished(plan, where[2], shard=options["shard"])
+            for outcome in summary.cases:
+                progress.case(outcome)
+            return summary
+        from maediff import infer
+
+        return infer(*where, **options, on_case=progress.case, on_batch=progress.batch)
+
+
+def _show_plan(
+    plan: Sequence[PlannedCase], model: str, device: str, overrides: tuple[str, ...], *, as_json: bool
+) -> None:
+    from maediff.inference.plan import check_planned
+
+    from ._console import print_failed
+
+    plan = check_planned(plan)
+    usable = any(item.action == "infer" for item in plan)
+    cost = _cost(model, plan, device, overrides) if usable else None
+    if as_json:
+        rows = [
+            {"case": item.case, "action": item.action, "image": str(item.image), "message": item.message}
+            for item in plan
+        ]
+        click.echo(json.dumps({"cases": rows, "cost": asdict(cost) if cost else None}, indent=2))
+    else:
+        for item in plan:
+            click.echo("\t".join([item.action, item.case, str(item.image)]))
+    failed = [item for item in plan if item.action == "fail"]
+    for item in failed:
+        print_failed(f"{item.case} cannot be used: {item.message}")
+    if not as_json:
+        _say_cost(cost, usable=usable)
+    if failed:
+        click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+def _cost(model: str, plan: Sequence[PlannedCase], device: str, overrides: tuple[str, ...]) -> Cost | None:
+    from maediff import estimate_inference
+
+    return estimate_inference(model, plan, device=device, overrides=overrides)
+
+
+def _say_cost(cost: Cost | None, *, usable: bool) -> None:
     from ._console import say
 
-    rows = [{"case": item.case, "action": item.action, "image": str(item.image)} for item in plan]
-    if as_json:
-        click.echo(json.dumps({"cases": rows, "cost": asdict(cost) if cost else None}, indent=2))
+    if not usable:
+        say("nothing to compute")
         return
-    for row in rows:
-        click.echo(f"{row['action']}\t{row['case']}\t{row['image']}")
     if cost is None:
         say("the cost of methods that slide no windows is not estimated")
         return

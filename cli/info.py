@@ -7,11 +7,14 @@ from typing import Any
 
 import click
 
-from ._options import examples, json_option, talk
+from ._completion import complete_model
+from ._options import Command, examples, json_option, talk
 
 
-@click.command(epilog=examples("maediff info", "maediff info phantom --json", "maediff info runs/first/model"))
-@click.argument("model", required=False)
+@click.command(
+    cls=Command, epilog=examples("maediff info", "maediff info phantom --json", "maediff info runs/first/model")
+)
+@click.argument("model", required=False, shell_complete=complete_model)
 @json_option
 @talk
 def command(*, model: str | None, as_json: bool) -> None:

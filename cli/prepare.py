@@ -7,17 +7,18 @@ from pathlib import Path
 import click
 
 from . import EXIT_ERROR, EXIT_SOME_FAILED
-from ._options import channel_option, examples, input_option, output_option, series_option, talk
+from ._options import Command, channel_option, examples, input_option, output_option, series_option, talk
 
 METHODS = ("auto", "given", "stripped", "hd-bet", "synthstrip", "template")
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "maediff prepare -i raw/ -o prepared",
         "maediff prepare -i cases.csv -o prepared --register affine --spacing 2",
-        "maediff infer -m phantom -i prepared/cases.csv -o out",
-    )
+        "maediff prepare -i head.nii.gz --mask brain.nii.gz -o prepared",
+    ),
 )
 @input_option("Raw scans: a NIfTI file, a folder of them or of DICOM series, a CSV/TSV table or a BIDS data set.")
 @output_option("Folder for the prepared scans, cases.csv, prepare.tsv and run.json.")
@@ -62,16 +63,18 @@ def command(
 
     percentiles = (1.0, 99.0) if scale else None
     settings = PrepareSettings(bias, register, spacing, mask_from, percentiles)  # type: ignore[arg-type]
-    summary = prepare_cohort(
-        source,
-        out,
-        settings,
-        mask=mask,
-        channel=channel,
-        series=series,
-        overwrite=overwrite,
-        on_case=prepare_progress,
-    )
+    with prepare_progress() as progress:
+        summary = prepare_cohort(
+            source,
+            out,
+            settings,
+            mask=mask,
+            channel=channel,
+            series=series,
+            overwrite=overwrite,
+            on_start=progress.start,
+            on_case=progress.case,
+        )
     done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
     say(f"{done} done, {skipped} skipped, {failed} failed; next: maediff infer -m MODEL -i {out / 'cases.csv'} -o OUT")
     if failed:

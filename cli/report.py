@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from ._options import examples, output_option, reference_option, talk
+from ._options import Command, examples, output_option, reference_option, talk
 
 
-@click.command(epilog=examples("maediff report -i out -r cases.csv -o report.html"))
+@click.command(cls=Command, epilog=examples("maediff report -i out -r cases.csv -o report.html"))
 @click.option("-i", "--input", "source", type=click.Path(path_type=Path), required=True, help="What infer wrote.")
 @reference_option(required=False)
 @click.option("--metrics", type=click.Path(path_type=Path), help="What evaluate wrote: its folder or metrics.json.")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from ._options import examples, input_option, output_option, talk
+from ._options import Command, examples, input_option, output_option, talk
 
 
-@click.command(epilog=examples("maediff restore -i out -p prepared -o out_raw"))
+@click.command(cls=Command, epilog=examples("maediff restore -i out -p prepared -o out_raw"))
 @input_option("Output folder of `maediff infer` on prepared scans.")
 @click.option("-p", "--prepared", type=click.Path(path_type=Path), required=True, help="Folder of `maediff prepare`.")
 @output_option("Folder for the maps on the raw scans' voxels.")

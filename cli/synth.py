@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ._options import examples, output_option, seed_option, talk
+from ._options import Command, examples, output_option, seed_option, talk
 
 KINDS = ("ms", "tumour", "dark")
 
@@ -20,7 +20,9 @@ def _kinds(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     return kinds
 
 
-@click.command(epilog=examples("maediff synth -o cohort --subjects 24 --lesions ms,tumour --modality flair --seed 1"))
+@click.command(
+    cls=Command, epilog=examples("maediff synth -o cohort --subjects 24 --lesions ms,tumour --modality flair --seed 1")
+)
 @output_option("Folder of the BIDS-like data set.")
 @click.option("--subjects", type=click.IntRange(min=2), default=24, help="Subjects over all splits.")
 @click.option(

@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from ._options import (
+    Command,
     channel_option,
+    config_option,
     device_option,
     examples,
     input_option,
@@ -20,16 +22,17 @@ from ._options import (
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "maediff train -c tiny -i healthy/ -o runs/first",
         "maediff train -c base -i cases.csv --split train -o runs/base --set train.lr=1e-4",
         "torchrun --nproc-per-node 4 --max-restarts 3 -m maediff train -c base -i cases.csv -o runs/base",
-    )
+    ),
 )
-@click.option("-c", "--config", required=True, metavar="PRESET|FILE", help="Preset or YAML file; see `maediff config`.")
+@config_option
 @input_option("Healthy scans: a folder, a CSV/TSV table or a BIDS data set.")
 @output_option("Run folder: model/, log.csv, checkpoints/, config.yaml and run.json.")
-@set_option
+@set_option("train.lr=1e-3")
 @click.option("--resume", is_flag=True, help="Go on exactly from the run's last checkpoint.")
 @split_option
 @channel_option
@@ -59,7 +62,7 @@ def command(
     from ._console import say, step_progress
 
     settings = load_config(config, overrides)
-    with step_progress() as on_progress:
+    with step_progress() as progress:
         folder = train(
             settings,
             source,
@@ -68,7 +71,8 @@ def command(
             device=device,
             split=split,
             channel=channel,
-            on_progress=on_progress,
+            on_case=progress.case,
+            on_progress=progress.step,
         )
     if not is_main():
         return

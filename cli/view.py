@@ -8,10 +8,10 @@ from threading import Thread
 
 import click
 
-from ._options import examples, talk
+from ._options import Command, examples, talk
 
 
-@click.command(epilog=examples("maediff view out", "maediff view out --no-browser --port 8765"))
+@click.command(cls=Command, epilog=examples("maediff view out", "maediff view out --no-browser --port 8765"))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; 0 takes a free one.")
 @click.option("--browser/--no-browser", default=True, help="Open the page in the default browser.")

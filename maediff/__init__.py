@@ -28,7 +28,7 @@ _HOMES = {
     "infer": "maediff.workflow",
     "load_config": "maediff.config",
     "load_model": "maediff.inference.predictor",
-    "plan_inference": "maediff.workflow",
+    "plan_inference": "maediff.inference.plan",
     "prepare_cohort": "maediff.preparation.cohort",
     "read_dicom": "maediff.dicom",
     "read_nifti": "maediff.volume",
@@ -46,13 +46,14 @@ if TYPE_CHECKING:
     from maediff.errors import MAEDiffError
     from maediff.evaluation.document import document_model
     from maediff.evaluation.evaluate import evaluate
+    from maediff.inference.plan import plan_inference
     from maediff.inference.predictor import AnomalyResult, Predictor, load_model
     from maediff.preparation.cohort import prepare_cohort
     from maediff.preparation.restore import restore_cohort
     from maediff.preparation.scan import PrepareSettings
     from maediff.report.html import write_report
     from maediff.volume import Volume, read_nifti
-    from maediff.workflow import calibrate_model, estimate_inference, infer, plan_inference, train
+    from maediff.workflow import calibrate_model, estimate_inference, infer, train
 
 __all__ = [
     "AnomalyResult",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,43 @@ class Calibration:
             allowed = f"{1e6 * share:,.0f} voxels per million, {1e3 * share:g} ml per litre of healthy brain"
             lines.append(f"threshold {threshold:.4g}: {allowed}{force}")
         return lines
+
+
+def with_threshold(
+    calibration: Calibration | None, threshold: float | None = None, rate: float | None = None
+) -> Calibration:
+    """Put another threshold in force, given as such or as the share of healthy brain voxels that it allows.
+
+    Args:
+        calibration: What the model has; None before calibration.
+        threshold: Threshold of the map, in its units.
+        rate: False-positive rate, one of those that `calibration` records a threshold for.
+
+    Raises:
+        ConfigError: Both or neither are given, the threshold is not a finite number of at least 0, or no threshold is
+            recorded for the rate.
+
+    Example:
+        >>> with_threshold(None, 0.5).threshold
+        0.5
+    """
+    if (threshold is None) == (rate is None):
+        raise ConfigError("give either a threshold or a rate, not both")
+    if threshold is not None:
+        if not (math.isfinite(threshold) and threshold >= 0):
+            raise ConfigError(f"threshold {threshold} is not a finite number of at least 0, the units of the map")
+        origin = f"given as {threshold:g} for this run"
+        if calibration is None:
+            return Calibration(float(threshold), math.nan, 0, 0, {}, (), origin)
+        return replace(calibration, threshold=float(threshold), false_positive_rate=math.nan, origin=origin)
+    known = {} if calibration is None else {float(at): value for at, value in calibration.quantiles.items()}
+    if calibration is None or rate not in known:
+        stored = ", ".join(f"{at:g}" for at in sorted(known, reverse=True)) or "none"
+        raise ConfigError(
+            f"the model has no threshold for rate {rate}; recorded: {stored}; choose one of them, or run `maediff "
+            "calibrate --rate` with healthy scans"
+        )
+    return replace(calibration, threshold=known[rate], false_positive_rate=float(rate))
 
 
 def count_scans(count: int, kind: str) -> str:

@@ -457,7 +457,9 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     elif str(source) in presets():
         text = (resources.files("maediff.configs") / f"{source}.yaml").read_text(encoding="utf-8")
     else:
-        raise ConfigError(f"no preset {str(source)!r}; choose one of {', '.join(presets())}, or give a .yaml file")
+        near = difflib.get_close_matches(str(source)[:_MAX_SHOWN], presets(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(presets())}, or give a .yaml file"
+        raise ConfigError(f"no preset {str(source)!r}; {hint}")
     if len(text) > _MAX_CHARACTERS:
         raise ConfigError(f"{source} has {len(text)} characters; a configuration has at most {_MAX_CHARACTERS}")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import platform
 import shutil
 import sys
@@ -34,16 +35,17 @@ class Check:
     detail: str
 
 
-def diagnose(device: str = "auto") -> list[Check]:
+def diagnose(device: str = "auto", *, thorough: bool = False) -> list[Check]:
     """Run every check.
 
     Args:
         device: The device to compute on, as ``--device``.
+        thorough: Also import every package, which takes several seconds; else look whether each is installed.
 
     Returns:
         Findings in a fixed order. No finding raises.
     """
-    return [*_python(), *_packages(), *_device(device), *_resources(), *_models()]
+    return [*_python(), *_packages(thorough), *_device(device), *_resources(), *_models()]
 
 
 def _python() -> Iterator[Check]:
@@ -53,13 +55,25 @@ def _python() -> Iterator[Check]:
     )
 
 
-def _packages() -> Iterator[Check]:
-    broken = [f"{name} ({reason})" for name in _IMPORTS if (reason := _why_not(importlib.import_module, name))]
+def _packages(thorough: bool) -> Iterator[Check]:
+    probe = importlib.import_module if thorough else _locate
+    broken = [f"{name} ({reason})" for name in _IMPORTS if (reason := _why_not(probe, name))]
     if broken:
         yield Check("packages", "problem", f"cannot import {', '.join(broken)}; install MAEDiff anew")
     else:
         found = {name: version for name, version in versions().items() if name != "python"}
         yield Check("packages", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
+
+
+def _locate(name: str) -> None:
+    """Find the package of a module without importing it.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+    """
+    package = name.partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(f"No module named {package!r}")
 
 
 def _device(name: str) -> Iterator[Check]:

@@ -15,6 +15,7 @@ The model hash is the SHA-256 of the text of SHA256SUMS.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import json
@@ -253,7 +254,7 @@ def load_model_folder(folder: str | Path) -> StoredModel:
     try:
         weights = load_file(folder / WEIGHTS)
         config = load_config(folder / CONFIG)
-        calibration = _read_calibration(folder)
+        calibration = read_calibration(folder)
         card = (folder / CARD).read_text(encoding="utf-8")
         locations = (folder / LOCATIONS).read_bytes() if LOCATIONS in _parse_sums(text, folder) else None
     except (OSError, ValueError, SafetensorError, ConfigError) as error:
@@ -290,7 +291,7 @@ def _sums_in_force(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise ModelError(
-            f"no model folder at {folder}; give a folder that `maediff train` wrote, or {_packaged_hint()}"
+            f"no model folder at {folder}; give a folder that `maediff train` wrote, or {_packaged_hint(str(folder))}"
         )
     _check_schema(folder)
     try:
@@ -469,7 +470,7 @@ def describe_model(folder: str | Path) -> dict[str, Any]:
     text = _sums_in_force(folder)
     try:
         config = load_config(folder / CONFIG)
-        calibration = _read_calibration(folder)
+        calibration = read_calibration(folder)
         parameters = _count_parameters(folder / WEIGHTS)
         locations = _describe_locations(folder) if LOCATIONS in _parse_sums(text, folder) else None
     except (OSError, ValueError, SafetensorError, ConfigError) as error:
@@ -517,7 +518,7 @@ def resolve_model(name: str | Path) -> Path:
             return folder
     if path.is_dir():
         raise ModelError(f"{path} holds no model ({CHECKSUMS} is missing); give RUN/model of a finished training")
-    raise ModelError(f"no model {str(name)!r}: neither a folder nor packaged; {_packaged_hint()}")
+    raise ModelError(f"no model {str(name)!r}: neither a folder nor packaged; {_packaged_hint(str(name))}")
 
 
 def _count_parameters(path: Path) -> int:
@@ -537,7 +538,10 @@ def _describe_locations(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _packaged_hint() -> str:
+def _packaged_hint(name: str) -> str:
+    near = difflib.get_close_matches(name[:_MAX_REASON], packaged_models(), n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
     return f"packaged: {', '.join(packaged_models()) or 'none'}"
 
 
@@ -582,7 +586,12 @@ def _read_text(path: Path) -> str:
         raise ModelError(f"cannot read {path}: {error}; this is not a whole MAEDiff model folder") from error
 
 
-def _read_calibration(folder: Path) -> dict[str, Any] | None:
+def read_calibration(folder: Path) -> dict[str, Any] | None:
+    """Read the calibration of a model folder; None before calibration.
+
+    Raises:
+        ModelError: The file cannot be read.
+    """
     calibration = json.loads(_read_text(folder / CALIBRATION))
     if calibration is None or isinstance(calibration, dict):
         return calibration

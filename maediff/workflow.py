@@ -16,10 +16,9 @@ import torch
 
 from maediff import card
 from maediff.calibration import Calibration, calibrate, count_scans
-from maediff.config import UNTRAINED, Config, config_hash, dump_yaml, load_config, override
+from maediff.config import UNTRAINED, Config, config_hash, dump_yaml, override
 from maediff.data.bids import DERIVATIVE_FILES, describe_derivatives
 from maediff.data.cases import Case, find_cases
-from maediff.data.cases import shard as shard_of
 from maediff.data.slices import SliceSet, healthy_slices
 from maediff.errors import InputError
 from maediff.hardware import resolve_device
@@ -30,12 +29,12 @@ from maediff.inference.cohort import (
     InferSummary,
     Outputs,
     PlannedCase,
-    RunKey,
     infer_cases,
-    plan_cases,
+    table_name,
 )
 from maediff.inference.cost import Cost, estimate_cost
 from maediff.inference.locations import fit_locations, left_out_maps
+from maediff.inference.plan import cases_of
 from maediff.inference.predictor import AnomalyResult, BoolArray, FloatArray, Predictor, load_model
 from maediff.inference.untrained import untrained_weights
 from maediff.locking import folder_lock
@@ -70,6 +69,7 @@ def train(
     device: str = "auto",
     split: str | None = None,
     channel: str | None = None,
+    on_case: Callable[[str], None] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Path:
     """Train on healthy scans, calibrate on the held-out ones, and write a model folder.
@@ -86,7 +86,8 @@ def train(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         split: Learn from rows of this split instead of "train".
         channel: Which `image_<channel>` column of a table.
-        on_progress: Told of logged steps.
+        on_case: Called with the name of each scan as it is read, before the first step.
+        on_progress: Called at the first step and at every logged one.
 
     Returns:
         The model folder.
@@ -107,6 +108,7 @@ def train(
             device=chosen,
             split=split,
             channel=channel,
+            on_case=on_case,
             on_progress=on_progress,
         )
 
@@ -132,6 +134,7 @@ def _train(
     device: torch.device,
     split: str | None,
     channel: str | None,
+    on_case: Callable[[str], None] | None,
     on_progress: OnProgress | None,
 ) -> Path:
     check_trainable(config)
@@ -140,8 +143,8 @@ def _train(
         write_text(run_dir / "config.yaml", dump_yaml(config))
     cache = run_dir / "cache"
     with processes.main_first():
-        training = healthy_slices(learn, config.data, cache)
-        validation = healthy_slices(held_out, config.data, cache)
+        training = healthy_slices(learn, config.data, cache, on_case)
+        validation = healthy_slices(held_out, config.data, cache, on_case)
     log.log(logging.INFO if processes.is_main() else logging.DEBUG, "%s", describe_slices(training, validation))
     if config.method in UNTRAINED:
         result = FitResult(untrained_weights(config, learn), math.nan, 0, None)
@@ -290,7 +293,10 @@ def infer(
     overrides: Iterable[str] = (),
     scheduler: str | None = None,
     workers: int | None = None,
+    threshold: float | None = None,
+    rate: float | None = None,
     on_case: Callable[[CaseOutcome], None] | None = None,
+    on_batch: Callable[[str, int, int], None] | None = None,
 ) -> InferSummary:
     """Turn scans into anomaly maps in their own space.
 
@@ -309,7 +315,10 @@ def infer(
         overrides: Changes of the model's configuration, see :func:`~maediff.inference.predictor.load_model`.
         scheduler: Address of a Dask scheduler, whose workers score the scans; `out` and scans on shared storage.
         workers: Score the scans in this many processes on this machine, where no scheduler is given.
+        threshold: Threshold of the map to use instead of the calibrated one.
+        rate: Use the threshold that the calibration records for this false-positive rate.
         on_case: Told the outcome of each scan.
+        on_batch: Progress callback within a scan, called with (case, windows done, windows in total); not on a cluster.
 
     Returns:
         Counts and outcomes; a scan that failed stands there and in `cases.tsv`, the others are done.
@@ -321,9 +330,10 @@ def infer(
     """
     out, overrides = Path(out), tuple(overrides)
     alone = scheduler is None and workers is None
-    predictor = load_model(model, device if alone else "cpu", overrides)  # the workers have the devices
-    cases = _cases(source, shard, predictor.config, mask=mask, split=split, channel=channel)
-    table = out / ("cases.tsv" if shard == (1, 1) else f"cases-{shard[0]}-of-{shard[1]}.tsv")
+    # the workers have the devices
+    predictor = load_model(model, device if alone else "cpu", overrides, threshold=threshold, rate=rate)
+    cases = cases_of(source, shard, predictor.config, mask=mask, split=split, channel=channel)
+    table = out / table_name(shard)
     on_result = _preview if preview else None
     arguments: dict[str, Any] = {
         "model": model,
@@ -335,19 +345,28 @@ def infer(
         "scheduler": scheduler,
         "workers": workers,
     }
-    arguments |= {"split": split, "channel": channel, "overrides": overrides}
+    arguments |= {"split": split, "channel": channel, "overrides": overrides, "threshold": threshold, "rate": rate}
     with folder_lock(out, shard):
         for name in (table.name, "run.json", *DERIVATIVE_FILES) if shard == (1, 1) else (table.name,):
             remove_leftovers(out / name)
         if alone:
             summary = infer_cases(
-                predictor, cases, table, seed=seed, overwrite=overwrite, on_case=on_case, on_result=on_result
+                predictor,
+                cases,
+                table,
+                seed=seed,
+                overwrite=overwrite,
+                on_case=on_case,
+                on_result=on_result,
+                on_batch=on_batch,
             )
         else:
             with connect(scheduler, workers) as client, CaseTable(table) as rows:
                 began_ns = rows.start()
                 folder = str(resolve_model(model).resolve())
-                task = ScanTask(folder, device, overrides, out.resolve(), seed, overwrite, began_ns, on_result)
+                task = ScanTask(
+                    folder, device, overrides, out.resolve(), seed, overwrite, began_ns, on_result, threshold, rate
+                )
                 summary = infer_on_cluster(client, cases, task, rows, on_case=on_case)
         where = str(predictor.device) if alone else f"{device} on Dask workers"
         _record_inference(out, arguments, predictor, summary, seed=seed, device=where)
@@ -367,27 +386,6 @@ def _record_inference(
     write_run(out, run_record("infer", arguments, seed=seed, device=device, hashes=hashes, **facts))
 
 
-def plan_inference(
-    model: str | Path,
-    source: str | Path,
-    out: str | Path,
-    *,
-    mask: str | Path | None = None,
-    seed: int = 0,
-    shard: tuple[int, int] = (1, 1),
-    overwrite: bool = False,
-    split: str | None = None,
-    channel: str | None = None,
-    overrides: Iterable[str] = (),
-) -> list[PlannedCase]:
-    """List what :func:`infer` would do, without loading weights; arguments are the same."""
-    folder = resolve_model(model)
-    config = override(load_config(folder / "config.yaml"), overrides)
-    cases = _cases(source, shard, config, mask=mask, split=split, channel=channel)
-    key = RunKey(verify_model_folder(folder), config_hash(config), seed)
-    return plan_cases(cases, Path(out), key, overwrite=overwrite)
-
-
 def estimate_inference(
     model: str | Path,
     planned: Sequence[PlannedCase],
@@ -395,7 +393,7 @@ def estimate_inference(
     device: str = "auto",
     overrides: Iterable[str] = (),
 ) -> Cost | None:
-    """Estimate what :func:`infer` would cost for what :func:`plan_inference` lists; arguments are the same."""
+    """Estimate what :func:`infer` would cost for what :func:`maediff.plan_inference` lists; arguments are the same."""
     return estimate_cost(load_model(model, device, tuple(overrides)), planned)
 
 
@@ -410,19 +408,6 @@ def describe_slices(training: SliceSet, validation: SliceSet) -> str:
         text += f"; {left_out} slices with a lesion label left out"
     failed = len(training.failed) + len(validation.failed)
     return text + (f"; {failed} scans could not be read" if failed else "")
-
-
-def _cases(
-    source: str | Path,
-    part: tuple[int, int],
-    config: Config,
-    *,
-    mask: str | Path | None,
-    split: str | None,
-    channel: str | None,
-) -> list[Case]:
-    cases = find_cases(source, mask=mask, split=split, channel=channel, channels=config.data.channels)
-    return shard_of(cases, *part)
 
 
 def _calibrate(

@@ -5,20 +5,24 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import click
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from maediff.cli import COMMANDS, app
+from maediff.cli import COMMANDS, SECTIONS, app
 
 import maediff
 from maediff import store
 from maediff.config import load_config
 from maediff.errors import ConfigError, InputError, ModelError, TrainingInterrupted
+from maediff.inference import plan as planning
 from maediff.inference.cohort import CaseOutcome, InferSummary, PlannedCase
 from maediff.inference.cost import Cost
 
@@ -70,6 +74,29 @@ class TestHelp:
             result = run(*path, flag)
             assert result.exit_code == 0
         assert f"maediff {' '.join(path)}" in result.output.split("Example")[1]
+
+    def test_every_command_has_a_section(self):
+        placed = [name for names in SECTIONS.values() for name in names]
+        assert len(placed) == len(set(placed))
+        assert set(COMMANDS) <= set(placed)
+
+    @pytest.mark.parametrize(("path", "command"), ALL)
+    def test_examples_are_valid_calls_of_the_command(self, path, command):
+        lines = [line.strip() for line in (command.epilog or "").splitlines()]
+        own = [line.partition(" > ")[0] for line in lines if line.startswith(f"maediff {' '.join(path)}")]
+        assert own
+        for line in own:
+            with click.Context(app, info_name="maediff") as context:
+                arguments = shlex.split(line)[1 + len(path) :]
+                if not isinstance(command, click.Group):
+                    command.make_context(path[-1], arguments, parent=context).close()
+
+    def test_options_are_grouped(self, run):
+        text = run("infer", "--help").output
+        order = [text.index(f"{title}:") for title in ("Input and output", "Result", "Run", "Messages")]
+        assert order == sorted(order)
+        assert order[0] < text.index("--input") < order[1] < text.index("--threshold") < order[2]
+        assert text.index("--help") > order[3]
 
     @pytest.mark.parametrize(("path", "command"), ALL)
     def test_every_option_is_explained(self, path, command):
@@ -162,7 +189,7 @@ class TestUsage:
         assert "Missing option" in result.output
 
     def test_nothing_shows_help(self, run):
-        assert "Commands:" in run().output
+        assert "From scans to maps:" in run().output
 
 
 class TestErrors:
@@ -261,6 +288,7 @@ class TestConfig:
         path = tmp_path / "mine.yaml"
         path.write_text(run("config", "show", "-c", "tiny", "--set", "train.seed=7").stdout)
         assert load_config(path) == load_config("tiny", ["train.seed=7"])
+        assert "# In-plane spacing of the working grid, mm.\n" in path.read_text()
         assert "is valid" in run("config", "validate", path).stdout
 
     def test_schema(self, run):
@@ -285,19 +313,23 @@ class TestInfer:
 
     @pytest.fixture
     def infer(self, run, monkeypatch):
-        def start(*statuses, flags=()):
+        def start(*statuses, flags=(), notes=()):
             calls = {}
-            outcomes = [CaseOutcome(f"s{i}", status, 0.5, 1.5, 0.1, "holds NaN") for i, status in enumerate(statuses)]
+            outcomes = [
+                CaseOutcome(f"s{i}", status, 0.5, 1.5, 0.1, "holds NaN", notes) for i, status in enumerate(statuses)
+            ]
 
-            def fake_infer(*_arguments, on_case, **options):
+            def fake_infer(*_arguments, on_case, on_batch, **options):
                 calls.update(options)
                 for outcome in outcomes:
+                    on_batch(outcome.case, 1, 2)
                     on_case(outcome)
                 return InferSummary(*(statuses.count(name) for name in ("done", "skipped", "failed")), tuple(outcomes))
 
             plan = [PlannedCase(outcome.case, Path(f"{outcome.case}.nii.gz"), "infer") for outcome in outcomes]
             monkeypatch.setattr(maediff, "plan_inference", lambda *_a, **_o: plan, raising=False)
             monkeypatch.setattr(maediff, "infer", fake_infer, raising=False)
+            monkeypatch.setattr(planning, "check_planned", lambda items: items)
             cost = Cost(2, 120, 180.4, 32, 950.2, 6.4)
             monkeypatch.setattr(maediff, "estimate_inference", lambda *_a, **_o: cost, raising=False)
             return run("infer", "-m", "x", "-i", "y", "-o", "z", *flags), calls
@@ -351,6 +383,61 @@ class TestInfer:
         assert calls.items() >= expected.items()
         assert calls["preview"] is True
         assert calls["overwrite"] is False
+
+    def test_notes_are_printed_below_the_line(self, infer):
+        result, _ = infer("done", "skipped", notes=("looks like noise", "another modality; check it"))
+        lines = result.stderr.splitlines()
+        assert lines[0].startswith("[1/2] s0: score")
+        assert lines[1:3] == ["  note: looks like noise", "  note: another modality; check it"]
+        assert lines[3].startswith("[2/2] s1: skipped")
+        assert lines[4] == lines[1]
+
+    @pytest.fixture
+    def scans(self, tmp_path):
+        folder = tmp_path / "scans"
+        folder.mkdir()
+        good = np.arange(512, dtype=np.float32).reshape(8, 8, 8)
+        nib.save(nib.Nifti1Image(good, np.eye(4)), folder / "good.nii.gz")
+        holed = good.copy()
+        holed[0, 0, 0] = np.nan
+        nib.save(nib.Nifti1Image(holed, np.eye(4)), folder / "holed.nii.gz")
+        (folder / "empty.nii.gz").write_bytes(b"")
+        return folder
+
+    def test_dry_run_lists_what_cannot_be_used_and_exits_with_3(self, run, model, scans, tmp_path, monkeypatch):
+        monkeypatch.setattr(maediff, "estimate_inference", lambda *_a, **_o: None, raising=False)
+        result = run("infer", "-m", model, "-i", scans, "-o", tmp_path / "out", "--dry-run")
+        assert result.exit_code == 3
+        actions = dict(reversed(line.split("\t")[:2]) for line in result.stdout.splitlines())
+        assert actions == {"good": "infer", "holed": "fail", "empty": "fail"}
+        assert "holed cannot be used" in result.stderr
+        assert not (tmp_path / "out").exists()
+
+    def test_threshold_and_rate_exclude_each_other(self, run):
+        result = run("infer", "-m", "x", "-i", "y", "-o", "z", "--threshold", "1", "--rate", "0.1")
+        assert result.exit_code == 2
+        assert "exclude" in result.stderr
+
+
+class TestNames:
+    """A name that is nearly right brings up the right one; shells complete models and presets."""
+
+    def test_a_model(self, run):
+        assert "did you mean 'phantom'?" in run("info", "fantom").stderr
+
+    def test_a_preset(self, run):
+        result = run("config", "show", "-c", "tinny")
+        assert result.exit_code == 2
+        assert "did you mean 'tiny'?" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("words", "expected"), [("infer -m pha", "phantom"), ("train -c sma", "small"), ("exp", "export-bundle")]
+    )
+    def test_completion(self, run, monkeypatch, words, expected):
+        monkeypatch.setenv("COMP_WORDS", f"maediff {words}")
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+        result = CliRunner().invoke(app, [], prog_name="maediff", env={"_MAEDIFF_COMPLETE": "bash_complete"})
+        assert f"plain,{expected}" in result.output.splitlines()
 
 
 def test_table_cells():

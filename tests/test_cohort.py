@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -12,11 +14,12 @@ from click.testing import CliRunner
 from maediff.cli import app
 
 from maediff.calibration import Calibration
-from maediff.errors import OutputError
+from maediff.errors import ConfigError, OutputError
+from maediff.inference.plan import plan_inference
 from maediff.inference.predictor import load_model
 from maediff.store import read_json, update_calibration
 from maediff.volume import write_like
-from maediff.workflow import infer, plan_inference
+from maediff.workflow import infer
 
 AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
 SHAPE = (17, 20, 12)
@@ -91,6 +94,52 @@ def test_finished_scans_are_skipped_until_something_changes(model, scans, make_s
     assert again(seed=1) == (2, 0, 0)
     assert read_json(out / "a_anomaly.json")["threshold"] == 0.7
     assert again(seed=1, overrides=["infer.batch_size=2"]) == (2, 0, 0)  # another configuration
+
+
+def test_a_given_threshold_makes_the_mask_and_is_part_of_what_was_asked_for(model, scans, tmp_path):
+    out = tmp_path / "out"
+    (scans / "b.nii.gz").unlink()
+    assert infer(model, scans, out, device="cpu", threshold=0.1).done == 2
+    sidecar, anomaly = read_json(out / "a_anomaly.json"), nib.load(out / "a_anomaly.nii.gz").get_fdata()
+    assert (sidecar["threshold"], sidecar["threshold_given"]) == (0.1, 0.1)
+    assert "given as 0.1" in sidecar["threshold_origin"]
+    assert (nib.load(out / "a_anomaly-mask.nii.gz").get_fdata() == (anomaly > 0.1)).all()
+    assert infer(model, scans, out, device="cpu", threshold=0.1).skipped == 2
+    assert [case.action for case in plan_inference(model, scans, out, threshold=0.1)] == ["skip", "skip"]
+    assert [case.action for case in plan_inference(model, scans, out)] == ["infer", "infer"]
+    update_calibration(model, {**CALIBRATION, "quantiles": {"0.001": 0.2}})
+    assert infer(model, scans, out, device="cpu", rate=0.001).done == 2
+    assert read_json(out / "a_anomaly.json")["threshold"] == 0.2
+    with pytest.raises(ConfigError, match=r"recorded: 0\.001"):
+        infer(model, scans, out, device="cpu", rate=0.05)
+
+
+def test_a_run_with_nothing_to_do_loads_no_network(model, scans, tmp_path):
+    out = tmp_path / "out"
+    infer(model, scans / "a.nii.gz", out, device="cpu")
+    before = (out / "run.json").read_bytes()
+    arguments = ["infer", "-m", str(model), "-i", str(scans / "a.nii.gz"), "-o", str(out), "--json"]
+    code = (
+        f"import sys\nfrom maediff.cli import app\ntry:\n    app({arguments!r})\nexcept SystemExit as end:\n"
+        "    print('MODULES', end.code, *sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    printed, modules = result.stdout.split("MODULES")
+    assert json.loads(printed)["skipped"] == 1
+    assert modules.split()[0] == "0"
+    assert {"torch", "monai", "sklearn", "accelerate"}.isdisjoint(modules.split())
+    assert [row["status"] for row in rows(out / "cases.tsv")] == ["skipped"]
+    assert (out / "run.json").read_bytes() == before
+
+
+def test_progress_within_a_scan(model, scans, tmp_path):
+    seen = []
+    infer(model, scans / "a.nii.gz", tmp_path / "out", device="cpu", on_batch=lambda *told: seen.append(told))
+    assert {case for case, _, _ in seen} == {"a"}
+    (total,) = {windows for _, _, windows in seen}
+    done = [count for _, count, _ in seen]
+    assert done == sorted(done)
+    assert done[-1] == total > 0
 
 
 def test_a_model_without_calibration_writes_no_mask_and_leaves_no_old_one(model, make_model, tiny, scans, tmp_path):

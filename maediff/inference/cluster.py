@@ -50,6 +50,8 @@ class ScanTask:
         overwrite: Compute again what was finished before this run.
         began_ns: When the run's table was first written, by the clock of the output folder's file system.
         on_result: Given each new result, before its sidecar is written.
+        threshold: Threshold of the map to use instead of the calibrated one.
+        rate: False-positive rate whose recorded threshold to use.
     """
 
     model: str
@@ -60,11 +62,13 @@ class ScanTask:
     overwrite: bool
     began_ns: int
     on_result: Callable[[AnomalyResult, Outputs], None] | None
+    threshold: float | None = None
+    rate: float | None = None
 
     def __call__(self, case: Case) -> CaseOutcome:
         """Score a scan, unless a worker that died since the run began had finished it."""
-        predictor = _load_once(self.model, self.device, self.overrides)
-        key = RunKey(predictor.model_hash, predictor.config_hash, self.seed)
+        predictor = _load_once(self.model, self.device, self.overrides, self.threshold, self.rate)
+        key = RunKey(predictor.model_hash, predictor.config_hash, self.seed, predictor.threshold_given)
         outputs = Outputs.of(case, self.out)
         finished_now = outputs.sidecar.is_file() and outputs.sidecar.stat().st_mtime_ns >= self.began_ns
         job = CaseJob(predictor, self.out, key, self.overwrite and not finished_now, self.on_result)
@@ -79,8 +83,10 @@ class ScanTask:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_once(model: str, device: str, overrides: tuple[str, ...]) -> Predictor:
-    return load_model(model, device, overrides)
+def _load_once(
+    model: str, device: str, overrides: tuple[str, ...], threshold: float | None, rate: float | None
+) -> Predictor:
+    return load_model(model, device, overrides, threshold=threshold, rate=rate)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from maediff.data.cases import Case
 from maediff.errors import InputError, OutputError
 from maediff.findings import scan_findings, write_components
 from maediff.inference.overlap import overlapped
-from maediff.inference.predictor import AnomalyResult, Predictor, PreparedScan
 from maediff.provenance import without_names
 from maediff.store import file_sha256, read_json, remove_leftovers, write_json
 from maediff.volume import write_like
+
+if TYPE_CHECKING:  # the predictor imports the network's packages, which a run of finished scans does not need
+    from maediff.inference.predictor import AnomalyResult, Predictor, PreparedScan
 
 log = logging.getLogger(__name__)
 Status = Literal["done", "skipped", "failed"]
@@ -39,6 +41,8 @@ class CaseOutcome:
     anomalous_volume_ml: float | None = None
     seconds: float | None = None
     message: str = ""
+    notes: tuple[str, ...] = ()
+    """What a user should be told about the scan, one by one; `message` joins them in the table."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,11 @@ class PlannedCase:
 
     case: str
     image: Path
-    action: Literal["infer", "skip"]
+    action: Literal["infer", "skip", "fail"]
     mask: Path | None = None
     others: tuple[Path, ...] = ()
+    sidecar: Path = Path()
+    message: str = ""
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -126,11 +132,13 @@ class RunKey:
     model_hash: str
     config_hash: str
     seed: int
+    threshold_given: float | None = None
 
     def fits(self, case: Case, outputs: Outputs) -> bool:
         """Tell whether the outputs of a case are finished, and of this input, model, configuration and seed."""
         found = read_json(outputs.sidecar)
-        wanted = {"model_hash": self.model_hash, "config_hash": self.config_hash, "seed": self.seed}
+        wanted: dict[str, Any] = {"model_hash": self.model_hash, "config_hash": self.config_hash, "seed": self.seed}
+        wanted["threshold_given"] = self.threshold_given
         if any(found.get(name) != value for name, value in wanted.items()):
             return False
         named = [outputs.sidecar.parent / str(name) for name in found.get("outputs", {}).values()]
@@ -149,10 +157,12 @@ def input_hash(case: Case) -> str:
 def plan_cases(cases: Sequence[Case], out: Path, key: RunKey, *, overwrite: bool) -> list[PlannedCase]:
     """List what a run would do, without computing anything."""
 
-    def action(case: Case) -> Literal["infer", "skip"]:
-        return "skip" if not overwrite and key.fits(case, Outputs.of(case, out)) else "infer"
+    def planned(case: Case) -> PlannedCase:
+        outputs = Outputs.of(case, out)
+        action: Literal["infer", "skip"] = "skip" if not overwrite and key.fits(case, outputs) else "infer"
+        return PlannedCase(case.id, case.image, action, case.mask, case.others, outputs.sidecar)
 
-    return [PlannedCase(case.id, case.image, action(case), case.mask, case.others) for case in cases]
+    return [planned(case) for case in cases]
 
 
 def infer_cases(
@@ -164,6 +174,7 @@ def infer_cases(
     overwrite: bool = False,
     on_case: Callable[[CaseOutcome], None] | None = None,
     on_result: Callable[[AnomalyResult, Outputs], None] | None = None,
+    on_batch: Callable[[str, int, int], None] | None = None,
 ) -> InferSummary:
     """Score scans one after another and write their outputs; the next is read while one is computed.
 
@@ -175,6 +186,7 @@ def infer_cases(
         overwrite: Compute again what is finished.
         on_case: Told the outcome of each scan.
         on_result: Given each new result, before its sidecar is written (previews).
+        on_batch: Progress callback within a scan, called with (case, windows done, windows in total).
 
     Returns:
         Counts and outcomes.
@@ -182,9 +194,8 @@ def infer_cases(
     Raises:
         OutputError: The output folder cannot be written; nothing else would succeed either.
     """
-    job = CaseJob(
-        predictor, table.parent, RunKey(predictor.model_hash, predictor.config_hash, seed), overwrite, on_result
-    )
+    key = RunKey(predictor.model_hash, predictor.config_hash, seed, predictor.threshold_given)
+    job = CaseJob(predictor, table.parent, key, overwrite, on_result, on_batch)
     with CaseTable(table) as rows:
         for outcome in overlapped(cases, job.read, job.score, job.write):
             rows.add(outcome)
@@ -214,6 +225,7 @@ class CaseJob:
         key: What finished outputs must share with this run.
         overwrite: Compute again what is finished.
         on_result: Given each new result, before its sidecar is written.
+        on_batch: Progress callback within a scan, called with (case, windows done, windows in total).
     """
 
     predictor: Predictor
@@ -221,13 +233,14 @@ class CaseJob:
     key: RunKey
     overwrite: bool
     on_result: Callable[[AnomalyResult, Outputs], None] | None = None
+    on_batch: Callable[[str, int, int], None] | None = None
 
     def read(self, case: Case) -> Staged:
         """Skip a finished scan, else remove older outputs and prepare it."""
 
         def prepared() -> PreparedScan | CaseOutcome:
             if not self.overwrite and self.key.fits(case, outputs):
-                return _from_sidecar(case, outputs)
+                return finished_outcome(case.id, outputs.sidecar)
             outputs.remove()  # until the new outputs are complete, none is finished
             return self.predictor.prepare(case.images, case.mask)
 
@@ -238,7 +251,8 @@ class CaseJob:
         """Compute the maps."""
         if isinstance(scan.made, CaseOutcome):
             return scan
-        return replace(scan, made=_guarded(scan.case, lambda: self.predictor.score(scan.made, self.key.seed)))
+        on_batch = None if self.on_batch is None else partial(self.on_batch, scan.case.id)
+        return replace(scan, made=_guarded(scan.case, lambda: self.predictor.score(scan.made, self.key.seed, on_batch)))
 
     def write(self, scan: Staged) -> CaseOutcome:
         """Write the maps, then the sidecar that makes them count as finished."""
@@ -325,7 +339,9 @@ def _write_result(
     if on_result:
         on_result(result, outputs)
     write_json(outputs.sidecar, _sidecar(case, result, key, {name: path.name for name, path in written.items()}))
-    return CaseOutcome(case.id, "done", result.score, result.volume_ml, result.seconds, "; ".join(result.notes))
+    return CaseOutcome(
+        case.id, "done", result.score, result.volume_ml, result.seconds, "; ".join(result.notes), result.notes
+    )
 
 
 def _sidecar(case: Case, result: AnomalyResult, key: RunKey, written: dict[str, str]) -> dict[str, Any]:
@@ -342,6 +358,7 @@ def _sidecar(case: Case, result: AnomalyResult, key: RunKey, written: dict[str, 
         "units": result.units,
         "threshold": result.threshold,
         "threshold_origin": result.threshold_origin,
+        "threshold_given": key.threshold_given,
         "score": result.score,
         "score_percentile": result.score_percentile,
         "volume_ml": result.volume_ml,
@@ -353,15 +370,29 @@ def _sidecar(case: Case, result: AnomalyResult, key: RunKey, written: dict[str, 
     }
 
 
-def _from_sidecar(case: Case, outputs: Outputs) -> CaseOutcome:
-    found = read_json(outputs.sidecar)
+def finished_outcome(case: str, sidecar: Path) -> CaseOutcome:
+    """Describe a scan that an earlier run finished, from its sidecar."""
+    found = read_json(sidecar)
     message = "finished in an earlier run"
-    return CaseOutcome(case.id, "skipped", found.get("score"), found.get("volume_ml"), found.get("seconds"), message)
+    notes = tuple(str(note) for note in found.get("notes", ()))
+    return CaseOutcome(
+        case, "skipped", found.get("score"), found.get("volume_ml"), found.get("seconds"), message, notes
+    )
+
+
+def table_name(shard: tuple[int, int]) -> str:
+    """Name the table of a run over part K of N.
+
+    Example:
+        >>> table_name((1, 1)), table_name((2, 4))
+        ('cases.tsv', 'cases-2-of-4.tsv')
+    """
+    return "cases.tsv" if shard == (1, 1) else f"cases-{shard[0]}-of-{shard[1]}.tsv"
 
 
 def write_table(path: Path, outcomes: Sequence[CaseOutcome]) -> None:
     """Write `cases.tsv` atomically."""
-    columns = [field.name for field in fields(CaseOutcome)]
+    columns = [field.name for field in fields(CaseOutcome) if field.name != "notes"]
     tables.write_table(path, [asdict(outcome) for outcome in outcomes], columns, missing="n/a")
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from maediff.calibration import Calibration
+from maediff.calibration import Calibration, with_threshold
 from maediff.config import UNTRAINED, Config, config_hash, override
 from maediff.errors import ConfigError, InputError, ModelError
 from maediff.hardware import resolve_device, use_bf16
@@ -133,6 +133,7 @@ class Predictor:
         model_hash: Hash of the model folder.
         device: Where it computes.
         locations: Healthy residuals by place, which maps are measured against where `score.locations` is on.
+        threshold_given: Threshold that was asked for instead of the calibrated one, or None.
     """
 
     config: Config
@@ -141,6 +142,7 @@ class Predictor:
     model_hash: str
     device: torch.device
     locations: Locations | None = None
+    threshold_given: float | None = None
 
     @cached_property
     def config_hash(self) -> str:
@@ -226,7 +228,7 @@ class Predictor:
             anomaly_mask=self._mask(anomaly, volume),
             uncertainty=deviation,
             score=score,
-            score_percentile=calibrated.percentile_of(score) if calibrated else None,
+            score_percentile=calibrated.percentile_of(score) if calibrated and calibrated.case_scores else None,
             threshold=calibrated.threshold if calibrated else None,
             threshold_origin=calibrated.origin if calibrated else None,
             notes=prepared.notes,
@@ -293,7 +295,14 @@ class Predictor:
         return anomaly_mask(anomaly, self.calibration.threshold, volume.spacing_mm, self.config.score.min_size_mm3)
 
 
-def load_model(model: str | Path, device: str = "auto", overrides: tuple[str, ...] = ()) -> Predictor:
+def load_model(
+    model: str | Path,
+    device: str = "auto",
+    overrides: tuple[str, ...] = (),
+    *,
+    threshold: float | None = None,
+    rate: float | None = None,
+) -> Predictor:
     """Load a model folder, verified, ready to score scans.
 
     Args:
@@ -302,6 +311,8 @@ def load_model(model: str | Path, device: str = "auto", overrides: tuple[str, ..
         overrides: Changes such as ``infer.draws=4``; those that change maps drop the calibration, since its threshold
             belongs to other maps, and those that would need another network are refused. So are those that change
             residuals while these are measured by place; ``score.locations=false`` gives maps in working units.
+        threshold: Threshold of the map to use instead of the calibrated one.
+        rate: Use the threshold that the calibration records for this false-positive rate.
 
     Raises:
         ModelError: The folder is missing, damaged or of a newer schema, or its weights fit another network.
@@ -327,7 +338,11 @@ def load_model(model: str | Path, device: str = "auto", overrides: tuple[str, ..
     if calibration and _maps_as(config) != _maps_as(stored.config):
         log.warning("the overrides change the maps, so the model's threshold does not apply: no anomaly mask")
         calibration = None
-    return Predictor(config, network, calibration, stored.hash, chosen, _locations(config, stored))
+    given = None
+    if threshold is not None or rate is not None:
+        calibration = with_threshold(calibration, threshold, rate)
+        given = calibration.threshold
+    return Predictor(config, network, calibration, stored.hash, chosen, _locations(config, stored), given)
 
 
 def _locations(config: Config, stored: StoredModel) -> Locations | None:

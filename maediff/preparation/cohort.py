@@ -81,6 +81,7 @@ def prepare_cohort(
     channel: str | None = None,
     series: int | None = None,
     overwrite: bool = False,
+    on_start: Callable[[int], None] | None = None,
     on_case: Callable[[PreparedCase], None] | None = None,
 ) -> PrepareSummary:
     """Turn raw head scans into model-ready ones.
@@ -99,6 +100,7 @@ def prepare_cohort(
             and the brain of the first, to which mask and label belong.
         series: DICOM Series Number, where folders hold several series.
         overwrite: Prepare again what is finished.
+        on_start: Called once with the number of scans, before the first is prepared.
         on_case: Told the outcome of each scan.
 
     Raises:
@@ -110,6 +112,8 @@ def prepare_cohort(
     if out.resolve() == Path(source).resolve():
         raise InputError(f"{out} holds the raw scans; choose another folder for the prepared ones")
     raw = raw_scans(Path(source), out / "raw", mask=mask, channel=channel, series=series)
+    if on_start:
+        on_start(sum(max(1, len(scan.channels)) for scan in raw.scans))
     outcomes: list[PreparedCase] = []
     rows = []
     for scan in raw.scans:

@@ -116,7 +116,7 @@ def fit(
         device: Where to compute (one process); several processes place themselves.
         resume: Continue from `checkpoints/last.pt` where there is one.
         initial: Weights to start from, of the same network; random ones if None.
-        on_progress: Told of every logged step.
+        on_progress: Called at the first step and at every logged one.
 
     Returns:
         Best averaged weights.
@@ -187,6 +187,9 @@ class _Run:
                     self._report(Progress(step, train.max_steps, float(loss), val_loss, speed, 0), on_progress)
                     self.log.write(step, float(loss), float(mae_loss), val_loss, self._lr(), float(norm), speed)
                     self._track(step, loss, val_loss)
+                elif step == start_step + 1:  # so that the time left is known from the first step on
+                    speed = self.batch / watch.seconds
+                    self._report(Progress(step, train.max_steps, float(loss), None, speed, 0), on_progress)
                 stopped = stopped or (bool(stop) and not processes.several())
                 if step % train.checkpoint_every == 0 or step == train.max_steps or stopped:
                     self._save()
