@@ -56,7 +56,9 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @model_option
 @input_option("A NIfTI file, a folder of them, a CSV/TSV table or a BIDS data set.")
 @output_option("Folder for the maps, cases.tsv and run.json.")
-@click.option("--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan; else non-zero voxels.")
+@click.option(
+    "--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan; else all but the background."
+)
 @click.option(
     "--shard", callback=_shard, metavar="K/N", default="1/1", help="Work on the K-th of N parts, one per machine."
 )

@@ -54,7 +54,7 @@ def command(
     """Turn raw head scans into model-ready ones.
 
     Bias correction, registration to the bundled template, resampling, brain mask and intensity scale; a sidecar records
-    each step, and `maediff restore` brings maps back to the raw voxels. The mask is the given one; the non-zero voxels
+    each step, and `maediff restore` brings maps back to the raw voxels. The mask is the given one; all but background
     of a stripped scan; that of hd-bet or mri_synthstrip, if on PATH; else the template's, which is approximate.
     """
     from maediff import PrepareSettings, prepare_cohort

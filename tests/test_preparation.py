@@ -13,6 +13,7 @@ from scipy import ndimage
 from maediff.data.cases import find_cases
 from maediff.errors import ConfigError, GeometryError, InputError
 from maediff.preparation import PrepareSettings, itk, masks, prepare_cohort, restore_cohort, restore_map
+from maediff.preprocess.foreground import looks_stripped
 from maediff.store import read_json
 from maediff.volume import read_mask, read_nifti
 
@@ -204,10 +205,10 @@ class TestWayBack:
 class TestMask:
     def test_stripped_brains_are_told_from_noisy_heads(self, raw):
         scan = read_nifti(raw / "a_t1.nii.gz")
-        assert masks.looks_stripped(scan)
-        noise = np.random.default_rng(0).integers(0, 8, SHAPE)
+        assert looks_stripped(scan)
+        noise = np.random.default_rng(0).integers(0, 80, SHAPE)
         head = type(scan)(np.where(scan.data > 0, scan.data, noise).astype(np.float32), scan.affine, scan.header)
-        assert not masks.looks_stripped(head)
+        assert not looks_stripped(head)
 
     def test_order_of_choice(self, monkeypatch):
         monkeypatch.setattr(masks.shutil, "which", lambda _name: None)

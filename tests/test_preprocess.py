@@ -16,6 +16,7 @@ from maediff.config import DataConfig
 from maediff.errors import GeometryError, InputError
 from maediff.preprocess import lesion_slices, prepare, prepare_label
 from maediff.preprocess.brainmask import bounding_box, brain_mask, largest_component
+from maediff.preprocess.foreground import is_whole_head
 from maediff.preprocess.intensity import Scale, fit_scale
 from maediff.volume import Volume, read_mask, read_nifti
 
@@ -114,11 +115,55 @@ def test_without_a_mask_the_brain_is_what_is_not_zero():
     assert "non-zero voxels" in notes[0]
 
 
-def test_a_scan_with_skull_and_an_odd_volume_are_noted():
-    mask, notes = brain_mask(make_volume(np.random.default_rng(0).random((20, 20, 20)) + 1), None)
+def test_a_scan_without_a_background_is_refused_unless_it_is_accepted():
+    scan = make_volume(np.random.default_rng(0).random((20, 20, 20)) + 1)
+    with pytest.raises(InputError, match=r"not skull-stripped.*brain mask.*--accept whole-head"):
+        brain_mask(scan, None)
+    mask, notes = brain_mask(scan, None, {"whole-head"})
     assert mask.all()
-    assert any("not skull-stripped" in note for note in notes)
+    assert any("every voxel" in note for note in notes)
     assert any("8 ml" in note and "300 to 2500" in note for note in notes)
+
+
+def test_a_constant_background_is_recognised_whatever_its_value():
+    brain = ball((40, 40, 40), 15)
+    tissue = 50 + 20 * np.random.default_rng(0).random(brain.shape)
+    for level in (0.0, -1024.0, 3.25):
+        mask, notes = brain_mask(make_volume(np.where(brain, tissue, level), np.diag([4, 4, 4, 1.0])), None)
+        np.testing.assert_array_equal(mask, brain)
+        assert (f"{level:g}" in notes[0]) == (level != 0)
+
+
+def test_a_scan_that_was_z_scored_has_the_brain_that_it_had():
+    brain = ball((40, 40, 40), 15)
+    data = np.where(brain, 50 + 20 * np.random.default_rng(0).random(brain.shape), 0)
+    whole = (data - data.mean()) / data.std()  # the background is constant and negative
+    inside = np.where(brain, (data - data[brain].mean()) / data[brain].std(), 0)  # it is the brain's mean
+    for scan in (whole, inside):
+        np.testing.assert_array_equal(brain_mask(make_volume(scan, np.diag([4, 4, 4, 1.0])), None)[0], brain)
+
+
+def test_ringing_of_spline_interpolation_is_no_brain():
+    small = ball((40, 40, 40), 14)
+    data = np.where(small, 500 + 100 * np.random.default_rng(0).random(small.shape), 0)
+    rung = ndimage.zoom(data, 2, order=3)
+    truth = ndimage.zoom(small.astype(float), 2, order=1) > 0.5
+    mask, notes = brain_mask(make_volume(rung, np.diag([2, 2, 2, 1.0])), None)
+    assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.92
+    assert (rung != 0).mean() > 3 * truth.mean()  # what "non-zero" would have been
+    assert "within" in notes[0]
+
+
+def test_a_head_is_told_from_a_brain_with_any_background():
+    brain, head = ball((50, 50, 50), 15), ball((50, 50, 50), 23)
+    rng = np.random.default_rng(0)
+    tissue = np.where(brain, 500 + 100 * rng.random(brain.shape), 300)
+    affine = np.diag([4, 4, 4, 1.0])  # 905 and 3,300 ml
+    assert not is_whole_head(make_volume(np.where(brain, tissue, 0), affine))
+    assert is_whole_head(make_volume(np.where(head, tissue, 0), affine))
+    assert is_whole_head(make_volume(np.where(head, tissue, 40 * rng.random(brain.shape)), affine / 2))
+    with pytest.raises(InputError, match="whole head"):
+        brain_mask(make_volume(np.where(head, tissue, 0), affine), None)
 
 
 def test_a_given_mask_is_taken_as_it_is():

@@ -25,6 +25,7 @@ from maediff.data.cohort import as_volume
 from maediff.data.phantom import MODALITIES, subject
 from maediff.evaluation import dice
 from maediff.preparation import itk, masks
+from maediff.preprocess.foreground import looks_stripped
 from maediff.volume import Volume, read_mask, read_nifti
 
 MARGINS_MM = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
@@ -89,7 +90,7 @@ def detection(data: Path) -> dict[str, Any]:
     """Count on each set how many scans are taken for stripped, beside the truth."""
     result = {}
     for name, truth, volumes in sets(data):
-        taken = [masks.looks_stripped(volume) for volume in volumes]
+        taken = [looks_stripped(volume) for volume in volumes]
         result[name] = {"scans": len(taken), "stripped": truth, "taken_for_stripped": sum(taken)}
     say(
         table(

@@ -167,7 +167,7 @@ class Predictor:
         Args:
             image: Path, nibabel image or :class:`~maediff.volume.Volume`, 3-D; for a model of several channels a list
                 of them in the order of its `data.channels`, on one voxel grid.
-            mask: Brain mask on the same grid; without one, the non-zero voxels of a skull-stripped scan.
+            mask: Brain mask on the same grid; without one, what is not background in a skull-stripped scan.
             seed: Seed of the noise. The result depends on it, on the scan's file name and on the scan alone.
             on_batch: Told how many windows are done, of how many.
 

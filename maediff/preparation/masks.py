@@ -26,8 +26,6 @@ METHODS: tuple[Method, ...] = ("given", "stripped", "hd-bet", "synthstrip", "tem
 
 # The template's mask follows the cortex; brain masks usually hold the fluid around it too.
 TEMPLATE_MARGIN_MM = 3.0
-_MIN_ZERO = 0.2
-_MAX_DARK = 0.15
 _HOLES, _SECOND_PART, _MIN_OVERLAP = 0.01, 0.02, 0.85
 
 
@@ -59,24 +57,6 @@ TOOLS: dict[str, Tool] = {
         "mri_synthstrip", lambda scan, folder: ["-i", str(scan), "-m", str(folder / "mask.nii.gz")], "mask.nii.gz"
     ),
 }
-
-
-def looks_stripped(volume: Volume) -> bool:
-    """Tell whether the non-zero voxels of a scan are its brain.
-
-    Such a scan has a background of exact zeros, and few voxels that are nearly black among the others. A raw head holds
-    many: air that is noisy rather than zero, skull, sinuses. On the scans looked at the share of voxels below a
-    fifth of the 95th percentile was at most 0.08 in brains (FLAIR, T1, T2) and at least 0.35 in heads (FLAIR only).
-    ``python -m benchmarks.quality.brainmask`` counts right answers: all 90 heads (T1, FLAIR) and 18 brains.
-
-    Args:
-        volume: The scan.
-    """
-    if float(np.mean(volume.data == 0)) < _MIN_ZERO:
-        return False
-    values = volume.data[largest_component(volume.data != 0)]
-    dark = float(np.mean(values < 0.2 * np.percentile(values, 95)))
-    return dark < _MAX_DARK
 
 
 def choose_method(asked: str, *, given: bool, stripped: bool) -> Method:

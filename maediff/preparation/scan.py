@@ -12,6 +12,7 @@ from maediff.errors import ConfigError, InputError
 from maediff.preparation import itk, masks
 from maediff.preparation.grid import Brain, Grid, lay_grid, resample_brain, shape_of
 from maediff.preprocess.brainmask import largest_component
+from maediff.preprocess.foreground import find_background, looks_stripped
 from maediff.preprocess.intensity import Scale
 from maediff.preprocess.resample import index_map, resample
 from maediff.volume import Volume, new_header
@@ -163,7 +164,7 @@ def finish_scan(
 
 def _stripped(settings: PrepareSettings, volume: Volume) -> bool:
     """Look for a skull only where the answer matters."""
-    return settings.mask_from == "auto" and masks.looks_stripped(volume)
+    return settings.mask_from == "auto" and looks_stripped(volume)
 
 
 def resample_label(label: Array, prepared: PreparedScan, raw: Volume) -> BoolArray:
@@ -177,13 +178,14 @@ def _known_mask(method: str, mask: BoolArray | None, volume: Volume) -> BoolArra
     if method == "given":
         return mask
     if method == "stripped":
-        return largest_component(volume.data != 0)
+        background = find_background(volume.data)
+        return None if background is None else largest_component(background.outside(volume.data))
     return masks.run_tool(method, volume) if method in masks.TOOLS else None
 
 
 def _said(method: str) -> tuple[str, ...]:
     return {
-        "stripped": ("the scan is skull-stripped already: its non-zero voxels are the brain",),
+        "stripped": ("the scan is skull-stripped already: what is not background is the brain",),
         "template": ("the brain mask is approximate: the template's, registered to the scan; look at it before use",),
     }.get(method, ())
 

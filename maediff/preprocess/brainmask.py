@@ -1,7 +1,8 @@
-"""Where the brain is: a mask that was given, or the non-zero voxels of a skull-stripped scan."""
+"""Where the brain is: a mask that was given, or what is not background in a skull-stripped scan."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -9,37 +10,43 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from maediff.errors import GeometryError, InputError
+from maediff.preprocess.foreground import Background, find_background, is_whole_head
 from maediff.volume import Volume
 
 PLAUSIBLE_ML = (300.0, 2500.0)
-_MIN_BACKGROUND = 0.02
+WHOLE_HEAD = "whole-head"
+"""What a caller accepts to have every voxel that is not background taken as the brain, skull or not."""
 
 BoolArray = npt.NDArray[np.bool_]
 
 
-def brain_mask(volume: Volume, mask: npt.NDArray[Any] | None) -> tuple[BoolArray, tuple[str, ...]]:
+def brain_mask(
+    volume: Volume, mask: npt.NDArray[Any] | None, accept: Collection[str] = ()
+) -> tuple[BoolArray, tuple[str, ...]]:
     """Choose the brain of a scan.
 
-    A given mask is taken as it is. Without one, the scan counts as skull-stripped: the brain is the largest
-    face-connected component of its non-zero voxels, with holes filled.
+    A given mask is taken as it is. Without one, the scan must be skull-stripped: the brain is the largest
+    face-connected component of what is not background, with holes filled.
 
     Args:
         volume: The scan.
         mask: Brain (X, Y, Z), or None.
+        accept: Holds "whole-head" if a scan that shows a whole head is to be taken as it is.
 
     Returns:
         The mask, boolean (X, Y, Z), and notes for the user (derived mask, implausible volume).
 
     Raises:
-        InputError: The mask is empty.
+        InputError: The mask is empty, or none is given and the scan shows a whole head.
         GeometryError: The mask has another shape than the scan.
     """
     notes: list[str] = []
     if mask is None:
-        brain = largest_component(volume.data != 0)
-        notes.append("no brain mask was given: the non-zero voxels are taken as the brain")
-        if brain.mean() > 1 - _MIN_BACKGROUND:
-            notes.append("the background is not zero: the scan is not skull-stripped; give a brain mask")
+        background = find_background(volume.data)
+        if WHOLE_HEAD not in accept and is_whole_head(volume):
+            raise InputError(_not_stripped(volume, background))
+        brain, said = _not_background(volume, background)
+        notes.append(said)
     else:
         brain = np.asarray(mask, dtype=bool)
         if brain.shape != volume.data.shape:
@@ -54,6 +61,29 @@ def brain_mask(volume: Volume, mask: npt.NDArray[Any] | None) -> tuple[BoolArray
             "check the mask and the voxel spacing in the header"
         )
     return brain, tuple(notes)
+
+
+def _not_stripped(volume: Volume, background: Background | None) -> str:
+    if background is None:
+        why = "its background is not one value, as in a raw scan with noisy air"
+    else:
+        why = "it shows a whole head with skull, or more than a brain"
+    return (
+        f"{volume.name} is not skull-stripped: {why}; give a brain mask, or extract the brain with `maediff prepare` "
+        f"(--accept {WHOLE_HEAD} takes all of it as the brain, and then skull is mapped as anomalous)"
+    )
+
+
+def _not_background(volume: Volume, background: Background | None) -> tuple[BoolArray, str]:
+    """Take what is not background as the brain, and say what the background was."""
+    if background is None:
+        return np.ones(volume.data.shape, bool), "the scan has no background: every voxel is taken as the brain"
+    brain = largest_component(background.outside(volume.data))
+    if background == Background(0.0):
+        return brain, "no brain mask was given: the non-zero voxels are taken as the brain"
+    level = f"{background.level:.4g}"
+    what = f"within {background.tolerance:.3g} of {level}" if background.tolerance else f"constant at {level}"
+    return brain, f"no brain mask was given and the background is {what}, not zero: all else is taken as the brain"
 
 
 def largest_component(mask: BoolArray) -> BoolArray:

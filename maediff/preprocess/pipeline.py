@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -73,7 +73,12 @@ class Prepared:
 
 
 def prepare(
-    volume: Volume, mask: npt.NDArray[Any] | None, config: DataConfig, others: Sequence[Volume] = ()
+    volume: Volume,
+    mask: npt.NDArray[Any] | None,
+    config: DataConfig,
+    others: Sequence[Volume] = (),
+    *,
+    accept: Collection[str] = (),
 ) -> Prepared:
     """Find the brain, lay the working grid, scale intensities and resample.
 
@@ -85,12 +90,13 @@ def prepare(
         mask: Brain (X, Y, Z), or None for a skull-stripped scan.
         config: The data section of the configuration.
         others: Further channels on the same voxels, see :func:`maediff.volume.read_channel`; each has its own scale.
+        accept: What :func:`~maediff.preprocess.brainmask.brain_mask` shall not refuse.
 
     Raises:
-        InputError: Empty mask, or a brain without contrast.
+        InputError: Empty mask, a whole head without a mask, or a brain without contrast.
         GeometryError: The mask has another shape than the scan.
     """
-    native_mask, notes = brain_mask(volume, mask)
+    native_mask, notes = brain_mask(volume, mask, accept)
     grid = working_grid(volume, native_mask, config)
     share = to_working(native_mask, grid)
     scales = [_scale(channel, native_mask, config) for channel in (volume, *others)]
