@@ -13,8 +13,8 @@ from typing import Any
 
 from maediff.errors import MAEDiffError
 from maediff.evaluation import Estimate
+from maediff.files import write_json
 from maediff.provenance import machine, versions
-from maediff.store import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 def complete_model(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a packaged model, or a folder."""
-    from maediff.store import packaged_models
+    from maediff.model_folder import packaged_models
 
     return _names_or_files(packaged_models(), incomplete, "packaged model")
 

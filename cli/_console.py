@@ -26,7 +26,7 @@ from ._options import QUIET
 
 if TYPE_CHECKING:
     from maediff.inference.cohort import CaseOutcome
-    from maediff.preparation.cohort import PreparedCase
+    from maediff.rawhead.prepare import PreparedCase
     from maediff.training.loop import Progress as TrainProgress
 
 console = Console(stderr=True, highlight=False)

@@ -24,7 +24,7 @@ def command(*, model: str | None, as_json: bool) -> None:
     the packaged models and configuration presets are listed.
     """
     from maediff.card import readable
-    from maediff.store import describe_model, resolve_model
+    from maediff.model_folder import describe_model, resolve_model
 
     facts = _packaged() if model is None else describe_model(resolve_model(model))
     if as_json:
@@ -40,7 +40,7 @@ def command(*, model: str | None, as_json: bool) -> None:
 def _packaged() -> dict[str, Any]:
     import maediff
     from maediff.config import presets
-    from maediff.store import packaged_models
+    from maediff.model_folder import packaged_models
 
     return {"maediff": maediff.__version__, "models": list(packaged_models()), "presets": list(presets())}
 

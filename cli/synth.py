@@ -53,7 +53,7 @@ def command(
     the bundled ICBM-152 maps: healthy ones for training, healthy ones and lesions for validation and test. The table
     cases.csv lists scan, brain mask, lesion mask, subject, split and lesion.
     """
-    from maediff.data.cohort import synthesise
+    from maediff.data.synthesis import synthesise
 
     from ._console import say
 

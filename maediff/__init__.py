@@ -9,51 +9,54 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from maediff._version import __version__
 
 _HOMES = {
     "AnomalyResult": "maediff.inference.predictor",
     "Config": "maediff.config",
     "MAEDiffError": "maediff.errors",
     "Predictor": "maediff.inference.predictor",
-    "PrepareSettings": "maediff.preparation.scan",
+    "PrepareSettings": "maediff.rawhead.scan",
     "Volume": "maediff.volume",
-    "calibrate_model": "maediff.workflow",
+    "calibrate_model": "maediff.jobs.calibrate",
     "convert_dicom": "maediff.dicom",
     "document_model": "maediff.evaluation.document",
-    "estimate_inference": "maediff.workflow",
+    "estimate_inference": "maediff.jobs.infer",
     "evaluate": "maediff.evaluation.evaluate",
     "export_bundle": "maediff.bundle",
     "export_dicom": "maediff.dicom",
-    "infer": "maediff.workflow",
+    "infer": "maediff.jobs.infer",
     "load_config": "maediff.config",
-    "load_model": "maediff.inference.predictor",
+    "load_model": "maediff.inference.load",
     "plan_inference": "maediff.inference.plan",
-    "prepare_cohort": "maediff.preparation.cohort",
+    "prepare_cohort": "maediff.rawhead.prepare",
     "read_dicom": "maediff.dicom",
     "read_nifti": "maediff.volume",
-    "restore_cohort": "maediff.preparation.restore",
-    "synthesise": "maediff.data.cohort",
-    "train": "maediff.workflow",
+    "restore_cohort": "maediff.rawhead.restore",
+    "synthesise": "maediff.data.synthesis",
+    "train": "maediff.jobs.train",
     "write_report": "maediff.report.html",
 }
 
 if TYPE_CHECKING:
     from maediff.bundle import export_bundle
     from maediff.config import Config, load_config
-    from maediff.data.cohort import synthesise
+    from maediff.data.synthesis import synthesise
     from maediff.dicom import convert_dicom, export_dicom, read_dicom
     from maediff.errors import MAEDiffError
     from maediff.evaluation.document import document_model
     from maediff.evaluation.evaluate import evaluate
+    from maediff.inference.load import load_model
     from maediff.inference.plan import plan_inference
-    from maediff.inference.predictor import AnomalyResult, Predictor, load_model
-    from maediff.preparation.cohort import prepare_cohort
-    from maediff.preparation.restore import restore_cohort
-    from maediff.preparation.scan import PrepareSettings
+    from maediff.inference.predictor import AnomalyResult, Predictor
+    from maediff.jobs.calibrate import calibrate_model
+    from maediff.jobs.infer import estimate_inference, infer
+    from maediff.jobs.train import train
+    from maediff.rawhead.prepare import prepare_cohort
+    from maediff.rawhead.restore import restore_cohort
+    from maediff.rawhead.scan import PrepareSettings
     from maediff.report.html import write_report
     from maediff.volume import Volume, read_nifti
-    from maediff.workflow import calibrate_model, estimate_inference, infer, train
 
 __all__ = [
     "AnomalyResult",

@@ -22,14 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maediff import __version__
+from maediff._version import __version__
 from maediff.config import Config
 from maediff.errors import ConfigError, OutputError
-from maediff.inference.predictor import Predictor, load_model
-from maediff.inference.whole import engine
-from maediff.models.baselines import Untrained
+from maediff.files import atomic_path, cannot_write, write_json, write_text
+from maediff.inference.load import load_model
+from maediff.inference.predictor import Predictor
+from maediff.methods.build import Untrained
+from maediff.methods.whole import engine
+from maediff.model_folder import model_files, resolve_model
 from maediff.provenance import versions
-from maediff.store import CARD, atomic_path, cannot_write, model_files, resolve_model, write_json, write_text
+from maediff.staging import CARD
 
 SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 """Schema that `verify_metadata` fetches unless it is given a copy of it; MAEDiff itself fetches nothing."""

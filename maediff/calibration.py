@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from maediff.errors import ConfigError, InputError, ModelError
-from maediff.scoring import BoolArray, FloatArray
+from maediff.typing import BoolArray, FloatArray, FloatMap
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 """False-positive rates whose thresholds are always recorded."""
@@ -160,7 +159,7 @@ def calibrate(
     """
     if not 0 < rate < 1:
         raise ConfigError(f"false-positive rate {rate} is outside (0, 1); 0.01 is usual (score.false_positive_rate)")
-    samples: list[npt.NDArray[np.float32]] = []
+    samples: list[FloatMap] = []
     scores: list[float] = []
     for values, mask, score in maps:
         samples.append(_sample(values, mask, len(samples) + 1))
@@ -190,7 +189,7 @@ def false_positive_share(samples: Sequence[FloatArray], threshold: float) -> flo
     return float(np.mean(above))
 
 
-def _sample(values: FloatArray, mask: BoolArray, number: int) -> npt.NDArray[np.float32]:
+def _sample(values: FloatArray, mask: BoolArray, number: int) -> FloatMap:
     if values.shape != mask.shape:
         raise InputError(f"calibration scan {number}: map {values.shape} and brain mask {mask.shape} differ in shape")
     inside = values[mask].astype(np.float32)
@@ -202,7 +201,7 @@ def _sample(values: FloatArray, mask: BoolArray, number: int) -> npt.NDArray[np.
     return inside
 
 
-def _threshold(samples: Sequence[npt.NDArray[np.float32]], candidates: npt.NDArray[np.float32], rate: float) -> float:
+def _threshold(samples: Sequence[FloatMap], candidates: FloatMap, rate: float) -> float:
     """Bisect the sorted observed values for the smallest that keeps the false-positive share within the rate."""
     low, high = 0, candidates.size - 1  # the largest value has nothing above it, so it always qualifies
     while low < high:

@@ -11,17 +11,20 @@ from typing import Any
 
 from maediff.config import Config, load_config
 from maediff.data.cases import Case, find_cases
-from maediff.data.cohort import synthesise
 from maediff.data.lesions import KINDS
+from maediff.data.synthesis import synthesise
 from maediff.evaluation.baselines import filter_map, fit_zscore, intensity_map, method_metrics, zscore_map
 from maediff.evaluation.evaluate import evaluate
-from maediff.inference.predictor import BoolArray, FloatArray
+from maediff.files import read_json, write_json
+from maediff.jobs.calibrate import calibrate_model
+from maediff.jobs.infer import infer
+from maediff.jobs.train import train
+from maediff.model_folder import packaged_models, resolve_model
 from maediff.provenance import peak_rss_mib
 from maediff.report.html import write_report
-from maediff.store import packaged_models, read_json, resolve_model, write_json
 from maediff.training.loop import Progress
+from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, read_mask, read_nifti
-from maediff.workflow import calibrate_model, infer, train
 
 Say = Callable[[str], None]
 Metrics = dict[str, dict[str, float | None]]
@@ -122,14 +125,14 @@ def score_baselines(cases: Sequence[Case], config: Config) -> dict[str, Metrics]
         return [case for case in cases if case.split == split]
 
     healthy = fit_zscore(scans[case.id] for case in of("train"))
-    makers: dict[str, Callable[[Volume, BoolArray], FloatArray]] = {
+    makers: dict[str, Callable[[Volume, BoolArray], FloatMap]] = {
         "intensity": lambda volume, mask: intensity_map(volume.data, mask),
         "zscore": lambda volume, mask: zscore_map(volume, mask, healthy),
     }
     table = {}
     for name, make in makers.items():
 
-        def score(case: Case, make: Callable[[Volume, BoolArray], FloatArray] = make) -> tuple[FloatArray, BoolArray]:
+        def score(case: Case, make: Callable[[Volume, BoolArray], FloatMap] = make) -> tuple[FloatMap, BoolArray]:
             volume, mask = scans[case.id]
             return filter_map(make(volume, mask), mask, volume.spacing_mm, config.score), mask
 

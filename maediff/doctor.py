@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from maediff.errors import MAEDiffError
+from maediff.model_folder import packaged_models, resolve_model, verify_model_folder
 from maediff.provenance import machine, versions
-from maediff.store import packaged_models, resolve_model, verify_model_folder
 
 MEMORY_GIB, DISK_GIB = 4.0, 1.0
 _IMPORTS = ("torch", "monai.networks.nets", "accelerate", "nibabel", "scipy", "skimage", "sklearn", "nilearn", "einops")

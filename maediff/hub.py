@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from maediff.errors import ConfigError, InputError, ModelError, OutputError
-from maediff.store import CHECKSUMS, FILES, LOCATIONS, cannot_write, model_files, resolve_model, verify_model_folder
+from maediff.files import cannot_write
+from maediff.model_folder import model_files, resolve_model, verify_model_folder
+from maediff.staging import CHECKSUMS, FILES, LOCATIONS
 
 log = logging.getLogger(__name__)
 _NAMES = [*FILES, LOCATIONS, CHECKSUMS]

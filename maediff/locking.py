@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from maediff.errors import OutputError
-from maediff.store import cannot_write
+from maediff.files import cannot_write
 
 WAIT_SECONDS = 2.0  # a run that merely looks at a lock holds it for less than a millisecond
 

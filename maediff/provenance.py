@@ -17,8 +17,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from maediff import __version__
-from maediff.store import write_json
+from maediff._version import __version__
+from maediff.files import write_json
 from maediff.system import memory_bytes
 
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "scipy", "accelerate")

@@ -9,15 +9,13 @@ import math
 from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 from skimage import measure
 
 from maediff.config import ScoreConfig
 from maediff.errors import ConfigError, InputError
+from maediff.typing import BoolArray, FloatArray, FloatMap
 
-FloatArray: TypeAlias = npt.NDArray[np.floating]
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Sign: TypeAlias = Literal["abs", "bright", "dark"]
 
 CASE_SCORE_SHARE = 0.01
@@ -26,7 +24,7 @@ CASE_SCORE_SHARE = 0.01
 _TOLERANCE = 1e-6  # relative; keeps 5 x 1 mm a five-pixel filter in floating point
 
 
-def residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> npt.NDArray[np.float32]:
+def residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> FloatMap:
     """Compare a scan with its healthy reconstruction, voxel by voxel.
 
     ``abs`` is |x - x^| [paper]; ``bright`` is max(x - x^, 0), only what is brighter than healthy; ``dark`` is
@@ -47,7 +45,7 @@ def residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> npt.NDArra
         >>> residual(np.array([1.0, 0.0]), np.array([0.25, 0.5]), "bright").tolist()
         [0.75, 0.0]
     """
-    difference: npt.NDArray[np.float32] = np.subtract(x, x_hat, dtype=np.float32)
+    difference: FloatMap = np.subtract(x, x_hat, dtype=np.float32)
     if sign == "abs":
         return np.abs(difference, out=difference)
     if sign == "dark":
@@ -59,7 +57,7 @@ def residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> npt.NDArra
 
 def anomaly_map(
     x: FloatArray, x_hat: FloatArray, mask: BoolArray, spacing_mm: tuple[float, float, float], config: ScoreConfig
-) -> npt.NDArray[np.float32]:
+) -> FloatMap:
     """Turn scan and reconstruction into the anomaly map of the working slices.
 
     Residual, its mean over channels where there are several [ours], then :func:`postprocess`.
@@ -77,7 +75,7 @@ def anomaly_map(
     return postprocess(channel_residual(x, x_hat, config.sign), mask, spacing_mm, config)
 
 
-def channel_residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> npt.NDArray[np.float32]:
+def channel_residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> FloatMap:
     """Compare working slices with their reconstruction: the residual, averaged over channels where there are several.
 
     Args:
@@ -94,7 +92,7 @@ def channel_residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> np
 
 def postprocess(
     values: FloatArray, mask: BoolArray, spacing_mm: tuple[float, float, float], config: ScoreConfig
-) -> npt.NDArray[np.float32]:
+) -> FloatMap:
     """Filter any voxelwise score as the anomaly map is filtered, so that methods can be compared fairly.
 
     Values outside the brain become zero, each slice is median-filtered (``config.median_mm``), and what lies outside

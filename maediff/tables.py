@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from maediff.errors import InputError
-from maediff.store import write_text
+from maediff.files import write_text
 
 _MAX_COLUMNS, _MAX_CELL = 1000, 4096
 _MAX_LISTED, _MAX_SHOWN = 20, 60

@@ -18,8 +18,8 @@ from matplotlib import image
 
 from maediff.config import override, parse_config
 from maediff.data.slices import SliceSet
-from maediff.models.baselines import build_network
-from maediff.store import save_model
+from maediff.methods.build import build_network
+from maediff.model_folder import save_model
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -12,19 +12,20 @@ import torch
 
 from maediff import diffusion
 from maediff.config import METHODS, UNTRAINED, config_hash, load_config, override, presets
-from maediff.data.cohort import synthesise
 from maediff.data.slices import SliceSet
+from maediff.data.synthesis import synthesise
 from maediff.errors import ConfigError, GeometryError, InputError
-from maediff.inference.predictor import load_model
+from maediff.files import read_json
+from maediff.inference.load import load_model
 from maediff.inference.untrained import check_common_space
-from maediff.inference.whole import engine
-from maediff.models.baselines import build_network
-from maediff.models.baselines.pddpm import nearest_windows
-from maediff.partition import window_masks
-from maediff.store import read_json
+from maediff.jobs.infer import infer
+from maediff.jobs.train import train
+from maediff.methods.build import build_network
+from maediff.methods.maediff.partition import window_masks
+from maediff.methods.pddpm import nearest_windows
+from maediff.methods.whole import engine
 from maediff.training.loop import Losses, fit
 from maediff.volume import read_nifti
-from maediff.workflow import infer, train
 
 CPU = torch.device("cpu")
 TRAINED = [name for name in METHODS if name not in UNTRAINED]

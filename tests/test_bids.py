@@ -19,11 +19,11 @@ from maediff.data.bids import SPACE, BidsName
 from maediff.data.cases import find_cases
 from maediff.errors import InputError
 from maediff.evaluation.outputs import read_outputs
+from maediff.files import read_json
 from maediff.inference.cohort import Outputs
-from maediff.preparation import PrepareSettings, prepare_cohort, restore_cohort
+from maediff.jobs.infer import infer
+from maediff.rawhead import PrepareSettings, prepare_cohort, restore_cohort
 from maediff.report import write_report
-from maediff.store import read_json
-from maediff.workflow import infer
 
 AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
 SHAPE = (17, 20, 12)

@@ -17,7 +17,7 @@ import torch
 from maediff import export_bundle, infer
 from maediff.bundle import HealthySlices
 from maediff.errors import ConfigError, ModelError, OutputError
-from maediff.store import load_model_folder, save_model, verify_model_folder
+from maediff.model_folder import load_model_folder, save_model, verify_model_folder
 
 # MONAI's own schema is fetched from the network, which tests do without: this one says what its specification
 # (docs.monai.io, "MONAI Bundle Specification") demands of metadata.json.

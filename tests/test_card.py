@@ -8,7 +8,7 @@ import math
 import pytest
 from huggingface_hub import ModelCard
 
-from maediff import card, document_model, store
+from maediff import card, document_model, model_folder
 from maediff.calibration import Calibration
 from maediff.errors import ConfigError, InputError, ModelError
 
@@ -23,7 +23,7 @@ def plain(tiny):
 
 @pytest.fixture
 def folder(tiny, tmp_path, plain):
-    store.save_model(tmp_path / "model", {}, tiny(), CALIBRATION.to_dict(), plain)
+    model_folder.save_model(tmp_path / "model", {}, tiny(), CALIBRATION.to_dict(), plain)
     return tmp_path / "model"
 
 
@@ -98,19 +98,19 @@ def test_results_of_another_model_are_refused(plain):
 
 
 def test_the_card_of_a_folder_changes_and_the_folder_stays_sound(folder, tmp_path):
-    before = store.verify_model_folder(folder)
+    before = model_folder.verify_model_folder(folder)
     path = tmp_path / "metrics.json"
     path.write_text(json.dumps(metrics(before)))
     after = document_model(folder, metrics=tmp_path, data="T", licence="cc-by-4.0")
-    assert store.verify_model_folder(folder) == after != before
-    text = store.describe_model(folder)["card"]
+    assert model_folder.verify_model_folder(folder) == after != before
+    text = model_folder.describe_model(folder)["card"]
     assert before in text
     assert card.front_matter(text)["license"] == "cc-by-4.0"
-    assert store.load_model_folder(folder).calibration == CALIBRATION.to_dict()
+    assert model_folder.load_model_folder(folder).calibration == CALIBRATION.to_dict()
     for licence in ("mit", "cc0-1.0"):  # the same results, though the hash has changed
         document_model(folder, licence=licence)
     document_model(folder, metrics=path, data="another name")
-    text = store.load_model_folder(folder).card
+    text = model_folder.load_model_folder(folder).card
     assert "On another name:" in text
     assert before not in card.readable(text).replace(f"`{before}`", "")
     assert before not in card.with_calibration(text, CALIBRATION)  # another threshold: another model

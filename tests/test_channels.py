@@ -16,19 +16,20 @@ from maediff.bundle import export_bundle
 from maediff.config import Config, config_hash, dump_yaml, override
 from maediff.data.cases import find_cases
 from maediff.data.slices import healthy_slices
+from maediff.diffusion.noise import generator, noise_field
 from maediff.errors import ConfigError, GeometryError, InputError
+from maediff.files import read_json
 from maediff.inference.cohort import input_hash
-from maediff.inference.predictor import load_model
-from maediff.inference.sliding import SlidingReconstructor
-from maediff.models.reconstructor import Reconstruction
-from maediff.noise import generator, noise_field
-from maediff.preprocess import prepare
+from maediff.inference.load import load_model
+from maediff.jobs.infer import infer
+from maediff.methods.maediff.reconstructor import Reconstruction
+from maediff.methods.maediff.sliding import SlidingReconstructor
 from maediff.scoring import anomaly_map
-from maediff.store import read_json
-from maediff.training.augment import add_pseudo_lesions, augment
+from maediff.training.augment import augment
+from maediff.training.pseudo_lesions import add_pseudo_lesions
 from maediff.training.stream import SampleStream
 from maediff.volume import read_nifti
-from maediff.workflow import infer
+from maediff.working import prepare
 
 AFFINE, SHAPE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -80], [0, 0, 10, -55], [0, 0, 0, 1]]), (17, 20, 12)
 TWO = "data.channels=[t1, t2]"

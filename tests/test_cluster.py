@@ -13,10 +13,10 @@ import pytest
 from maediff.calibration import Calibration
 from maediff.data.cases import Case
 from maediff.errors import ConfigError
+from maediff.files import read_json
 from maediff.inference.cluster import ScanTask, connect
-from maediff.store import read_json
+from maediff.jobs.infer import infer
 from maediff.tables import read_table
-from maediff.workflow import infer
 
 AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
 CALIBRATION = Calibration(0.5, 0.01, 3, 300, {}, (0.2,), "a test").to_dict()

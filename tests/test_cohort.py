@@ -15,11 +15,12 @@ from maediff.cli import app
 
 from maediff.calibration import Calibration
 from maediff.errors import ConfigError, OutputError
+from maediff.files import read_json
+from maediff.inference.load import load_model
 from maediff.inference.plan import plan_inference
-from maediff.inference.predictor import load_model
-from maediff.store import read_json, update_calibration
+from maediff.jobs.infer import infer
+from maediff.model_folder import update_calibration
 from maediff.volume import write_like
-from maediff.workflow import infer
 
 AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
 SHAPE = (17, 20, 12)

@@ -8,9 +8,9 @@ import pytest
 
 from maediff.errors import InputError
 from maediff.inference.cost import window_flops
+from maediff.inference.load import load_model
 from maediff.inference.plan import plan_inference
-from maediff.inference.predictor import load_model
-from maediff.workflow import estimate_inference, infer
+from maediff.jobs.infer import estimate_inference, infer
 
 AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
 

@@ -18,7 +18,7 @@ from maediff.cli import app
 
 from maediff.dicom import convert_dicom, export_dicom, holds_dicom, read_dicom
 from maediff.errors import ConfigError, GeometryError, InputError
-from maediff.preparation import PrepareSettings, prepare_cohort, restore_cohort
+from maediff.rawhead import PrepareSettings, prepare_cohort, restore_cohort
 from maediff.volume import read_nifti, write_like
 
 pydicom = pytest.importorskip("pydicom")

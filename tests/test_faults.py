@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from maediff import store
+from maediff import files, model_folder
 from maediff.config import load_config
-from maediff.data.cohort import synthesise
+from maediff.data.synthesis import synthesise
 from maediff.errors import ConfigError, OutputError
 from maediff.evaluation.evaluate import evaluate
+from maediff.jobs.calibrate import calibrate_model
+from maediff.jobs.infer import infer
+from maediff.jobs.train import train
 from maediff.report.html import write_report
 from maediff.training import checkpoint
 from maediff.training.checkpoint import TrainState, save_state
-from maediff.workflow import calibrate_model, infer, train
 
 ADVICE = {errno.ENOSPC: "free some space", errno.EROFS: "choose a folder that can be written"}
 
@@ -50,7 +52,7 @@ COMMANDS = {
 
 def flush_failing_at(number, code, calls):
     """Make a flush that fails at its so-manieth call, and from then on."""
-    real = store._flush
+    real = files._flush
 
     def flush(path):
         calls.append(path)
@@ -83,25 +85,25 @@ def test_a_write_that_fails_is_told_and_leaves_nothing_half_written(
 ):
     (tmp_path / "calm").mkdir()
     for name in ("calm", "full"):
-        store.save_model(tmp_path / name / "model", *stored_model(place / "run" / "model"))
+        model_folder.save_model(tmp_path / name / "model", *stored_model(place / "run" / "model"))
     calls: list[object] = []
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_flush", flush_failing_at(10**6, code, calls))
+        patch.setattr(files, "_flush", flush_failing_at(10**6, code, calls))
         COMMANDS[command](place, tmp_path / "calm")
     number = {"first": 1, "middle": (len(calls) + 1) // 2, "last": len(calls)}[moment]
-    before = store.verify_model_folder(tmp_path / "full" / "model")
+    before = model_folder.verify_model_folder(tmp_path / "full" / "model")
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_flush", flush_failing_at(number, code, []))
+        patch.setattr(files, "_flush", flush_failing_at(number, code, []))
         with pytest.raises(OutputError, match=rf"cannot write .*{os.strerror(code)}; {ADVICE[code]}"):
             COMMANDS[command](place, tmp_path / "full")
     assert unwhole(tmp_path / "full") == []
-    assert store.verify_model_folder(tmp_path / "full" / "model") == before
+    assert model_folder.verify_model_folder(tmp_path / "full" / "model") == before
     COMMANDS[command](place, tmp_path / "full")  # with space again it goes through
     assert unwhole(tmp_path / "full") == []
 
 
 def stored_model(folder):
-    stored = store.load_model_folder(folder)
+    stored = model_folder.load_model_folder(folder)
     return stored.weights, stored.config, stored.calibration, stored.card
 
 

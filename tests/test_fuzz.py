@@ -13,16 +13,16 @@ import pytest
 import torch
 import yaml
 
-from maediff import store, system
+from maediff import files, model_folder, staging, system
 from maediff.config import load_config, override
 from maediff.data.cases import find_cases
 from maediff.errors import ConfigError, GeometryError, InputError, MAEDiffError, ModelError
 from maediff.evaluation.reference import Reference
-from maediff.inference.predictor import load_model
-from maediff.models import baselines
-from maediff.preprocess import prepare
+from maediff.inference.load import load_model
+from maediff.methods import build
 from maediff.tables import listed, read_table
 from maediff.volume import read_nifti
+from maediff.working import prepare
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def model(make_model, tiny, tmp_path):
 
 def sign_again(folder):
     """Make the checksums of a model folder fit what lies there."""
-    sums = "".join(f"{store.file_sha256(folder / name)}  {name}\n" for name in sorted(store.FILES))
-    (folder / store.CHECKSUMS).write_text(sums)
+    sums = "".join(f"{files.file_sha256(folder / name)}  {name}\n" for name in sorted(staging.FILES))
+    (folder / staging.CHECKSUMS).write_text(sums)
 
 
 def outcome_of(border, source):
@@ -99,74 +99,74 @@ def test_a_value_beyond_all_use_is_refused_at_once(assignment):
 def test_a_network_that_memory_cannot_hold_is_not_built(monkeypatch):
     config = load_config("quick", ["model.channels=[8192,8192,8192]", "model.mae_width=8192", "model.mae_depth=64"])
     with pytest.raises(ConfigError, match=r"the network has [\d,]+ parameters; to train them takes [\d,]+ GiB"):
-        baselines.check_trainable(config)  # hundreds of GiB, in a moment
+        build.check_trainable(config)  # hundreds of GiB, in a moment
     small = load_config("quick")
-    count = sum(parameter.numel() for parameter in baselines.build_network(small).parameters())
-    monkeypatch.setattr(baselines, "memory_bytes", lambda: 20 * count)
-    baselines.check_trainable(small)
-    monkeypatch.setattr(baselines, "memory_bytes", lambda: 20 * count - 1)
+    count = sum(parameter.numel() for parameter in build.build_network(small).parameters())
+    monkeypatch.setattr(build, "memory_bytes", lambda: 20 * count)
+    build.check_trainable(small)
+    monkeypatch.setattr(build, "memory_bytes", lambda: 20 * count - 1)
     with pytest.raises(ConfigError, match="choose smaller"):
-        baselines.check_trainable(small)
-    baselines.check_trainable(load_config("quick", ["method=intensity"]))
+        build.check_trainable(small)
+    build.check_trainable(load_config("quick", ["method=intensity"]))
 
 
 @pytest.mark.parametrize("method", ["maediff", "vae", "dae", "ddpm", "pddpm", "cddpm", "latent_diffusion", "autoddpm"])
 def test_shapes_without_memory_are_those_of_the_network(method):
     config = load_config("quick", [f"method={method}"])
-    built = {name: tuple(value.shape) for name, value in baselines.build_network(config).state_dict().items()}
-    assert baselines.network_shapes(config) == built
+    built = {name: tuple(value.shape) for name, value in build.build_network(config).state_dict().items()}
+    assert build.network_shapes(config) == built
 
 
 # Model folders
 
 
 def test_a_config_of_another_size_than_the_weights_is_refused_before_it_is_built(model, monkeypatch):
-    tree = yaml.safe_load((model / store.CONFIG).read_text())
+    tree = yaml.safe_load((model / staging.CONFIG).read_text())
     tree["model"] |= {"channels": [8192, 8192], "mae_width": 8192}
-    (model / store.CONFIG).write_text(yaml.safe_dump(tree))
+    (model / staging.CONFIG).write_text(yaml.safe_dump(tree))
     sign_again(model)
-    monkeypatch.setattr("maediff.inference.predictor.build_network", None)
+    monkeypatch.setattr("maediff.inference.load.build_network", None)
     with pytest.raises(ModelError, match=r"tensors differ, the first is .* \(weights .*, config .*8192"):
         load_model(model, "cpu")
 
 
 @pytest.mark.parametrize("length", [2**63 - 1, 2**64 - 1, 0, 10**9])
 def test_a_weights_file_that_claims_a_long_header_is_refused(model, length):
-    weights = model / store.WEIGHTS
+    weights = model / staging.WEIGHTS
     weights.write_bytes(struct.pack("<Q", length) + weights.read_bytes()[8:])
     sign_again(model)
-    for read in (store.describe_model, store.load_model_folder):
+    for read in (model_folder.describe_model, model_folder.load_model_folder):
         with pytest.raises(ModelError, match="cannot be read"):
             read(model)
 
 
 def test_a_weights_header_of_any_length_makes_a_short_message(model):
     header = json.dumps({"x" * 70_000: {"dtype": "y" * 70_000, "shape": "z" * 70_000}}).encode()
-    (model / store.WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header)
+    (model / staging.WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header)
     sign_again(model)
-    for read in (store.describe_model, store.load_model_folder):
+    for read in (model_folder.describe_model, model_folder.load_model_folder):
         with pytest.raises(ModelError) as caught:
             read(model)
         assert len(str(caught.value)) < 2000
 
 
 def test_files_of_a_model_that_claim_any_size_are_refused_unread(model, monkeypatch):
-    with (model / store.CARD).open("r+b") as file:
+    with (model / staging.CARD).open("r+b") as file:
         file.truncate(2**40)  # sparse: it takes no space
     with pytest.raises(ModelError, match=r"README.md has 1099511627776 bytes; at most 67108864"):
-        store.verify_model_folder(model)
-    (model / store.CARD).write_text("# A random model\n")
-    monkeypatch.setattr(store, "memory_bytes", lambda: 100)
+        model_folder.verify_model_folder(model)
+    (model / staging.CARD).write_text("# A random model\n")
+    monkeypatch.setattr(staging, "memory_bytes", lambda: 100)
     with pytest.raises(ModelError, match=r"model.safetensors has \d+ bytes; at most 100"):
-        store.verify_model_folder(model)
+        model_folder.verify_model_folder(model)
 
 
 def test_maps_that_are_not_finite_are_refused(make_model, tiny, tmp_path, make_scan):
     config = tiny("partition.stride=16")
     folder = make_model(tmp_path / "model", config)
-    stored = store.load_model_folder(folder)
+    stored = model_folder.load_model_folder(folder)
     weights = {name: torch.full_like(value, float("nan")) for name, value in stored.weights.items()}
-    store.save_model(folder, weights, config, None, "# NaN\n")
+    model_folder.save_model(folder, weights, config, None, "# NaN\n")
     with pytest.raises(ModelError, match="not finite"):
         load_model(folder, "cpu").predict(make_scan(np.diag([8.0, 8, 10, 1]), (17, 20, 12)))
 
@@ -215,7 +215,7 @@ def test_a_working_grid_that_memory_cannot_hold_is_refused(tmp_path, monkeypatch
     data = np.ones((8, 8, 8))
     data[0, 0, 0] = 2
     volume = save(tmp_path / "scan.nii", data, np.diag([4.0, 4, 4, 1]))
-    monkeypatch.setattr("maediff.nifti_checks.memory_bytes", lambda: 10**5)
+    monkeypatch.setattr("maediff.volume.checks.memory_bytes", lambda: 10**5)
     with pytest.raises(InputError, match=r"the working grid of .*scan.nii .* needs"):
         prepare(volume, None, load_config("quick").data)
 

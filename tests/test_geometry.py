@@ -14,7 +14,7 @@ from maediff.config import load_config
 from maediff.data.cases import find_cases
 from maediff.inference.cohort import infer_cases
 from maediff.inference.predictor import Predictor
-from maediff.inference.sliding import Healthy
+from maediff.methods.maediff.sliding import Healthy
 
 SHAPE = (13, 12, 11)
 DEPTH = 4

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from maediff.cli import app
 
-from maediff import hub, store
+from maediff import hub, model_folder, staging
 from maediff.errors import ConfigError, InputError, ModelError, OutputError
 
 
@@ -46,7 +46,7 @@ def api(tmp_path):
 
 @pytest.fixture
 def folder(tiny, tmp_path):
-    store.save_model(tmp_path / "model", {}, tiny(), None, "# Card\n")
+    model_folder.save_model(tmp_path / "model", {}, tiny(), None, "# Card\n")
     (tmp_path / "model" / "patients.csv").write_text("not for others")
     return tmp_path / "model"
 
@@ -55,15 +55,15 @@ def test_what_is_pushed_comes_back_and_nothing_else(api, folder, tmp_path):
     sent = hub.push_model(folder, "me/model", api=api)
     assert api.calls[0] == ("create", "me/model", True)  # private unless asked
     got = hub.pull_model("me/model", tmp_path / "there", revision="v1", api=api)
-    assert sent == got == store.verify_model_folder(folder)
+    assert sent == got == model_folder.verify_model_folder(folder)
     assert api.calls[-1] == ("download", "me/model", "v1")
-    assert {path.name for path in (tmp_path / "there").iterdir()} == {*store.FILES, store.CHECKSUMS}
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {*staging.FILES, staging.CHECKSUMS}
 
 
 def test_residuals_by_place_go_with_the_model(api, folder, tmp_path):
-    store.update_calibration(folder, {"threshold": 0.5}, locations=b"moments")
+    model_folder.update_calibration(folder, {"threshold": 0.5}, locations=b"moments")
     assert hub.push_model(folder, "me/model", api=api) == hub.pull_model("me/model", tmp_path / "there", api=api)
-    assert (tmp_path / "there" / store.LOCATIONS).read_bytes() == b"moments"
+    assert (tmp_path / "there" / staging.LOCATIONS).read_bytes() == b"moments"
 
 
 def test_a_damaged_model_is_neither_sent_nor_kept(api, folder, tmp_path):
@@ -110,7 +110,7 @@ def test_the_real_client_takes_these_arguments(api, folder, tmp_path, monkeypatc
     pulled = runner.invoke(app, ["hub", "pull", "me/model", "-o", str(tmp_path / "there")])
     assert (pushed.exit_code, pulled.exit_code) == (0, 0), pushed.output + pulled.output
     assert api.calls[0] == ("create", "me/model", False)
-    assert store.verify_model_folder(tmp_path / "there") == store.verify_model_folder(folder)
+    assert model_folder.verify_model_folder(tmp_path / "there") == model_folder.verify_model_folder(folder)
 
 
 def _checked(real, stand_in):

@@ -15,25 +15,21 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from maediff import store
+from maediff import files, model_folder, staging
 from maediff.calibration import calibrate
 from maediff.config import load_config
 from maediff.data.cases import Case, find_cases
 from maediff.errors import ConfigError, GeometryError, InputError, ModelError
-from maediff.inference.locations import (
-    CELL_MM,
-    UNITS,
-    Locations,
-    fit_locations,
-    left_out_maps,
-    residuals_by_place,
-)
-from maediff.inference.predictor import load_model
-from maediff.models.baselines import check_trainable
-from maediff.preprocess.spatial import WorkingGrid
-from maediff.store import describe_model, load_model_folder, read_json, update_calibration
+from maediff.files import read_json
+from maediff.inference.load import load_model
+from maediff.inference.locations import fit_locations, left_out_maps
+from maediff.jobs.calibrate import calibrate_model
+from maediff.jobs.infer import infer
+from maediff.methods.build import check_trainable
+from maediff.model_folder import describe_model, load_model_folder, update_calibration
+from maediff.normative import CELL_MM, UNITS, Locations, residuals_by_place
 from maediff.volume import read_nifti
-from maediff.workflow import calibrate_model, infer
+from maediff.working.spatial import WorkingGrid
 
 SHAPE = (12, 14, 10)  # x, y, slice
 
@@ -271,7 +267,7 @@ def place(make_model, make_scan, tiny, tmp_path_factory):
     nib.save(make_scan(affine, (22, 27, 19), (1, 1), seed=9), folder / "elsewhere.nii.gz")
     (folder / "new.csv").write_text("image\n0.nii.gz\nelsewhere.nii.gz\n")
     make_model(folder / "model", tiny("data.align=world", "partition.stride=16"))
-    (folder / "plain.safetensors").write_bytes((folder / "model" / store.WEIGHTS).read_bytes())
+    (folder / "plain.safetensors").write_bytes((folder / "model" / staging.WEIGHTS).read_bytes())
     make_model(folder / "before", tiny("data.align=world", "partition.stride=16"))
     calibrate_model(folder / "model", folder / "healthy.csv", device="cpu", locations=True)
     return folder
@@ -284,7 +280,7 @@ def test_calibration_by_place_is_part_of_the_model(place):
     assert facts["locations"] == {"scans": 5, "cell_mm": 4, "smooth_mm": 8}
     assert f"{UNITS}, known from 5 healthy scans" in stored.card
     assert Locations.from_bytes(stored.locations).n_scans == 5
-    assert (place / "model" / store.WEIGHTS).read_bytes() == (place / "plain.safetensors").read_bytes()
+    assert (place / "model" / staging.WEIGHTS).read_bytes() == (place / "plain.safetensors").read_bytes()
 
 
 def test_a_scan_is_measured_without_any_scan_of_its_subject(place, tmp_path):
@@ -340,7 +336,7 @@ def test_settings_that_do_not_fit_are_refused(place, tiny):
 
 
 def test_too_few_subjects_or_another_space_change_nothing(place, tmp_path):
-    hashed = store.verify_model_folder(place / "before")
+    hashed = model_folder.verify_model_folder(place / "before")
     rows = [f"{place}/{number}.nii.gz,{subject}" for number, subject in enumerate("aabc")]
     (tmp_path / "few.csv").write_text("\n".join(["image,subject", *rows]))
     with pytest.raises(InputError, match="3 subjects are too few"):
@@ -349,7 +345,7 @@ def test_too_few_subjects_or_another_space_change_nothing(place, tmp_path):
     (tmp_path / "mixed.csv").write_text(f"{rows}\n{place}/elsewhere.nii.gz,e")
     with pytest.raises(GeometryError, match=r"score\.locations needs"):
         calibrate_model(place / "before", tmp_path / "mixed.csv", device="cpu", locations=True)
-    assert store.verify_model_folder(place / "before") == hashed
+    assert model_folder.verify_model_folder(place / "before") == hashed
 
 
 @pytest.fixture
@@ -365,18 +361,18 @@ def test_a_calibration_without_places_removes_earlier_ones(place, copy):
     stored = load_model_folder(copy)
     assert stored.locations is None
     assert stored.config.score.locations is False
-    assert sorted(path.name for path in copy.iterdir()) == sorted([*store.FILES, store.CHECKSUMS])
+    assert sorted(path.name for path in copy.iterdir()) == sorted([*staging.FILES, staging.CHECKSUMS])
     assert "by place" not in stored.card
     assert load_model(copy, "cpu").predict(place / "0.nii.gz").threshold == found.threshold
     assert describe_model(copy)["locations"] is None
 
 
 def test_statistics_that_were_edited_or_are_gone_are_refused(copy):
-    content = (copy / store.LOCATIONS).read_bytes()
-    (copy / store.LOCATIONS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    content = (copy / staging.LOCATIONS).read_bytes()
+    (copy / staging.LOCATIONS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ModelError, match="does not fit its checksum"):
         load_model(copy, "cpu")
-    (copy / store.LOCATIONS).unlink()
+    (copy / staging.LOCATIONS).unlink()
     with pytest.raises(ModelError, match="is missing"):
         load_model(copy, "cpu")
 
@@ -395,7 +391,7 @@ def test_killed_at_any_moment_a_calibration_is_in_whole_or_not_at_all(copy, monk
             real(source, target)
 
         with monkeypatch.context() as patch:
-            patch.setattr(store.os, "replace", replaced)
+            patch.setattr(files.os, "replace", replaced)
             try:
                 update_calibration(copy, {"threshold": 0.5}, card="# New\n")
                 break
@@ -409,7 +405,9 @@ def test_killed_at_any_moment_a_calibration_is_in_whole_or_not_at_all(copy, monk
         assert found.config.score.locations is not new
         states.append(new)
         update_calibration(copy, old.calibration, card=old.card, locations=old.locations)
-        assert sorted(path.name for path in copy.iterdir()) == sorted([*store.FILES, store.LOCATIONS, store.CHECKSUMS])
+        assert sorted(path.name for path in copy.iterdir()) == sorted(
+            [*staging.FILES, staging.LOCATIONS, staging.CHECKSUMS]
+        )
     assert states == sorted(states)  # old until a moment, new from then on
     assert set(states) == {False, True}
     assert load_model_folder(copy).calibration == {"threshold": 0.5}

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from maediff.config import load_config, presets
-from maediff.models.mae import gather_visible, sincos_position
-from maediff.models.reconstructor import Reconstructor
-from maediff.noise import generator
-from maediff.partition import visible_cells, window_masks
+from maediff.diffusion.noise import generator
+from maediff.methods.maediff.mae import gather_visible, sincos_position
+from maediff.methods.maediff.partition import visible_cells, window_masks
+from maediff.methods.maediff.reconstructor import Reconstructor
 from maediff.training.loop import Losses
 from maediff.training.stream import SampleStream
 

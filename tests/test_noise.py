@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maediff.noise import generator, noise_field
+from maediff.diffusion.noise import generator, noise_field
 
 KINDS = ("gaussian", "simplex", "coarse")
 

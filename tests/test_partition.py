@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maediff.noise import generator
-from maediff.partition import (
+from maediff.diffusion.noise import generator
+from maediff.methods.maediff.partition import (
     blend_weight,
     boxes,
     crop,

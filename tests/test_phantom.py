@@ -17,9 +17,9 @@ from scipy import ndimage
 
 from maediff.data import lesions, phantom
 from maediff.data.cases import find_cases
-from maediff.data.cohort import plan_cohort, synthesise
 from maediff.data.lesions import KINDS, Site, make_lesion
 from maediff.data.phantom import MIXED, MODALITIES, atlas, smooth_noise, subject
+from maediff.data.synthesis import plan_cohort, synthesise
 from maediff.errors import ConfigError
 
 COARSE = 4.0  # mm; laws do not depend on the grid, and 4 mm is quick

@@ -8,7 +8,7 @@ import pytest
 
 from maediff.calibration import Calibration
 from maediff.errors import ConfigError, GeometryError, InputError, ModelError
-from maediff.inference.predictor import load_model
+from maediff.inference.load import load_model
 from maediff.volume import from_image, read_nifti
 
 RAS = np.array([[6.0, 0, 0, -63], [0, 6, 0, -78], [0, 0, 6, -54], [0, 0, 0, 1]])
@@ -160,7 +160,7 @@ def test_overrides_that_need_another_network_are_refused(make_model, tiny, tmp_p
 
 
 def test_weights_of_another_network_are_refused(random_network, tiny, tmp_path):
-    from maediff.store import save_model
+    from maediff.model_folder import save_model
 
     save_model(tmp_path / "m", random_network(tiny("model.mae_width=32")).state_dict(), tiny(), None, "")
     with pytest.raises(ModelError, match="do not fit its config"):

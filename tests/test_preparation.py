@@ -12,10 +12,10 @@ from scipy import ndimage
 
 from maediff.data.cases import find_cases
 from maediff.errors import ConfigError, GeometryError, InputError
-from maediff.preparation import PrepareSettings, itk, masks, prepare_cohort, restore_cohort, restore_map
-from maediff.preprocess.foreground import looks_stripped
-from maediff.store import read_json
+from maediff.files import read_json
+from maediff.rawhead import PrepareSettings, itk, masks, prepare_cohort, restore_cohort, restore_map
 from maediff.volume import read_mask, read_nifti
+from maediff.working.foreground import looks_stripped
 
 TURNED = np.array([[0, -3.0, 0, 70], [-3, 0, 0, 80], [0, 0, 4, -60], [0, 0, 0, 1]])
 SHAPE = (54, 48, 32)

@@ -14,11 +14,11 @@ from scipy import ndimage
 
 from maediff.config import DataConfig
 from maediff.errors import GeometryError, InputError
-from maediff.preprocess import lesion_slices, prepare, prepare_label
-from maediff.preprocess.brainmask import bounding_box, brain_mask, largest_component
-from maediff.preprocess.foreground import is_whole_head
-from maediff.preprocess.intensity import Scale, fit_scale
 from maediff.volume import Volume, read_mask, read_nifti
+from maediff.working import lesion_slices, prepare, prepare_label
+from maediff.working.brainmask import bounding_box, brain_mask, largest_component
+from maediff.working.foreground import is_whole_head
+from maediff.working.intensity import Scale, fit_scale
 
 SCANS = Path(__file__).parents[1] / "../shared/data"
 needs_scans = pytest.mark.skipif(not SCANS.is_dir(), reason="real scans (../shared/data) are not here")

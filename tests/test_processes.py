@@ -19,10 +19,11 @@ import torch
 
 from maediff.config import config_hash, dump_yaml
 from maediff.errors import TrainingInterrupted
-from maediff.store import load_model_folder, read_json, verify_model_folder
+from maediff.files import read_json
+from maediff.jobs.train import train
+from maediff.model_folder import load_model_folder, verify_model_folder
 from maediff.training import processes
 from maediff.training.checkpoint import load_state
-from maediff.workflow import train
 
 AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
 STEPS = 16

@@ -18,15 +18,17 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maediff import locking, nifti_checks, store, workflow
+from maediff import files, locking, model_folder, staging
 from maediff.config import load_config, override
 from maediff.data.cases import find_cases
 from maediff.errors import ConfigError, InputError, MAEDiffError, ModelError, OutputError
-from maediff.inference.predictor import load_model
+from maediff.files import remove_leftovers
+from maediff.inference.load import load_model
+from maediff.jobs import infer as infer_job
+from maediff.jobs.infer import infer
 from maediff.locking import folder_lock
-from maediff.store import load_model_folder, remove_leftovers, update_calibration
-from maediff.volume import read_nifti
-from maediff.workflow import infer
+from maediff.model_folder import load_model_folder, update_calibration
+from maediff.volume import checks, read_nifti
 
 DATA = np.arange(1, 211, dtype=np.int16).reshape(7, 6, 5)
 
@@ -71,7 +73,7 @@ def test_an_odd_header_is_told(tmp_path):
 
 
 def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch):
-    monkeypatch.setattr(nifti_checks, "_MAX_EXTRA_BYTES", 2**20)
+    monkeypatch.setattr(checks, "_MAX_EXTRA_BYTES", 2**20)
     nib.save(nib.Nifti1Image(DATA, np.eye(4)), tmp_path / "small.nii")
     path = tmp_path / "bomb.nii.gz"
     with gzip.open(path, "wb") as stream:
@@ -89,10 +91,10 @@ def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch):
 
 def test_a_scan_that_memory_cannot_hold_is_refused(tmp_path, monkeypatch):
     nib.save(nib.Nifti1Image(DATA, np.eye(4)), tmp_path / "scan.nii")
-    monkeypatch.setattr(nifti_checks, "memory_bytes", lambda: 14 * DATA.size - 1)
+    monkeypatch.setattr(checks, "memory_bytes", lambda: 14 * DATA.size - 1)
     with pytest.raises(InputError, match="GiB of memory, this machine has"):
         read_nifti(tmp_path / "scan.nii")
-    monkeypatch.setattr(nifti_checks, "memory_bytes", lambda: 14 * DATA.size)
+    monkeypatch.setattr(checks, "memory_bytes", lambda: 14 * DATA.size)
     assert read_nifti(tmp_path / "scan.nii").data.shape == DATA.shape
 
 
@@ -142,11 +144,11 @@ def test_any_text_is_a_configuration_or_an_error_of_ours(tmp_path_factory, text)
 def test_a_pickle_for_weights_and_a_link_out_of_the_folder_are_refused(model, tmp_path):
     import pickle
 
-    weights = model / store.WEIGHTS
+    weights = model / staging.WEIGHTS
     weights.write_bytes(pickle.dumps(os.getcwd))
-    sums = (model / store.CHECKSUMS).read_text().splitlines()
-    changed = [f"{store.file_sha256(weights)}  {store.WEIGHTS}" if store.WEIGHTS in line else line for line in sums]
-    (model / store.CHECKSUMS).write_text("\n".join(changed) + "\n")
+    sums = (model / staging.CHECKSUMS).read_text().splitlines()
+    changed = [f"{files.file_sha256(weights)}  {staging.WEIGHTS}" if staging.WEIGHTS in line else line for line in sums]
+    (model / staging.CHECKSUMS).write_text("\n".join(changed) + "\n")
     with pytest.raises(ModelError, match="cannot be read"):
         load_model_folder(model)
     weights.unlink()
@@ -159,7 +161,7 @@ def test_a_pickle_for_weights_and_a_link_out_of_the_folder_are_refused(model, tm
 
 
 def test_a_calibration_cut_off_between_its_files_leaves_a_sound_model(model, monkeypatch):
-    before = store.verify_model_folder(model)
+    before = model_folder.verify_model_folder(model)
     real, calls = os.replace, []
 
     def replace(source, target):
@@ -168,23 +170,23 @@ def test_a_calibration_cut_off_between_its_files_leaves_a_sound_model(model, mon
             raise KeyboardInterrupt
         real(source, target)
 
-    monkeypatch.setattr(store.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", replace)
     hashes = []
     for number in (1, 2, 3, 4):
         cut = number
         calls.clear()
         with pytest.raises(KeyboardInterrupt):
             update_calibration(model, {"threshold": 0.5})
-        hashes.append(store.verify_model_folder(model))
+        hashes.append(model_folder.verify_model_folder(model))
     assert hashes[:3] == [before] * 3
     assert load_model_folder(model).calibration == {"threshold": 0.5}
     cut = 0
     assert update_calibration(model, {"threshold": 0.5}) == hashes[3] != before
-    assert sorted(path.name for path in model.iterdir()) == sorted([*store.FILES, store.CHECKSUMS])
+    assert sorted(path.name for path in model.iterdir()) == sorted([*staging.FILES, staging.CHECKSUMS])
 
 
 def test_weights_can_be_read_by_whom_the_umask_allows(model):
-    assert {path.stat().st_mode for path in model.iterdir()} == {(model / store.CONFIG).stat().st_mode}
+    assert {path.stat().st_mode for path in model.iterdir()} == {(model / staging.CONFIG).stat().st_mode}
 
 
 @pytest.mark.parametrize(("code", "advice"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "can be written")])
@@ -194,9 +196,9 @@ def test_a_full_disk_and_a_read_only_folder_are_named(tmp_path, monkeypatch, cod
     def fail(*_args, **_kwargs):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(store, "_flush", fail)
+    monkeypatch.setattr(files, "_flush", fail)
     with pytest.raises(OutputError, match=advice):
-        store.write_text(tmp_path / "map.json", "new")
+        files.write_text(tmp_path / "map.json", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["map.json"]
     assert (tmp_path / "map.json").read_text() == "earlier"
 
@@ -251,9 +253,9 @@ def test_the_lock_of_a_killed_run_holds_nobody_up(model, scan, tmp_path):
 
 def test_the_record_of_a_run_is_written_while_its_folder_is_held(model, scan, tmp_path, monkeypatch):
     held = []
-    real = workflow.write_run
+    real = infer_job.write_run
     monkeypatch.setattr(
-        workflow, "write_run", lambda out, record: held.append(list(out.glob(".maediff*"))) or real(out, record)
+        infer_job, "write_run", lambda out, record: held.append(list(out.glob(".maediff*"))) or real(out, record)
     )
     infer(model, scan, tmp_path / "out", device="cpu")
     assert [path.name for path in held[0]] == [".maediff-1-of-1.lock"]

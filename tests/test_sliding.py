@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from maediff import diffusion
-from maediff.inference import memory
-from maediff.inference.layout import plan
-from maediff.inference.sliding import SlidingReconstructor
-from maediff.noise import generator
-from maediff.partition import window_masks
+from maediff.diffusion.noise import generator
+from maediff.methods.maediff import memory
+from maediff.methods.maediff.layout import plan
+from maediff.methods.maediff.partition import window_masks
+from maediff.methods.maediff.sliding import SlidingReconstructor
 
 CPU = torch.device("cpu")
 STEP = 0.125

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from maediff.config import DataConfig
-from maediff.preprocess.resample import _resample_axes, _resample_oblique, index_map, prefilter_sigmas, resample
-from maediff.preprocess.spatial import WorkingGrid, lesion_slices, to_native, to_working, working_grid
 from maediff.volume import Volume
+from maediff.working.resample import _resample_axes, _resample_oblique, index_map, prefilter_sigmas, resample
+from maediff.working.spatial import WorkingGrid, lesion_slices, to_native, to_working, working_grid
 
 FEW = settings(max_examples=30, deadline=None)
 PAIRS = ("RL", "AP", "SI")
@@ -185,7 +185,7 @@ def test_slice_spacing_resamples_slices_in_voxel_mode():
 
 def test_a_large_brain_grows_the_grid_and_says_so(caplog):
     volume = make_volume(np.ones((70, 30, 4)), make_affine())
-    with caplog.at_level(logging.DEBUG, logger="maediff.preprocess.spatial"):
+    with caplog.at_level(logging.DEBUG, logger="maediff.working.spatial"):
         grid = working_grid(volume, volume.data > 0, DataConfig(size=(48, 48), spacing_mm=1))
     assert grid.shape == (80, 48, 4)
     assert "needs 70 pixels" in caplog.text

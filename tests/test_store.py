@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maediff import store
+from maediff import files, model_folder, staging
 from maediff.config import load_config
 from maediff.errors import ModelError, OutputError
 
@@ -29,7 +29,7 @@ def weights():
 @pytest.fixture
 def folder(tmp_path, weights):
     path = tmp_path / "model"
-    store.save_model(path, weights, load_config("tiny"), {"threshold": 0.25}, "# A card\n")
+    model_folder.save_model(path, weights, load_config("tiny"), {"threshold": 0.25}, "# A card\n")
     return path
 
 
@@ -37,13 +37,13 @@ def rewrite(folder: Path, name: str, data: bytes) -> None:
     """Change a file and its checksum, as somebody would who means it."""
     (folder / name).write_bytes(data)
     lines = [line for line in (folder / "SHA256SUMS").read_text().splitlines() if not line.endswith("  " + name)]
-    lines.append(f"{store.file_sha256(folder / name)}  {name}")
+    lines.append(f"{files.file_sha256(folder / name)}  {name}")
     (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
 
 
 class TestAtomicPath:
     def test_keeps_suffixes_and_folder(self, tmp_path):
-        with store.atomic_path(tmp_path / "new" / "sub-01_T2w.nii.gz") as temporary:
+        with files.atomic_path(tmp_path / "new" / "sub-01_T2w.nii.gz") as temporary:
             assert temporary.parent == tmp_path / "new"
             assert temporary.name.endswith(".nii.gz")
             temporary.write_bytes(b"x")
@@ -55,7 +55,7 @@ class TestAtomicPath:
         target.write_text("earlier")
 
         def write():
-            with store.atomic_path(target) as temporary:
+            with files.atomic_path(target) as temporary:
                 temporary.write_text("half of it")
                 raise error
 
@@ -68,7 +68,7 @@ class TestAtomicPath:
         target = tmp_path / "map.json"
         target.write_text("earlier")
         code = (
-            "import os, sys\nfrom maediff.store import atomic_path\n"
+            "import os, sys\nfrom maediff.files import atomic_path\n"
             "with atomic_path(sys.argv[1]) as path:\n    path.write_text('half of it'); os._exit(9)"
         )
         result = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
@@ -78,27 +78,27 @@ class TestAtomicPath:
     def test_folder_that_cannot_be_made(self, tmp_path):
         (tmp_path / "file").write_text("in the way")
         with pytest.raises(OutputError, match="cannot write"):
-            store.write_text(tmp_path / "file" / "x.txt", "text")
+            files.write_text(tmp_path / "file" / "x.txt", "text")
 
     def test_nothing_written_is_an_error(self, tmp_path):
-        with pytest.raises(OutputError, match="cannot write"), store.atomic_path(tmp_path / "x.txt"):
+        with pytest.raises(OutputError, match="cannot write"), files.atomic_path(tmp_path / "x.txt"):
             pass
         assert list(tmp_path.iterdir()) == []
 
     def test_respects_the_umask(self, tmp_path):
-        store.write_text(tmp_path / "atomic", "x")
+        files.write_text(tmp_path / "atomic", "x")
         (tmp_path / "plain").write_text("x")
         assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
     def test_json_has_no_nan(self, tmp_path):
         with pytest.raises(ValueError, match="JSON"):
-            store.write_json(tmp_path / "x.json", {"score": float("nan")})
+            files.write_json(tmp_path / "x.json", {"score": float("nan")})
         assert list(tmp_path.iterdir()) == []
 
 
 class TestModelFolder:
     def test_comes_back(self, folder, weights):
-        model = store.load_model_folder(folder)
+        model = model_folder.load_model_folder(folder)
         assert model.weights.keys() == weights.keys()
         for name, value in weights.items():
             assert model.weights[name].dtype == value.dtype
@@ -114,16 +114,16 @@ class TestModelFolder:
 
     def test_hash_depends_on_content_alone(self, folder, tmp_path, weights):
         config = load_config("tiny")
-        again = store.save_model(
+        again = model_folder.save_model(
             tmp_path / "b", dict(reversed(weights.items())), config, {"threshold": 0.25}, "# A card\n"
         )
-        other = store.save_model(tmp_path / "c", weights, config, {"threshold": 0.26}, "# A card\n")
-        assert store.load_model_folder(folder).hash == again != other
+        other = model_folder.save_model(tmp_path / "c", weights, config, {"threshold": 0.26}, "# A card\n")
+        assert model_folder.load_model_folder(folder).hash == again != other
 
     def test_tied_weights_can_be_saved(self, tmp_path):
         shared = torch.ones(3)
-        store.save_model(tmp_path / "m", {"a": shared, "b": shared}, load_config("tiny"), None, "")
-        model = store.load_model_folder(tmp_path / "m")
+        model_folder.save_model(tmp_path / "m", {"a": shared, "b": shared}, load_config("tiny"), None, "")
+        model = model_folder.load_model_folder(tmp_path / "m")
         assert torch.equal(model.weights["a"], model.weights["b"])
         assert model.calibration is None
 
@@ -135,13 +135,13 @@ class TestModelFolder:
         data[-2] ^= 1
         (folder / name).write_bytes(data)
         with pytest.raises(ModelError, match=r"checksum|schema"):
-            store.load_model_folder(folder)
+            model_folder.load_model_folder(folder)
 
-    @pytest.mark.parametrize("name", [*store.FILES, "SHA256SUMS"])
+    @pytest.mark.parametrize("name", [*staging.FILES, "SHA256SUMS"])
     def test_missing_file(self, folder, name):
         (folder / name).unlink()
         with pytest.raises(ModelError, match=name):
-            store.load_model_folder(folder)
+            model_folder.load_model_folder(folder)
 
     @pytest.mark.parametrize(
         ("schema", "message"),
@@ -150,20 +150,20 @@ class TestModelFolder:
     def test_other_schema(self, folder, schema, message):
         rewrite(folder, "model.json", json.dumps({"schema": schema}).encode())
         with pytest.raises(ModelError, match=message):
-            store.load_model_folder(folder)
+            model_folder.load_model_folder(folder)
 
     @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "sub/model.safetensors", "..", ""])
     def test_checksums_stay_in_the_folder(self, folder, name):
         sums = folder / "SHA256SUMS"
         sums.write_text(sums.read_text() + f"{'0' * 64}  {name}\n")
         with pytest.raises(ModelError, match="lists"):
-            store.load_model_folder(folder)
+            model_folder.load_model_folder(folder)
 
     def test_no_file_may_go_unlisted(self, folder):
         sums = folder / "SHA256SUMS"
         sums.write_text("".join(line for line in sums.read_text().splitlines(True) if "safetensors" not in line))
         with pytest.raises(ModelError, match=r"lists no model\.safetensors"):
-            store.load_model_folder(folder)
+            model_folder.load_model_folder(folder)
 
     @pytest.mark.parametrize(
         ("name", "data"),
@@ -177,46 +177,46 @@ class TestModelFolder:
             ("README.md", b"\xff"),
         ],
     )
-    @pytest.mark.parametrize("read", [store.load_model_folder, store.describe_model])
+    @pytest.mark.parametrize("read", [model_folder.load_model_folder, model_folder.describe_model])
     def test_nonsense_with_a_right_checksum(self, folder, name, data, read):
         rewrite(folder, name, data)
         with pytest.raises(ModelError):
             read(folder)
 
     def test_interrupted_save_leaves_the_earlier_model(self, folder, monkeypatch):
-        earlier = store.load_model_folder(folder).hash
-        monkeypatch.setattr(store, "dump_yaml", lambda _config: (_ for _ in ()).throw(KeyboardInterrupt))
+        earlier = model_folder.load_model_folder(folder).hash
+        monkeypatch.setattr(model_folder, "dump_yaml", lambda _config: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            store.save_model(folder, {"a": torch.zeros(1)}, load_config("tiny"), None, "")
-        assert store.load_model_folder(folder).hash == earlier
+            model_folder.save_model(folder, {"a": torch.zeros(1)}, load_config("tiny"), None, "")
+        assert model_folder.load_model_folder(folder).hash == earlier
         assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
     def test_saving_again_replaces(self, folder):
         (folder / "notes.txt").write_text("mine")
-        store.save_model(folder, {"a": torch.zeros(1)}, load_config("tiny"), None, "")
-        assert store.load_model_folder(folder).weights.keys() == {"a"}
+        model_folder.save_model(folder, {"a": torch.zeros(1)}, load_config("tiny"), None, "")
+        assert model_folder.load_model_folder(folder).weights.keys() == {"a"}
         assert (folder / "notes.txt").read_text() == "mine"
 
     def test_folder_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").write_text("in the way")
         with pytest.raises(OutputError, match="cannot write"):
-            store.save_model(tmp_path / "file" / "model", {"a": torch.zeros(1)}, load_config("tiny"), None, "")
+            model_folder.save_model(tmp_path / "file" / "model", {"a": torch.zeros(1)}, load_config("tiny"), None, "")
         with pytest.raises(OutputError, match="cannot write"):
-            store.save_model(tmp_path / "file", {"a": torch.zeros(1)}, load_config("tiny"), None, "")
+            model_folder.save_model(tmp_path / "file", {"a": torch.zeros(1)}, load_config("tiny"), None, "")
 
     def test_checksums_are_those_of_sha256sum(self, folder):
         result = subprocess.run(
             ["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True, check=False
         )
         assert result.returncode == 0, result.stdout
-        assert result.stdout.count(": OK") == len(store.FILES)
+        assert result.stdout.count(": OK") == len(staging.FILES)
 
 
 class TestCalibrationUpdate:
     def test_changes_the_calibration_alone(self, folder):
-        before = store.load_model_folder(folder)
-        new = store.update_calibration(folder, {"threshold": 0.5})
-        after = store.load_model_folder(folder)
+        before = model_folder.load_model_folder(folder)
+        new = model_folder.update_calibration(folder, {"threshold": 0.5})
+        after = model_folder.load_model_folder(folder)
         assert after.hash == new != before.hash
         assert after.calibration == {"threshold": 0.5}
         assert torch.equal(after.weights["turned"], before.weights["turned"])
@@ -224,40 +224,40 @@ class TestCalibrationUpdate:
     def test_does_not_bless_damage(self, folder):
         (folder / "README.md").write_text("another card")
         with pytest.raises(ModelError, match="checksum"):
-            store.update_calibration(folder, {"threshold": 0.5})
+            model_folder.update_calibration(folder, {"threshold": 0.5})
 
 
 class TestDescribe:
     def test_counts_parameters_from_the_header(self, folder, weights):
-        facts = store.describe_model(folder)
+        facts = model_folder.describe_model(folder)
         assert facts["parameters"] == sum(value.numel() for value in weights.values())
-        assert facts["hash"] == store.load_model_folder(folder).hash
+        assert facts["hash"] == model_folder.load_model_folder(folder).hash
         assert facts["calibration"]["threshold"] == 0.25
         assert json.loads(json.dumps(facts)) == facts
 
 
 class TestResolve:
     def test_folder_and_run(self, folder):
-        assert store.resolve_model(folder) == folder
-        assert store.resolve_model(str(folder.parent)) == folder
+        assert model_folder.resolve_model(folder) == folder
+        assert model_folder.resolve_model(str(folder.parent)) == folder
 
     def test_packaged(self, folder, monkeypatch):
-        monkeypatch.setattr(store, "PACKAGED", folder.parent)
-        assert store.packaged_models() == ("model",)
-        assert store.resolve_model("model") == folder
+        monkeypatch.setattr(model_folder, "PACKAGED", folder.parent)
+        assert model_folder.packaged_models() == ("model",)
+        assert model_folder.resolve_model("model") == folder
 
     @pytest.mark.parametrize("name", ["fantom", "no/such/model", ""])
     def test_unknown(self, name, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         with pytest.raises(ModelError):
-            store.resolve_model(name)
+            model_folder.resolve_model(name)
 
     def test_folder_without_model(self, tmp_path):
         with pytest.raises(ModelError, match="holds no model"):
-            store.resolve_model(tmp_path)
+            model_folder.resolve_model(tmp_path)
 
     def test_every_packaged_model_is_sound(self):
-        for name in store.packaged_models():
-            folder = store.resolve_model(name)
-            assert store.verify_model_folder(folder)
+        for name in model_folder.packaged_models():
+            folder = model_folder.resolve_model(name)
+            assert model_folder.verify_model_folder(folder)
             assert (folder / "model.safetensors").stat().st_size <= 10 * 1024**2

@@ -16,8 +16,8 @@ import torch
 from maediff.config import UNTRAINED, ScoreConfig, load_config
 from maediff.data.cases import Case
 from maediff.errors import InputError
-from maediff.inference.predictor import load_model
-from maediff.preprocess import lesion_slices
+from maediff.inference.load import load_model
+from maediff.working import lesion_slices
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("benchmarks_importable")

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maediff import diffusion, variational
+from maediff import diffusion
+from maediff.diffusion import variational
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -12,13 +12,16 @@ import pytest
 
 from maediff.config import load_config
 from maediff.data.cases import find_cases
-from maediff.data.cohort import synthesise
 from maediff.data.slices import fit_size, healthy_slices
+from maediff.data.synthesis import synthesise
 from maediff.errors import InputError
 from maediff.evaluation.evaluate import evaluate
-from maediff.inference.predictor import load_model
-from maediff.store import load_model_folder, read_json
-from maediff.workflow import calibrate_model, infer, split_cases, train
+from maediff.files import read_json
+from maediff.inference.load import load_model
+from maediff.jobs.calibrate import calibrate_model
+from maediff.jobs.infer import infer
+from maediff.jobs.train import split_cases, train
+from maediff.model_folder import load_model_folder
 
 QUICK = (
     "train.max_steps=2",

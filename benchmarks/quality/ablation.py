@@ -27,9 +27,10 @@ from benchmarks.quality.methods import FloatMap, Patient
 from maediff.config import ScoreConfig, override
 from maediff.data.cases import find_cases
 from maediff.evaluation import bootstrap_ci, voxel_metrics
-from maediff.inference.predictor import Predictor, load_model
-from maediff.preprocess import Prepared, prepare, prepare_label
+from maediff.inference.load import load_model
+from maediff.inference.predictor import Predictor
 from maediff.scoring import postprocess, residual
+from maediff.working import Prepared, prepare, prepare_label
 
 RESAMPLES = 2000
 VARIANTS: dict[str, tuple[str, ...]] = {

@@ -21,12 +21,12 @@ import numpy.typing as npt
 
 from benchmarks.common import data_folder, described, run, say, shared_data, table
 from maediff.data.cases import Case, find_cases
-from maediff.data.cohort import as_volume
 from maediff.data.phantom import MODALITIES, subject
+from maediff.data.synthesis import as_volume
 from maediff.evaluation import dice
-from maediff.preparation import itk, masks
-from maediff.preprocess.foreground import looks_stripped
+from maediff.rawhead import itk, masks
 from maediff.volume import Volume, read_mask, read_nifti
+from maediff.working.foreground import looks_stripped
 
 MARGINS_MM = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
 PHANTOMS = 3  # of each contrast

@@ -20,12 +20,12 @@ from benchmarks.common import described, run, say, table
 from benchmarks.release.phantom_model import auprc_by_kind, validation_cases
 from maediff.config import load_config
 from maediff.data.cases import find_cases
-from maediff.data.cohort import synthesise
 from maediff.data.slices import healthy_slices
+from maediff.data.synthesis import synthesise
 from maediff.inference.predictor import Predictor
-from maediff.models.reconstructor import Reconstructor
+from maediff.jobs.train import split_cases
+from maediff.methods.maediff.reconstructor import Reconstructor
 from maediff.training.loop import fit
-from maediff.workflow import split_cases
 
 VARIANTS = ("residual", "cross_attention", "none")
 COHORT = {"subjects": 24, "seed": 31, "modality": "t2"}

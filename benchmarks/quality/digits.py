@@ -24,10 +24,11 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 
 from benchmarks.common import add_common, run, say, table
-from maediff import diffusion, variational
+from maediff import diffusion
 from maediff.config import Config, load_config
+from maediff.diffusion import variational
 from maediff.evaluation import Estimate
-from maediff.models.baselines.ddpm import DDPM
+from maediff.methods.ddpm import DDPM
 
 OBJECTIVES = ("eps", "x0", "v", "mu")
 VARIANCES = ("posterior", "beta", "learned")

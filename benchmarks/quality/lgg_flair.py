@@ -41,9 +41,11 @@ from maediff.config import Config, ScoreConfig, load_config
 from maediff.data.cases import Case, find_cases
 from maediff.errors import InputError
 from maediff.evaluation import evaluate
+from maediff.files import read_json, write_json, write_text
 from maediff.inference.cohort import CaseOutcome
-from maediff.inference.predictor import Predictor, load_model
-from maediff.store import load_model_folder, read_json, save_model, write_json, write_text
+from maediff.inference.load import load_model
+from maediff.inference.predictor import Predictor
+from maediff.model_folder import load_model_folder, save_model
 from maediff.training.loop import Progress
 from maediff.volume import read_nifti
 

@@ -33,10 +33,10 @@ from maediff.data.cases import find_cases
 from maediff.evaluation import bootstrap_ci, voxel_metrics
 from maediff.evaluation.baselines import filter_map, fit_zscore, zscore_map
 from maediff.evaluation.bootstrap import paired_p_value
-from maediff.inference.locations import FLOOR, SMOOTH_MM, Locations, residuals_by_place
 from maediff.inference.predictor import Predictor
-from maediff.preprocess import Prepared
+from maediff.normative import FLOOR, SMOOTH_MM, Locations, residuals_by_place
 from maediff.scoring import case_score
+from maediff.working import Prepared
 
 DATA = DATA_SETS["phantom"]
 WIDTHS_MM = (4.0, 8.0, 16.0)

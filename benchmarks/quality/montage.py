@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maediff.files import atomic_path
 from maediff.report.figures import TRUTH_COLOUR, frame_around, grey, heat, overlay, plane_slices, plane_spacing_mm
-from maediff.store import atomic_path
 
 COLUMNS = ("scan", "healthy reconstruction", "anomaly map", "truth")
 _INCHES = 2.6

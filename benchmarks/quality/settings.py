@@ -17,9 +17,9 @@ from maediff.config import ScoreConfig, override
 from maediff.data.cases import Case
 from maediff.evaluation import VoxelMetrics, voxel_metrics
 from maediff.inference.predictor import Predictor
-from maediff.preprocess import Prepared, prepare, prepare_label
 from maediff.scoring import anomaly_map, eroded
 from maediff.volume import read_mask, read_nifti
+from maediff.working import Prepared, prepare, prepare_label
 
 TIMESTEPS: tuple[tuple[int, ...], ...] = ((50,), (100,), (150,), (200,), (300,), (100, 200))
 SIGNS: tuple[Literal["abs", "bright"], ...] = ("abs", "bright")

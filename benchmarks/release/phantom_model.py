@@ -24,17 +24,21 @@ from benchmarks.common import save_results, shared_data
 from maediff.calibration import Calibration
 from maediff.config import Config, ScoreConfig, load_config, override
 from maediff.data.cases import Case, find_cases
-from maediff.data.cohort import synthesise
 from maediff.data.lesions import KINDS
+from maediff.data.synthesis import synthesise
 from maediff.demo import score_baselines, score_model
 from maediff.evaluation.baselines import filter_map, intensity_map
 from maediff.evaluation.voxel import voxel_metrics
-from maediff.inference.predictor import BoolArray, FloatArray, Predictor, load_model
-from maediff.preprocess import prepare, prepare_label
+from maediff.files import read_json
+from maediff.inference.load import load_model
+from maediff.inference.predictor import Predictor
+from maediff.jobs.calibrate import calibrate_model
+from maediff.jobs.train import train
+from maediff.model_folder import load_model_folder, save_model
 from maediff.scoring import Sign, anomaly_map
-from maediff.store import load_model_folder, read_json, save_model
+from maediff.typing import BoolArray, FloatMap
 from maediff.volume import read_mask, read_nifti
-from maediff.workflow import calibrate_model, train
+from maediff.working import prepare, prepare_label
 
 TRAIN = {"subjects": 160, "seed": 2026, "modality": "mixed"}
 VALIDATION = {"subjects": 24, "seed": 777}
@@ -121,8 +125,8 @@ def load_run(run: Path, overrides: Sequence[str]) -> Predictor:
 class Stack(NamedTuple):
     """A scan, its healthy reconstruction and its truth on working slices, (S, H, W) each."""
 
-    slices: FloatArray
-    healthy: FloatArray
+    slices: FloatMap
+    healthy: FloatMap
     brain: BoolArray
     label: BoolArray
     spacing_mm: tuple[float, float, float]

@@ -27,8 +27,8 @@ from benchmarks.common import described, run, say, table
 from benchmarks.speed.timing import copies, load, random_predictor
 from maediff.config import load_config
 from maediff.inference.cohort import CaseOutcome
-from maediff.store import save_model
-from maediff.workflow import infer
+from maediff.jobs.infer import infer
+from maediff.model_folder import save_model
 
 SHAPE, SPACING_MM = (24, 28, 12), 8.0  # seconds a cohort: what is tested is not the network
 

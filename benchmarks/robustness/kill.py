@@ -31,10 +31,13 @@ import torch
 
 from benchmarks.common import described, run, say
 from maediff.config import Config, load_config
-from maediff.data.cohort import synthesise
+from maediff.data.synthesis import synthesise
 from maediff.errors import ModelError
-from maediff.store import CHECKSUMS, file_sha256, verify_model_folder
-from maediff.workflow import infer, train
+from maediff.files import file_sha256
+from maediff.jobs.infer import infer
+from maediff.jobs.train import train
+from maediff.model_folder import verify_model_folder
+from maediff.staging import CHECKSUMS
 
 OVERRIDES = (
     *("train.max_steps=12", "train.val_every=6", "train.checkpoint_every=2", "train.batch_size=4"),

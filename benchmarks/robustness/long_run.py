@@ -24,11 +24,11 @@ import torch
 from benchmarks.common import described, run, say, table
 from benchmarks.robustness.kill import OVERRIDES
 from maediff.config import load_config
-from maediff.data.cohort import synthesise
-from maediff.models.baselines import build_network
-from maediff.store import save_model
+from maediff.data.synthesis import synthesise
+from maediff.jobs.infer import infer
+from maediff.methods.build import build_network
+from maediff.model_folder import save_model
 from maediff.volume import read_nifti, write_like
-from maediff.workflow import infer
 
 MIB = 2**20
 

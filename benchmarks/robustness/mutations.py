@@ -20,12 +20,14 @@ from maediff.calibration import RATES, Calibration
 from maediff.config import METHODS, UNTRAINED, Config, config_hash, dump_yaml, load_config, override, parse_config
 from maediff.data.cases import find_cases
 from maediff.evaluation.reference import Reference
-from maediff.inference.predictor import load_model
-from maediff.inference.whole import engine
-from maediff.models.baselines import build_network, check_trainable, network_shapes
-from maediff.preprocess import prepare
-from maediff.store import CALIBRATION, CHECKSUMS, CONFIG, FILES, WEIGHTS, describe_model, file_sha256, save_model
+from maediff.files import file_sha256
+from maediff.inference.load import load_model
+from maediff.methods.build import build_network, check_trainable, network_shapes
+from maediff.methods.whole import engine
+from maediff.model_folder import describe_model, save_model
+from maediff.staging import CALIBRATION, CHECKSUMS, CONFIG, FILES, WEIGHTS
 from maediff.volume import read_nifti
+from maediff.working import prepare
 
 Random = np.random.Generator
 NUMBERS = (0, 1, -1, 2, 3, 7, 8, 16, 127, 255, 256, 32767, -32768, 2**31 - 1, -(2**31), 2**32, 2**63, 10**30)

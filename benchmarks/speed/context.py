@@ -27,7 +27,8 @@ from maediff.config import override
 from maediff.data.cases import find_cases
 from maediff.errors import InputError
 from maediff.evaluation import bootstrap_ci, voxel_metrics
-from maediff.inference.predictor import Predictor, load_model
+from maediff.inference.load import load_model
+from maediff.inference.predictor import Predictor
 
 BOOTSTRAP = 2000
 

@@ -37,10 +37,11 @@ from benchmarks.speed.timing import load, network_of, precision, random_predicto
 from maediff.config import load_config, override
 from maediff.hardware import matmul_flops, resolve_device, synchronize
 from maediff.inference.cost import time_batch, window_flops, window_inputs
-from maediff.inference.memory import choose_batch, window_bytes
-from maediff.inference.predictor import Predictor, load_model
-from maediff.partition import window_grid
-from maediff.store import save_model
+from maediff.inference.load import load_model
+from maediff.inference.predictor import Predictor
+from maediff.methods.maediff.memory import choose_batch, window_bytes
+from maediff.methods.maediff.partition import window_grid
+from maediff.model_folder import save_model
 
 Row = dict[str, float]
 SMALL = (46, 55, 23)

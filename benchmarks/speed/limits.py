@@ -21,7 +21,7 @@ from benchmarks.speed.timing import ByteCounter, copy_bytes, load
 from maediff.config import load_config
 from maediff.hardware import matmul_flops, resolve_device
 from maediff.inference.cost import window_flops, window_inputs
-from maediff.models.reconstructor import Reconstructor
+from maediff.methods.maediff.reconstructor import Reconstructor
 
 PRESETS = ("small", "base", "paper")
 

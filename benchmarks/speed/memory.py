@@ -22,7 +22,7 @@ from benchmarks.common import described, run, say, table
 from benchmarks.speed.timing import copies, load, random_predictor, whole_run, write_scan
 from maediff.config import load_config
 from maediff.hardware import resolve_device
-from maediff.store import save_model
+from maediff.model_folder import save_model
 
 SIZES = ((91, 109, 91), (128, 154, 128), (182, 218, 182))
 SMALL, SMALL_MM, FEW = (24, 28, 12), 8.0, 5

@@ -25,7 +25,7 @@ from benchmarks.common import described, run, say, table
 from benchmarks.speed.timing import copies, load, random_predictor, whole_run
 from maediff.config import load_config
 from maediff.hardware import resolve_device
-from maediff.store import save_model
+from maediff.model_folder import save_model
 
 SHAPE, SPACING_MM = (24, 28, 12), 8.0
 MILLION = 10**6

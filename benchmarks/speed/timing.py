@@ -22,7 +22,7 @@ from benchmarks.common import ROOT
 from maediff.config import Config
 from maediff.hardware import synchronize, use_bf16
 from maediff.inference.predictor import Predictor
-from maediff.models.reconstructor import Reconstructor
+from maediff.methods.maediff.reconstructor import Reconstructor
 
 _CHILD = """
 import json, sys, time

@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 import maediff
 from maediff import diffusion
 from maediff.data.phantom import Phantom, subject
+from maediff.diffusion.noise import generator, noise_field
 from maediff.evaluation.voxel import voxel_metrics
 from maediff.inference.predictor import AnomalyResult, Predictor
-from maediff.noise import generator, noise_field
-from maediff.partition import visible_cells, window_grid, window_masks
-from maediff.preprocess import prepare_label
+from maediff.methods.maediff.partition import visible_cells, window_grid, window_masks
 from maediff.volume import Volume
+from maediff.working import prepare_label
 
 KEY = (424242, 7)  # of the subject that is shown
 WINDOW_COLOUR, TRUTH_COLOUR, MASK_COLOUR = "#ffd24d", "#00c8dc", "#ff9500"

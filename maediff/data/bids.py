@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from maediff import __version__
+from maediff._version import __version__
 from maediff.errors import InputError
-from maediff.store import write_json, write_text
+from maediff.files import write_json, write_text
 
 BIDS_VERSION = "1.9.0"
 DERIVATIVE_FILES = ("dataset_description.json", ".bidsignore", "README.md", "mask.json")

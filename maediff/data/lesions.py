@@ -6,14 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
 from maediff.errors import ConfigError
+from maediff.typing import BoolArray, DoubleArray, FloatArray, FloatMap
 
-FloatArray = npt.NDArray[np.float32]
-BoolArray = npt.NDArray[np.bool_]
-Levels = npt.NDArray[np.float64]
 KINDS = ("ms", "tumour", "dark")
 
 
@@ -21,10 +18,10 @@ KINDS = ("ms", "tumour", "dark")
 class Site:
     """The brain that gets a lesion: tissue shares (X, Y, Z), its mask, the affine and the voxel size."""
 
-    grey: FloatArray
-    white: FloatArray
+    grey: FloatMap
+    white: FloatMap
     brain: BoolArray
-    affine: npt.NDArray[np.float64]
+    affine: DoubleArray
     spacing_mm: float
 
 
@@ -38,9 +35,9 @@ class Part:
         level: Intensity, given the modality and the levels of CSF, grey, white and deep grey matter.
     """
 
-    alpha: FloatArray
-    texture: FloatArray
-    level: Callable[[str, Levels], float]
+    alpha: FloatMap
+    texture: FloatMap
+    level: Callable[[str, DoubleArray], float]
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Lesion:
     """Parts, painted in order, and the displacement of tissue around them in voxels (3, X, Y, Z), or None."""
 
     parts: tuple[Part, ...]
-    push: FloatArray | None = field(default=None)
+    push: FloatMap | None = field(default=None)
 
     @property
     def core_or_more(self) -> BoolArray:
@@ -83,7 +80,7 @@ def _ms(site: Site, rng: np.random.Generator) -> Lesion:
     alpha *= site.brain
     share = rng.uniform(0.35, 0.75)
 
-    def level(modality: str, levels: Levels) -> float:
+    def level(modality: str, levels: DoubleArray) -> float:
         csf, grey, _, _ = levels
         if modality == "t2":
             return float(grey + share * (csf - grey))
@@ -107,7 +104,7 @@ def _tumour(site: Site, rng: np.random.Generator) -> Lesion:
     bright, wet, necrotic = rng.uniform(0.3, 0.9), rng.uniform(0.35, 0.75), rng.random() < 0.4
     inmost = _ellipsoid(site, centre, inner * 0.55, 0.2, rng) * site.brain
 
-    def core_level(modality: str, levels: Levels) -> float:
+    def core_level(modality: str, levels: DoubleArray) -> float:
         csf, grey, white, _ = levels
         if modality == "t2":
             return float(grey + bright * (csf - grey))
@@ -115,7 +112,7 @@ def _tumour(site: Site, rng: np.random.Generator) -> Lesion:
             return float(grey * (1.1 + 0.4 * bright))
         return float(grey * (1.0 - 0.45 * bright)) if modality == "t1" else float(csf + (1 - bright) * (white - csf))
 
-    def oedema_level(modality: str, levels: Levels) -> float:
+    def oedema_level(modality: str, levels: DoubleArray) -> float:
         csf, grey, _, _ = levels
         if modality == "t2":
             return float(grey + 0.8 * wet * (csf - grey))
@@ -123,7 +120,7 @@ def _tumour(site: Site, rng: np.random.Generator) -> Lesion:
             return float(grey * (1.2 + 0.5 * wet))
         return float(grey * (1.0 - 0.25 * wet)) if modality == "t1" else float(csf + (1 - wet) * (grey - csf))
 
-    def fluid_level(_modality: str, levels: Levels) -> float:
+    def fluid_level(_modality: str, levels: DoubleArray) -> float:
         return float(levels[0] * 1.05)
 
     parts = [
@@ -142,35 +139,33 @@ def _dark(site: Site, rng: np.random.Generator) -> Lesion:
     alpha = _ellipsoid(site, centre, float(rng.uniform(6, 18)), 0.35, rng) * site.brain
     share = rng.uniform(0.4, 0.75)
 
-    def level(_modality: str, levels: Levels) -> float:
+    def level(_modality: str, levels: DoubleArray) -> float:
         return float(share * min(levels[1], levels[2]))
 
     return Lesion((Part(alpha.astype(np.float32), _texture(site, 0.08, 1.5, rng), level),))
 
 
-def _above_skull_base(site: Site) -> FloatArray:
+def _above_skull_base(site: Site) -> FloatMap:
     """Keep lesions in the cerebrum: 1 above z = -20 mm, else 0."""
     z = site.affine[2, 2] * np.arange(site.brain.shape[2]) + site.affine[2, 3]
-    above: FloatArray = (z > -20).astype(np.float32)[None, None, :]
+    above: FloatMap = (z > -20).astype(np.float32)[None, None, :]
     return above
 
 
-def _pick(weight: npt.NDArray[np.floating], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+def _pick(weight: FloatArray, rng: np.random.Generator) -> DoubleArray:
     """Draw a voxel with probability in proportion to its weight."""
     cumulative = np.cumsum(weight, dtype=np.float64)
     index = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
     return np.array(np.unravel_index(min(index, weight.size - 1), weight.shape), np.float64)
 
 
-def _grids(shape: tuple[int, ...], centre: npt.NDArray[np.float64], spacing_mm: float) -> list[FloatArray]:
+def _grids(shape: tuple[int, ...], centre: DoubleArray, spacing_mm: float) -> list[FloatMap]:
     """Distances from the centre along each axis, mm, ready to broadcast."""
     axes = [((np.arange(n) - c) * spacing_mm).astype(np.float32) for n, c in zip(shape, centre, strict=True)]
     return list(np.meshgrid(*axes, indexing="ij", sparse=True))
 
 
-def _ellipsoid(
-    site: Site, centre: npt.NDArray[np.float64], radius_mm: float, wobble: float, rng: np.random.Generator
-) -> FloatArray:
+def _ellipsoid(site: Site, centre: DoubleArray, radius_mm: float, wobble: float, rng: np.random.Generator) -> FloatMap:
     """Draw a soft, irregular ellipsoid: 1 inside, 0 outside, an edge of about a voxel."""
     stretch = np.exp(rng.uniform(-0.3, 0.3, 3))
     stretch /= stretch.prod() ** (1 / 3)
@@ -188,7 +183,7 @@ def _ellipsoid(
     return soft
 
 
-def _push(site: Site, centre: npt.NDArray[np.float64], radius_mm: float, amplitude_mm: float) -> FloatArray:
+def _push(site: Site, centre: DoubleArray, radius_mm: float, amplitude_mm: float) -> FloatMap:
     """Displace tissue outwards, most at the rim of the core, fading over its diameter; voxels (3, X, Y, Z)."""
     grids = _grids(site.brain.shape, centre, site.spacing_mm)
     distance = np.sqrt(sum(g**2 for g in grids))
@@ -197,7 +192,7 @@ def _push(site: Site, centre: npt.NDArray[np.float64], radius_mm: float, amplitu
     return np.stack([(unit * g).astype(np.float32) for g in np.broadcast_arrays(*grids)])
 
 
-def _texture(site: Site, amount: float, sigma: float, rng: np.random.Generator) -> FloatArray:
+def _texture(site: Site, amount: float, sigma: float, rng: np.random.Generator) -> FloatMap:
     field = ndimage.gaussian_filter(rng.standard_normal(site.brain.shape, np.float32), sigma)
-    texture: FloatArray = (amount * field / field.std()).astype(np.float32)
+    texture: FloatMap = (amount * field / field.std()).astype(np.float32)
     return texture

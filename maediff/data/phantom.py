@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
 from maediff.data.lesions import Lesion, Site, make_lesion
 from maediff.errors import ConfigError
-
-FloatArray = npt.NDArray[np.float32]
-BoolArray = npt.NDArray[np.bool_]
+from maediff.typing import BoolArray, DoubleArray, FloatMap
 
 MODALITIES = ("t1", "t2", "flair", "random")
 MIXED = (("t2", 0.4), ("flair", 0.2), ("t1", 0.2), ("random", 0.2))
@@ -44,22 +41,22 @@ class Phantom:
         affine: (4, 4) voxel to MNI mm.
     """
 
-    image: FloatArray
+    image: FloatMap
     brain: BoolArray
     label: BoolArray
-    affine: npt.NDArray[np.float64]
+    affine: DoubleArray
 
 
 @dataclass(frozen=True)
 class Atlas:
     """Tissue maps of the template, 0 to 1, (X, Y, Z), and what the template shows beyond their mixture."""
 
-    grey: FloatArray
-    white: FloatArray
-    brain: FloatArray
-    deep: FloatArray
-    detail: FloatArray
-    affine: npt.NDArray[np.float64]
+    grey: FloatMap
+    white: FloatMap
+    brain: FloatMap
+    deep: FloatMap
+    detail: FloatMap
+    affine: DoubleArray
     spacing_mm: float
 
 
@@ -137,7 +134,7 @@ def subject(key: tuple[int, ...], modality: str = "t2", lesion: str | None = Non
     return Phantom(np.where(inside, image * _UNIT, 0).astype(np.float32), inside, label, base.affine)
 
 
-def _crisp(grey: FloatArray, white: FloatArray, brain: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _crisp(grey: FloatMap, white: FloatMap, brain: FloatMap) -> tuple[FloatMap, FloatMap]:
     """Sharpen the group average's soft tissue borders: raise the three shares to a power and normalise."""
     shares = np.stack([grey, white, (brain - grey - white).clip(0)]).clip(0, 1) ** 2.2
     total = shares.sum(0)
@@ -145,16 +142,16 @@ def _crisp(grey: FloatArray, white: FloatArray, brain: FloatArray) -> tuple[Floa
     return shares[0] * brain, shares[1] * brain
 
 
-def _deep_grey(shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> FloatArray:
+def _deep_grey(shape: tuple[int, ...], affine: DoubleArray) -> FloatMap:
     """Mark where grey matter is thalamus, putamen and their neighbours: a soft box in MNI space."""
     grids = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij", sparse=True)
     x, y, z = (affine[i, i] * grids[i] + affine[i, 3] for i in range(3))
     distance = np.maximum(np.maximum(np.abs(x) / 34, np.abs(y + 3) / 26), np.abs(z - 4) / 17)
-    soft: FloatArray = (1 / (1 + np.exp((distance - 1) / 0.04))).astype(np.float32)
+    soft: FloatMap = (1 / (1 + np.exp((distance - 1) / 0.04))).astype(np.float32)
     return soft
 
 
-def smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> FloatArray:
+def smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> FloatMap:
     """Draw Gaussian noise, smoothed to `sigma` voxels on a grid as coarse as that allows; unit variance."""
     step = max(1, int(sigma / 1.5))
     coarse = [-(-n // step) + 3 for n in shape]
@@ -164,15 +161,15 @@ def smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator)
         field = fine[0, 0].numpy()
     first = rng.integers(step, 2 * step, 3)
     field = field[tuple(slice(i, i + n) for i, n in zip(first, shape, strict=True))]
-    result: FloatArray = ((field - field.mean()) / field.std()).astype(np.float32)
+    result: FloatMap = ((field - field.mean()) / field.std()).astype(np.float32)
     return result
 
 
-def _identity(shape: tuple[int, ...]) -> FloatArray:
+def _identity(shape: tuple[int, ...]) -> FloatMap:
     return np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij"))
 
 
-def _deformation(base: Atlas, rng: np.random.Generator) -> FloatArray:
+def _deformation(base: Atlas, rng: np.random.Generator) -> FloatMap:
     """Draw where each voxel comes from: affine change, smooth shape change of a few mm, and fine folding."""
     shape, step = base.brain.shape, base.spacing_mm
     centre = (np.array(shape, np.float32)[:, None, None, None] - 1) / 2
@@ -182,11 +179,11 @@ def _deformation(base: Atlas, rng: np.random.Generator) -> FloatArray:
     for sigma_mm, amplitude_mm in ((24.0, 3.5), (9.0, 1.6), (4.0, 0.8)):
         for axis in range(3):
             coordinates[axis] += amplitude_mm / step * smooth_noise(shape, sigma_mm / step, rng)
-    moved: FloatArray = coordinates.astype(np.float32)
+    moved: FloatMap = coordinates.astype(np.float32)
     return moved
 
 
-def _warp(maps: FloatArray, coordinates: FloatArray) -> FloatArray:
+def _warp(maps: FloatMap, coordinates: FloatMap) -> FloatMap:
     """Sample maps (C, X, Y, Z) at voxel coordinates (3, X, Y, Z), linearly; 0 beyond the border."""
     scale = torch.tensor([2 / (n - 1) for n in maps.shape[1:]])
     grid = torch.from_numpy(coordinates).permute(1, 2, 3, 0) * scale - 1
@@ -194,7 +191,7 @@ def _warp(maps: FloatArray, coordinates: FloatArray) -> FloatArray:
     return warped[0].numpy()
 
 
-def _levels(modality: str, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+def _levels(modality: str, rng: np.random.Generator) -> DoubleArray:
     """Draw a subject's intensities of CSF, grey, white and deep grey matter."""
     if modality == "random":
         while True:
@@ -205,9 +202,7 @@ def _levels(modality: str, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     return np.array(_LEVELS[modality]) * rng.normal(1, 0.05, 4)
 
 
-def _contrast(
-    maps: tuple[FloatArray, FloatArray, FloatArray, FloatArray], modality: str, rng: np.random.Generator
-) -> FloatArray:
+def _contrast(maps: tuple[FloatMap, FloatMap, FloatMap, FloatMap], modality: str, rng: np.random.Generator) -> FloatMap:
     """Mix grey, white and deep grey matter, with a texture of their own, and the template's detail."""
     grey, white, deep, detail = maps
     csf_level, grey_level, white_level, deep_level = _levels(modality, rng)
@@ -218,11 +213,11 @@ def _contrast(
     if gain is None:
         gain = float(rng.uniform(-0.7, 0.7))
     texture = 0.035 * smooth_noise(grey.shape, 1.3, rng) + 0.03 * smooth_noise(grey.shape, 4.0, rng)
-    mixed: FloatArray = (image * (1 + texture * (grey + white)) + gain * detail).astype(np.float32)
+    mixed: FloatMap = (image * (1 + texture * (grey + white)) + gain * detail).astype(np.float32)
     return mixed.clip(0.02)
 
 
-def _paint(image: FloatArray, lesion: Lesion, modality: str, levels: npt.NDArray[np.float64]) -> FloatArray:
+def _paint(image: FloatMap, lesion: Lesion, modality: str, levels: DoubleArray) -> FloatMap:
     """Blend each part of a lesion into the image."""
     for part in lesion.parts:
         value = part.level(modality, levels) * (1 + part.texture)
@@ -230,11 +225,11 @@ def _paint(image: FloatArray, lesion: Lesion, modality: str, levels: npt.NDArray
     return image.astype(np.float32)
 
 
-def _degrade(image: FloatArray, inside: BoolArray, spacing_mm: float, rng: np.random.Generator) -> FloatArray:
+def _degrade(image: FloatMap, inside: BoolArray, spacing_mm: float, rng: np.random.Generator) -> FloatMap:
     """Apply point spread, bias field and Rician noise."""
     image = ndimage.gaussian_filter(np.where(inside, image, 0), 0.35)
     bias = np.exp(rng.uniform(0.02, 0.08) * smooth_noise(image.shape, 40.0 / spacing_mm, rng))
     sigma = rng.uniform(0.012, 0.028)
     real, imaginary = rng.standard_normal((2, *image.shape), np.float32) * sigma
-    noisy: FloatArray = np.hypot(image * bias + real, imaginary).astype(np.float32)
+    noisy: FloatMap = np.hypot(image * bias + real, imaginary).astype(np.float32)
     return noisy

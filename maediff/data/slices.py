@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,10 @@ import numpy.typing as npt
 from maediff.config import DataConfig
 from maediff.data.cases import Case
 from maediff.errors import InputError, MAEDiffError
-from maediff.preprocess import lesion_slices, prepare
-from maediff.store import atomic_path
+from maediff.files import atomic_path
+from maediff.typing import Array, BoolArray
 from maediff.volume import read_channel, read_mask, read_nifti
+from maediff.working import lesion_slices, prepare
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class SliceSet:
     """
 
     images: npt.NDArray[np.float16]
-    masks: npt.NDArray[np.bool_]
+    masks: BoolArray
     subjects: tuple[str, ...]
     left_out: int
     failed: tuple[tuple[str, str], ...]
@@ -91,7 +92,7 @@ class Slices(NamedTuple):
     """Healthy slices of one scan, fitted to the working size, and how many were left out for a lesion."""
 
     images: npt.NDArray[np.float16]
-    masks: npt.NDArray[np.bool_]
+    masks: BoolArray
     left_out: int
 
 
@@ -109,7 +110,7 @@ def _read(case: Case, config: DataConfig) -> Slices:
     return Slices(images, fit_size(prepared.mask[keep], config.size, False), int((brain & diseased).sum()))
 
 
-def fit_size(stack: npt.NDArray[Any], size: tuple[int, int], fill: float) -> npt.NDArray[Any]:
+def fit_size(stack: Array, size: tuple[int, int], fill: float) -> Array:
     """Crop or pad the last two axes around their centre.
 
     Args:

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from maediff import __version__
+from maediff._version import __version__
 from maediff.dicom.files import packages, series_folders
 from maediff.dicom.series import Series, quiet, read_series
 from maediff.errors import GeometryError, InputError, OutputError
-from maediff.preprocess.resample import index_map, resample
-from maediff.store import atomic_path, file_sha256, read_json
+from maediff.files import atomic_path, file_sha256, read_json
+from maediff.typing import Array
 from maediff.volume import GRID_TOLERANCE_VOXELS, read_mask, read_nifti
-
-Array = npt.NDArray[Any]
+from maediff.working.resample import index_map, resample
 
 _SAME_SCAN = 0.9  # correlation; heads of two people in one place stay well below
 _MAX_LO = 64  # characters of a DICOM long string

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from maediff.dicom.files import dicom_files, packages
 from maediff.errors import GeometryError, InputError
+from maediff.typing import DoubleArray
 from maediff.volume import Volume, new_header
 
 log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def _check_slices(images: Sequence[Any], folder: Path) -> None:
     _check_distances(positions @ np.cross(turns[0, :3], turns[0, 3:]), folder)
 
 
-def _check_distances(along_mm: npt.NDArray[np.float64], folder: Path) -> None:
+def _check_distances(along_mm: DoubleArray, folder: Path) -> None:
     """Refuse slices that share a place, and places without a slice."""
     steps = np.diff(np.sort(along_mm))
     if (steps < 1e-3).any():

@@ -11,21 +11,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
 from maediff.calibration import calibrate
 from maediff.config import ScoreConfig
 from maediff.errors import InputError
 from maediff.evaluation.voxel import voxel_metrics
-from maediff.scoring import BoolArray, FloatArray, Sign, case_score, postprocess
+from maediff.scoring import Sign, case_score, postprocess
+from maediff.typing import BoolArray, DoubleArray, FloatArray, FloatMap
 from maediff.volume import Volume
 
 MIN_SCANS = 3
 """Voxels that fewer healthy brains cover have no z-score."""
 
 _STD_FLOOR_PERCENTILE = 5.0
-FloatMap = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class HealthyStatistics:
     mean: FloatMap
     std: FloatMap
     count: FloatMap
-    affine: npt.NDArray[np.float64]
+    affine: DoubleArray
 
     def mean_on(self, volume: Volume) -> FloatMap:
         """Resample the mean to the grid of a scan."""
@@ -173,9 +172,7 @@ def method_metrics(
     return table
 
 
-def _statistics(
-    total: FloatArray, squares: FloatArray, count: FloatArray, affine: npt.NDArray[np.float64]
-) -> HealthyStatistics:
+def _statistics(total: FloatArray, squares: FloatArray, count: FloatArray, affine: DoubleArray) -> HealthyStatistics:
     covered = count >= MIN_SCANS
     n = np.maximum(count, 2)
     mean = np.where(covered, total / n, 0)
@@ -185,9 +182,7 @@ def _statistics(
     return HealthyStatistics(mean.astype(np.float32), std.astype(np.float32), count.astype(np.float32), affine)
 
 
-def _on_grid(
-    data: FloatArray, affine: npt.NDArray[np.float64], shape: tuple[int, ...], target: npt.NDArray[np.float64]
-) -> FloatMap:
+def _on_grid(data: FloatArray, affine: DoubleArray, shape: tuple[int, ...], target: DoubleArray) -> FloatMap:
     if data.shape == shape and np.allclose(affine, target, atol=1e-4):
         return data.astype(np.float32)
     matrix = np.linalg.inv(affine) @ target  # target voxel to source voxel

@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from maediff.evaluation.voxel import NAN, VoxelMetrics
-from maediff.scoring import BoolArray, FloatArray
+from maediff.typing import BoolArray, DoubleArray, FloatArray
 
 LEVEL = 0.95
 _BITS_DROPPED = 12  # of a float32's 23 bits of mantissa: bins 2^-11 = 0.05 % wide
 _CHUNK = 32  # resamples handled at once
-Resampled = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def _bin(values: FloatArray) -> npt.NDArray[np.uint32]:
 
 def _stacked(
     scans: Sequence[VoxelHistogram], owner: npt.NDArray[np.intp], n_people: int
-) -> Callable[[Resampled], dict[str, Resampled]]:
+) -> Callable[[DoubleArray], dict[str, DoubleArray]]:
     """Sum histograms by patient on shared bins, highest score first; return metrics as a function of weights."""
     bins = np.unique(np.concatenate([scan.bins for scan in scans]))
     lesion, healthy = np.zeros((2, n_people, bins.size))
@@ -211,13 +210,13 @@ def _stacked(
         healthy[person, place] += scan.healthy
         overlap[person] += scan.overlap or (np.nan,) * 3
 
-    def metrics(weights: Resampled) -> dict[str, Resampled]:
+    def metrics(weights: DoubleArray) -> dict[str, DoubleArray]:
         return _binned_metrics(weights @ lesion, weights @ healthy, weights @ overlap)
 
     return metrics
 
 
-def _binned_metrics(lesion: Resampled, healthy: Resampled, overlap: Resampled) -> dict[str, Resampled]:
+def _binned_metrics(lesion: DoubleArray, healthy: DoubleArray, overlap: DoubleArray) -> dict[str, DoubleArray]:
     """Metrics of each row of histograms, bins from the highest score down; NaN rows where no lesion is present."""
     hits, alarms = np.cumsum(lesion, axis=1), np.cumsum(healthy, axis=1)
     n_lesion, n_healthy = hits[:, -1:], alarms[:, -1:]

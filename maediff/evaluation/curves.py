@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from maediff.evaluation.bootstrap import VoxelHistogram
+from maediff.typing import DoubleArray
 
 MAX_POINTS = 240
-FloatVector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Curves:
         prevalence: Share of anomalous items: the precision of chance.
     """
 
-    false_positive_rate: FloatVector
-    recall: FloatVector
-    precision: FloatVector
+    false_positive_rate: DoubleArray
+    recall: DoubleArray
+    precision: DoubleArray
     prevalence: float
 
 
@@ -58,7 +58,7 @@ def scan_curves(scores: npt.ArrayLike, has_lesion: npt.ArrayLike) -> Curves | No
     return _curves(lesion[::-1].astype(np.float64), healthy[::-1].astype(np.float64))
 
 
-def _curves(lesion: FloatVector, healthy: FloatVector) -> Curves | None:
+def _curves(lesion: DoubleArray, healthy: DoubleArray) -> Curves | None:
     """Accumulate counts, highest score first, and thin the points to what a picture can show."""
     hits, alarms = np.cumsum(lesion), np.cumsum(healthy)
     if hits.size == 0 or hits[-1] == 0 or alarms[-1] == 0:
@@ -74,7 +74,7 @@ def _curves(lesion: FloatVector, healthy: FloatVector) -> Curves | None:
     )
 
 
-def _thinned(rate: FloatVector, recall: FloatVector) -> npt.NDArray[np.intp]:
+def _thinned(rate: DoubleArray, recall: DoubleArray) -> npt.NDArray[np.intp]:
     """Indices of points spread evenly along the ROC curve, both ends included."""
     if rate.size <= MAX_POINTS:
         return np.arange(rate.size)

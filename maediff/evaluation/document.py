@@ -7,7 +7,9 @@ from pathlib import Path
 from maediff import card
 from maediff.errors import ConfigError, InputError
 from maediff.evaluation.evaluate import METRICS_FILE
-from maediff.store import CARD, read_json, resolve_model, update_card, verify_model_folder
+from maediff.files import read_json
+from maediff.model_folder import resolve_model, update_card, verify_model_folder
+from maediff.staging import CARD
 
 
 def document_model(

@@ -19,9 +19,9 @@ from maediff.evaluation.outputs import OutputCase, read_outputs
 from maediff.evaluation.reference import Reference, Truth
 from maediff.evaluation.strata import Stratum
 from maediff.evaluation.voxel import NAN, VoxelMetrics, voxel_metrics
-from maediff.scoring import BoolArray
-from maediff.store import write_json
+from maediff.files import write_json
 from maediff.tables import write_table
+from maediff.typing import BoolArray
 from maediff.volume import Volume, read_mask, read_nifti
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import numpy as np
 from skimage.measure import label as components
 
 from maediff.evaluation.voxel import NAN
-from maediff.scoring import BoolArray
+from maediff.typing import BoolArray
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maediff.errors import InputError
-from maediff.store import read_json
+from maediff.files import read_json
 from maediff.tables import read_table
 
 FINISHED = ("done", "skipped")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from maediff.errors import InputError
-from maediff.scoring import BoolArray, FloatArray
+from maediff.typing import BoolArray, FloatArray
 
 NAN = float("nan")
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from maediff.errors import ConfigError
 from maediff.findings.lobes import LOBES, OUTSIDE, lobe_atlas
-from maediff.scoring import BoolArray, FloatArray
+from maediff.typing import Array, BoolArray, ByteArray, DoubleArray, FloatArray
 
 MAX_LISTED = 5
 TEMPLATE_DICE = 0.85
@@ -202,23 +201,23 @@ def _places(
     ]
 
 
-def _first(owner: npt.NDArray[np.intp], order: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+def _first(owner: npt.NDArray[np.intp], order: Array) -> npt.NDArray[np.intp]:
     """Position, for each component, of its voxel that comes first in an order."""
     sorted_by = np.lexsort((order, owner))
     return sorted_by[np.searchsorted(owner[sorted_by], np.arange(int(owner.max(initial=-1)) + 1))]
 
 
-def _index(voxel: npt.NDArray[Any]) -> tuple[int, int, int]:
+def _index(voxel: Array) -> tuple[int, int, int]:
     i, j, k = (int(value) for value in voxel)
     return i, j, k
 
 
-def _place(where: npt.NDArray[Any]) -> tuple[float, float, float]:
+def _place(where: Array) -> tuple[float, float, float]:
     x, y, z = (round(float(value), 3) + 0.0 for value in where)  # no -0.0
     return x, y, z
 
 
-def _sides(there: npt.NDArray[Any], owner: npt.NDArray[np.intp], in_template: bool) -> list[str | None]:
+def _sides(there: Array, owner: npt.NDArray[np.intp], in_template: bool) -> list[str | None]:
     sizes = np.bincount(owner)
     if not in_template:
         return [None] * len(sizes)
@@ -233,7 +232,7 @@ def _overlaps(
     return [float(value) for value in np.bincount(owner, np.asarray(truth, bool)[tuple(voxels.T)]) * voxel_ml]
 
 
-def _lobes(where_mm: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8] | None, str]:
+def _lobes(where_mm: Array) -> tuple[ByteArray | None, str]:
     """Look up the lobe of each place, or say what is missing."""
     try:
         return lobe_atlas().at(where_mm), ""
@@ -241,9 +240,7 @@ def _lobes(where_mm: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8] | None, st
         return None, str(error)
 
 
-def _shares(
-    lobes: npt.NDArray[np.uint8] | None, owner: npt.NDArray[np.intp], count: int
-) -> list[tuple[tuple[str, float], ...]]:
+def _shares(lobes: ByteArray | None, owner: npt.NDArray[np.intp], count: int) -> list[tuple[tuple[str, float], ...]]:
     """Lobes of each component with their shares, the largest first."""
     if lobes is None:
         return [()] * count
@@ -255,7 +252,7 @@ def _shares(
     ]
 
 
-def _lobe_volumes(lobes: npt.NDArray[np.uint8], left: BoolArray, voxel_ml: float) -> tuple[LobeVolume, ...]:
+def _lobe_volumes(lobes: ByteArray, left: BoolArray, voxel_ml: float) -> tuple[LobeVolume, ...]:
     """Measure lobes on both sides, the largest first."""
     on_left, on_right = (np.bincount(lobes[side], minlength=len(_NAMES)) * voxel_ml for side in (left, ~left))
     order = np.argsort(-(on_left + on_right), kind="stable")
@@ -296,14 +293,14 @@ def template_dice(brain: BoolArray, affine: FloatArray) -> float:
     return float(min(1.0, 2 * (sampled & template.ravel()).sum() / total))
 
 
-def _world_mm(voxels: npt.NDArray[Any], affine: FloatArray) -> npt.NDArray[Any]:
+def _world_mm(voxels: Array, affine: FloatArray) -> Array:
     """Apply an affine map to places (N, 3)."""
-    world: npt.NDArray[Any] = voxels @ np.asarray(affine)[:3, :3].T + np.asarray(affine)[:3, 3]
+    world: Array = voxels @ np.asarray(affine)[:3, :3].T + np.asarray(affine)[:3, 3]
     return world
 
 
 @lru_cache(maxsize=1)
-def _template() -> tuple[BoolArray, npt.NDArray[np.float64]]:
+def _template() -> tuple[BoolArray, DoubleArray]:
     """The brain of nilearn's bundled ICBM 152 (2009a, symmetric) at 2 mm, and its affine."""
     from nilearn.datasets import load_mni152_brain_mask
 

@@ -15,10 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from maediff.errors import ConfigError
-from maediff.scoring import FloatArray
+from maediff.typing import ByteArray, DoubleArray, FloatArray
 
 LOBES = (
     *("frontal", "parietal", "temporal", "occipital", "insula", "cingulate"),
@@ -32,7 +31,6 @@ REACH_MM = 10.0
 
 _WITH_WHITE_MATTER = 4  # the first so many lobes: insula and cingulate would claim all that lies deep to them
 _NEAREST, _WHITE_MATTER = "nearest", "white matter"  # what the table says of regions that have no lobe of their own
-_UINT8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,10 @@ class LobeAtlas:
         affine: Voxel to MNI mm (4, 4).
     """
 
-    lobes: _UINT8
-    affine: npt.NDArray[np.float64]
+    lobes: ByteArray
+    affine: DoubleArray
 
-    def at(self, where_mm: FloatArray) -> _UINT8:
+    def at(self, where_mm: FloatArray) -> ByteArray:
         """Look places up, at the nearest voxel.
 
         Args:
@@ -115,7 +113,7 @@ def lobe_atlas() -> LobeAtlas:
     return LobeAtlas(_filled(np.pad(code[labels], pad), spacing_mm, kinds.index(_WHITE_MATTER)), affine)
 
 
-def _filled(codes: _UINT8, spacing_mm: tuple[float, ...], white_matter: int) -> _UINT8:
+def _filled(codes: ByteArray, spacing_mm: tuple[float, ...], white_matter: int) -> ByteArray:
     """Give white matter, then what has no label, a lobe."""
     white, deep = codes == white_matter, LOBES.index("deep white matter") + 1
     nearest = _nearest(np.where(codes <= _WITH_WHITE_MATTER, codes, 0).astype(np.uint8), spacing_mm)
@@ -123,12 +121,12 @@ def _filled(codes: _UINT8, spacing_mm: tuple[float, ...], white_matter: int) -> 
     return np.where(named > 0, named, _nearest(named, spacing_mm)).astype(np.uint8)
 
 
-def _nearest(codes: _UINT8, spacing_mm: tuple[float, ...]) -> _UINT8:
+def _nearest(codes: ByteArray, spacing_mm: tuple[float, ...]) -> ByteArray:
     """Spread codes to :data:`REACH_MM` from the nearest voxel that has one."""
     from scipy.ndimage import distance_transform_edt
 
     away, index = distance_transform_edt(codes == 0, sampling=spacing_mm, return_indices=True)
-    spread: _UINT8 = np.where(away <= REACH_MM, codes[tuple(index)], 0).astype(np.uint8)
+    spread: ByteArray = np.where(away <= REACH_MM, codes[tuple(index)], 0).astype(np.uint8)
     return spread
 
 

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from maediff.store import read_json
+from maediff.files import read_json
+from maediff.typing import DoubleArray
 from maediff.volume import Volume, grid_distance, stem_of
 
 logger = logging.getLogger(__name__)
 _SAME_MM = 0.1
 
 
-def to_template(
-    volume: Volume, image: Path | None, sidecar: Mapping[str, Any] | None = None
-) -> npt.NDArray[np.float64] | None:
+def to_template(volume: Volume, image: Path | None, sidecar: Mapping[str, Any] | None = None) -> DoubleArray | None:
     """Find the affine map from a scan's RAS mm to the template's.
 
     Maps that `maediff restore` brought back carry it in their sidecar. For maps of a prepared scan it follows from
@@ -45,11 +43,11 @@ def to_template(
     if grid_distance(prepared, volume.affine, volume.data.shape) > _SAME_MM:
         logger.warning("%s is not on the grid that prepare made, so its registration is left out", volume.name)
         return None
-    found: npt.NDArray[np.float64] = np.linalg.inv(to_scan) @ to_raw
+    found: DoubleArray = np.linalg.inv(to_scan) @ to_raw
     return found
 
 
-def _matrix(value: Any) -> npt.NDArray[np.float64] | None:
+def _matrix(value: Any) -> DoubleArray | None:
     """Read an affine map from JSON; None where it is none."""
     try:
         matrix = np.array(value, dtype=float)

@@ -8,8 +8,8 @@ from typing import Any
 
 from maediff.findings.components import Component, Findings, locate
 from maediff.findings.placing import to_template
-from maediff.scoring import BoolArray, FloatArray
 from maediff.tables import write_table
+from maediff.typing import BoolArray, FloatArray
 from maediff.volume import Volume
 
 COLUMNS = (

@@ -14,8 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from maediff.errors import InputError
-
-ClassArray = npt.NDArray[np.uint8]
+from maediff.typing import ByteArray
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Head:
     """
 
     name: str
-    classes: ClassArray
+    classes: ByteArray
 
     @cached_property
     def tissue(self) -> npt.NDArray[np.bool_]:
@@ -224,7 +223,7 @@ def read_heads(folder: str | Path) -> list[Head]:
     return [read_head(path) for path in find_heads(folder)]
 
 
-def _classes(values: npt.NDArray[np.generic], path: Path) -> ClassArray:
+def _classes(values: npt.NDArray[np.generic], path: Path) -> ByteArray:
     """Merge labels into classes and check them."""
     labels = np.unique(values)
     table = {label: index for index, tissue in enumerate(TISSUES) for label in tissue.labels}
@@ -235,7 +234,7 @@ def _classes(values: npt.NDArray[np.generic], path: Path) -> ClassArray:
     lookup = np.zeros(256, np.uint8)
     for label, index in table.items():
         lookup[label] = index
-    classes: ClassArray = lookup[values.astype(np.uint8)]
+    classes: ByteArray = lookup[values.astype(np.uint8)]
     share = float(np.isin(classes, parenchyma()).mean())
     if share == 0:
         raise InputError(f"{path}: holds no brain tissue; labels are those of FreeSurfer (2 and 41 white matter, …)")
@@ -244,7 +243,7 @@ def _classes(values: npt.NDArray[np.generic], path: Path) -> ClassArray:
     return _with_fluid_in_holes(classes)
 
 
-def _with_fluid_in_holes(classes: ClassArray) -> ClassArray:
+def _with_fluid_in_holes(classes: ByteArray) -> ByteArray:
     """Turn unlabelled holes between the structures of the brain into CSF."""
     brain = ~np.isin(classes, outside_brain())
     holes = ndimage.binary_fill_holes(ndimage.binary_closing(brain, iterations=2)) & (classes == 0)

@@ -18,16 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from maediff.data.cases import Case
 from maediff.errors import ConfigError
-from maediff.inference.cohort import (
-    CaseJob,
-    CaseOutcome,
-    CaseTable,
-    InferSummary,
-    Outputs,
-    RunKey,
-    summarize,
-)
-from maediff.inference.predictor import AnomalyResult, Predictor, load_model
+from maediff.inference.cohort import CaseJob, CaseOutcome, CaseTable, InferSummary, Outputs, RunKey, summarize
+from maediff.inference.load import load_model
+from maediff.inference.predictor import AnomalyResult, Predictor
 
 if TYPE_CHECKING:
     from distributed import Client

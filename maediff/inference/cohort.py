@@ -16,10 +16,10 @@ import numpy as np
 from maediff import tables
 from maediff.data.cases import Case
 from maediff.errors import InputError, OutputError
+from maediff.files import file_sha256, read_json, remove_leftovers, write_json
 from maediff.findings import scan_findings, write_components
 from maediff.inference.overlap import overlapped
 from maediff.provenance import without_names
-from maediff.store import file_sha256, read_json, remove_leftovers, write_json
 from maediff.volume import write_like
 
 if TYPE_CHECKING:  # the predictor imports the network's packages, which a run of finished scans does not need

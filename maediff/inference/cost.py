@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from maediff.errors import MAEDiffError
 from maediff.hardware import synchronize
 from maediff.inference.cohort import PlannedCase
-from maediff.inference.layout import Plan
 from maediff.inference.predictor import Predictor, PreparedScan
-from maediff.inference.sliding import SlidingReconstructor
-from maediff.models.reconstructor import Reconstructor
+from maediff.methods.maediff.layout import Plan
+from maediff.methods.maediff.reconstructor import Reconstructor
+from maediff.methods.maediff.sliding import SlidingReconstructor
 from maediff.provenance import peak_rss_mib
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from maediff.inference.cohort import (
     table_name,
 )
 from maediff.locking import folder_lock
-from maediff.store import read_calibration, resolve_model, verify_model_folder
+from maediff.model_folder import read_calibration, resolve_model, verify_model_folder
 from maediff.volume import read_channel, read_mask, read_nifti
 
 log = logging.getLogger(__name__)

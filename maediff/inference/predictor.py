@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from maediff.calibration import Calibration, with_threshold
-from maediff.config import UNTRAINED, Config, config_hash, override
-from maediff.errors import ConfigError, InputError, ModelError
-from maediff.hardware import resolve_device, use_bf16
-from maediff.inference.locations import UNITS, Locations
-from maediff.inference.sliding import Healthy
+from maediff.calibration import Calibration
+from maediff.config import Config, config_hash
+from maediff.errors import InputError, ModelError
+from maediff.hardware import use_bf16
 from maediff.inference.untrained import check_common_space, untrained_maps
-from maediff.inference.whole import Engine, engine
-from maediff.models.baselines import Untrained, build_network, network_shapes
-from maediff.preprocess import Prepared, prepare
+from maediff.methods.build import Untrained
+from maediff.methods.maediff.sliding import Healthy
+from maediff.methods.whole import Engine, engine
+from maediff.normative import UNITS, Locations
 from maediff.scoring import anomaly_mask, case_score, channel_residual, eroded, postprocess
-from maediff.store import StoredModel, load_model_folder, resolve_model
+from maediff.typing import Array, BoolArray, FloatMap
 from maediff.volume import Volume, from_image, image_like, read_channel, read_mask, stem_of
+from maediff.working import Prepared, prepare
 
-log = logging.getLogger(__name__)
-
-FloatArray = npt.NDArray[np.float32]
-BoolArray = npt.NDArray[np.bool_]
 Image = str | Path | nib.Nifti1Image | Volume
 WORKING_UNITS = "working units: 2 spans the scan's intensity scale"
 Images = Image | list[Image] | tuple[Image, ...]
@@ -63,11 +56,11 @@ class AnomalyResult:
     """
 
     volume: Volume
-    anomaly: FloatArray
-    reconstruction: FloatArray
+    anomaly: FloatMap
+    reconstruction: FloatMap
     brain_mask: BoolArray
     anomaly_mask: BoolArray | None
-    uncertainty: FloatArray | None
+    uncertainty: FloatMap | None
     score: float
     score_percentile: float | None
     threshold: float | None
@@ -158,7 +151,7 @@ class Predictor:
     def predict(
         self,
         image: Images,
-        mask: Image | npt.NDArray[Any] | None = None,
+        mask: Image | Array | None = None,
         seed: int = 0,
         on_batch: Callable[[int, int], None] | None = None,
     ) -> AnomalyResult:
@@ -182,7 +175,7 @@ class Predictor:
         """
         return self.score(self.prepare(image, mask), seed, on_batch)
 
-    def prepare(self, image: Images, mask: Image | npt.NDArray[Any] | None = None) -> PreparedScan:
+    def prepare(self, image: Images, mask: Image | Array | None = None) -> PreparedScan:
         """Read a scan and bring it to the working grid: the part of :meth:`predict` that needs no network.
 
         Cohorts do it in a thread while the network works on the scan before. Arguments and errors are those of
@@ -236,7 +229,7 @@ class Predictor:
             units=WORKING_UNITS if self.locations is None else UNITS,
         )
 
-    def residual(self, scan: PreparedScan, seed: int = 0) -> FloatArray:
+    def residual(self, scan: PreparedScan, seed: int = 0) -> FloatMap:
         """Reconstruct a prepared scan and return its residual, before any filter, on the working grid (S, H, W)."""
         prepared = scan.prepared
         mean, _ = self._healthy(prepared, (seed, _stem(scan.volume)))
@@ -254,7 +247,7 @@ class Predictor:
         prepared: Prepared,
         key: tuple[object, ...],
         on_batch: Callable[[int, int], None] | None,
-    ) -> tuple[FloatArray, FloatArray, FloatArray | None]:
+    ) -> tuple[FloatMap, FloatMap, FloatMap | None]:
         """Make anomaly map, reconstruction and uncertainty in native space."""
         if isinstance(self.network, Untrained):
             return *untrained_maps(self.network, volume, prepared.native_mask, self.config), None
@@ -268,7 +261,7 @@ class Predictor:
         residual = channel_residual(prepared.slices, mean.numpy(), self.config.score.sign)
         return self.map_of(prepared, residual), reconstruction, uncertainty
 
-    def map_of(self, prepared: Prepared, residual: FloatArray) -> FloatArray:
+    def map_of(self, prepared: Prepared, residual: FloatMap) -> FloatMap:
         """Make the anomaly map of a residual: measure by place, filter, and bring it to native space.
 
         Erosion is repeated there to keep its edge sharp.
@@ -289,144 +282,17 @@ class Predictor:
             native[prepared.to_native(eroded(prepared.mask, spacing, config.erode_mm), order=0) == 0] = 0
         return native
 
-    def _mask(self, anomaly: FloatArray, volume: Volume) -> BoolArray | None:
+    def _mask(self, anomaly: FloatMap, volume: Volume) -> BoolArray | None:
         if self.calibration is None:
             return None
         return anomaly_mask(anomaly, self.calibration.threshold, volume.spacing_mm, self.config.score.min_size_mm3)
-
-
-def load_model(
-    model: str | Path,
-    device: str = "auto",
-    overrides: tuple[str, ...] = (),
-    *,
-    threshold: float | None = None,
-    rate: float | None = None,
-) -> Predictor:
-    """Load a model folder, verified, ready to score scans.
-
-    Args:
-        model: Folder that `maediff train` wrote, or "phantom", the model that ships with the package.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        overrides: Changes such as ``infer.draws=4``; those that change maps drop the calibration, since its threshold
-            belongs to other maps, and those that would need another network are refused. So are those that change
-            residuals while these are measured by place; ``score.locations=false`` gives maps in working units.
-        threshold: Threshold of the map to use instead of the calibrated one.
-        rate: Use the threshold that the calibration records for this false-positive rate.
-
-    Raises:
-        ModelError: The folder is missing, damaged or of a newer schema, or its weights fit another network.
-        ConfigError: Unknown device, or an override that is impossible or not allowed.
-    """
-    chosen = resolve_device(device)
-    stored = load_model_folder(resolve_model(model))
-    config = override(stored.config, overrides)
-    if _trained_as(config) != _trained_as(stored.config):
-        raise ConfigError(
-            f"overrides {', '.join(overrides)} change what the network was trained as; "
-            "allowed are infer.*, score.*, partition.stride, data.align and "
-            f"diffusion.{{{', '.join(sorted(_FREE_DIFFUSION))}}}"
-        )
-    _check_shapes(config, stored.weights, model)
-    network = build_network(config, stored.weights)
-    try:
-        network.load_state_dict({name: value.float() for name, value in stored.weights.items()})
-    except RuntimeError as error:
-        raise ModelError(f"the weights of {model} do not fit its config.yaml: {str(error).splitlines()[0]}") from error
-    network = network.to(chosen).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    calibration = Calibration.from_dict(stored.calibration) if stored.calibration else None
-    if calibration and _maps_as(config) != _maps_as(stored.config):
-        log.warning("the overrides change the maps, so the model's threshold does not apply: no anomaly mask")
-        calibration = None
-    given = None
-    if threshold is not None or rate is not None:
-        calibration = with_threshold(calibration, threshold, rate)
-        given = calibration.threshold
-    return Predictor(config, network, calibration, stored.hash, chosen, _locations(config, stored), given)
-
-
-def _locations(config: Config, stored: StoredModel) -> Locations | None:
-    """Read the healthy residuals by place where they are wanted.
-
-    Raises:
-        ConfigError: The model has none, or overrides make residuals that they are not of.
-        ModelError: They are damaged.
-    """
-    if not config.score.locations:
-        return None
-    if stored.locations is None:
-        raise ConfigError(
-            "score.locations=true needs healthy residuals by place, which this model does not have; run `maediff "
-            "calibrate --locations` with healthy scans in a template's space"
-        )
-    if _residuals_as(config) != _residuals_as(stored.config):
-        raise ConfigError(
-            "the overrides change the residuals, so the model's healthy residuals by place do not apply; add "
-            "score.locations=false, or leave the overrides out"
-        )
-    return Locations.from_bytes(stored.locations)
-
-
-def _check_shapes(config: Config, weights: Mapping[str, torch.Tensor], model: str | Path) -> None:
-    """Compare the sizes of weights with those of the configured network, which takes no memory to lay out.
-
-    Raises:
-        ModelError: They differ: the network could be of any size.
-    """
-    if config.method in UNTRAINED:
-        return
-    wanted = network_shapes(config)
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    wrong = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
-    if wrong:
-        name = wrong[0][:80]
-        raise ModelError(
-            f"the weights of {model} do not fit its config.yaml: {len(wrong)} tensors differ, the first is {name} "
-            f"(weights {found.get(wrong[0], 'none')}, config {wanted.get(wrong[0], 'none')}); fetch or train it again"
-        )
-
-
-_FREE_DIFFUSION = frozenset({"test_timesteps", "sampler", "sampler_steps", "noise"})
-_FREE_PEER = frozenset({"repaint_timestep", "repaint_rounds"})
-
-
-def _trained_as(config: Config) -> dict[str, Any]:
-    """Collect the settings that a trained network cannot change."""
-    return {
-        "data": config.data.model_dump(exclude={"align"}),
-        "window": (config.partition.window, config.partition.cell),
-        "diffusion": config.diffusion.model_dump(exclude=set(_FREE_DIFFUSION)),
-        "model": config.model,
-        "method": config.method,
-        "peer": config.peer.model_dump(exclude=set(_FREE_PEER)),
-    }
-
-
-def _maps_as(config: Config) -> dict[str, Any]:
-    """Collect the settings that a calibrated threshold depends on."""
-    return {
-        **_residuals_as(config),
-        "score": config.score.model_dump(include={"sign", "median_mm", "erode_mm", "locations"}),
-    }
-
-
-def _residuals_as(config: Config) -> dict[str, Any]:
-    """Collect the settings, besides those that training fixes, that a residual depends on."""
-    return {
-        "align": config.data.align,
-        "partition": config.partition,
-        "diffusion": config.diffusion,
-        "peer": config.peer,
-        "infer": config.infer.model_dump(include={"draws", "blend", "context", "together"}),
-        "sign": config.score.sign,
-    }
 
 
 def _stem(volume: Volume) -> str:
     return stem_of(volume.source) if volume.source else ""
 
 
-def _mask(mask: Image | npt.NDArray[Any], volume: Volume) -> BoolArray:
+def _mask(mask: Image | Array, volume: Volume) -> BoolArray:
     source = image_like(mask.data, mask) if isinstance(mask, Volume) else mask
     found: BoolArray = read_mask(source, volume, "brain mask")
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,12 +12,11 @@ from maediff.config import Config
 from maediff.data.cases import Case
 from maediff.errors import GeometryError, InputError
 from maediff.evaluation.baselines import HealthyStatistics, filter_map, fit_zscore, intensity_map, zscore_map
-from maediff.models.baselines import Untrained
-from maediff.preprocess.brainmask import brain_mask
+from maediff.methods.build import Untrained
+from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, read_mask, read_nifti
+from maediff.working.brainmask import brain_mask
 
-FloatMap = npt.NDArray[np.float32]
-BoolMap = npt.NDArray[np.bool_]
 COMMON_SPACES = {3: "Talairach", 4: "MNI", 5: "another template"}
 """NIfTI codes of sform or qform that say that voxels of two scans may be compared."""
 
@@ -33,7 +31,7 @@ def untrained_weights(config: Config, cases: Sequence[Case]) -> dict[str, Tensor
         cases: Training scans.
 
     Returns:
-        The state of :class:`~maediff.models.baselines.untrained.Untrained`.
+        The state of :class:`~maediff.methods.untrained.Untrained`.
 
     Raises:
         GeometryError: Method zscore, and a scan that does not say that it lies in a template's space.
@@ -46,7 +44,7 @@ def untrained_weights(config: Config, cases: Sequence[Case]) -> dict[str, Tensor
     return Untrained({name: torch.from_numpy(part) for name, part in parts.items()}).state_dict()
 
 
-def untrained_maps(network: Untrained, volume: Volume, brain: BoolMap, config: Config) -> tuple[FloatMap, FloatMap]:
+def untrained_maps(network: Untrained, volume: Volume, brain: BoolArray, config: Config) -> tuple[FloatMap, FloatMap]:
     """Make the anomaly map and what a healthy scan would look like, on the scan's own voxels.
 
     The map is in units of the brain's median over its dark end (intensity) or of standard deviations (zscore); the
@@ -95,7 +93,7 @@ def check_common_space(volume: Volume, what: str) -> None:
         )
 
 
-def _healthy(cases: Sequence[Case]) -> Iterator[tuple[Volume, BoolMap]]:
+def _healthy(cases: Sequence[Case]) -> Iterator[tuple[Volume, BoolArray]]:
     for case in cases:
         volume = read_nifti(case.image)
         check_common_space(volume, "method zscore")

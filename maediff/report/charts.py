@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
-import numpy.typing as npt
+from maediff.typing import Array
 
 _SIZE, _LEFT, _BOTTOM, _TOP = 230, 44, 36, 8  # pixels of the plot's square and its margins
 _LABELS, _ROW = 140, 40  # pixels of a strip chart
@@ -29,9 +28,7 @@ class Group:
     style: str
 
 
-def unit_chart(
-    x: npt.NDArray[Any], y: npt.NDArray[Any], labels: tuple[str, str], *, chance: tuple[float, float]
-) -> str:
+def unit_chart(x: Array, y: Array, labels: tuple[str, str], *, chance: tuple[float, float]) -> str:
     """Draw a curve in the unit square.
 
     Args:

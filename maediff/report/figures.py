@@ -11,9 +11,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 
-from maediff.scoring import BoolArray, FloatArray
+from maediff.typing import Array, BoolArray, ByteArray, FloatArray
 
 COLOUR_MAP = "inferno"
 MASK_COLOUR = (255, 149, 0)
@@ -30,7 +29,6 @@ _TOP_SHARE = 0.01
 _TOP_PERCENTILE = 99.9  # of a map's brain voxels: where the shared colour scale ends
 _WINDOW = (0.5, 99.8)  # grey window, percentiles of the scan within the brain
 _PLACE_MM = 3.0  # standard deviation of the smoothing that keeps one noisy voxel from being the place
-Bytes = npt.NDArray[np.uint8]
 _orientations: Any = nib.orientations  # without type hints upstream
 
 
@@ -52,14 +50,14 @@ class Frame:
     columns: slice
     aspect: float
 
-    def cut(self, planes: FloatArray) -> npt.NDArray[Any]:
+    def cut(self, planes: FloatArray) -> Array:
         """Take the picture's pixels (H, W) out of a plane's slices, every n-th where there are too many."""
         picture = planes[self.slice_index, self.rows, self.columns]
         step = math.ceil(max(picture.shape) / MAX_PIXELS)
         return picture[::step, ::step]
 
 
-def plane_slices(data: npt.NDArray[Any], affine: FloatArray, plane: str = "axial") -> npt.NDArray[Any]:
+def plane_slices(data: Array, affine: FloatArray, plane: str = "axial") -> Array:
     """Turn a volume into the pictures of one plane, as radiologists hang them.
 
     The voxel axes closest to right-left, front-back and feet-head are found from the affine; nothing is resampled.
@@ -75,7 +73,7 @@ def plane_slices(data: npt.NDArray[Any], affine: FloatArray, plane: str = "axial
         the right; row 0 is the top, column 0 the front.
     """
     canonical = _orientations.apply_orientation(data, _orientations.io_orientation(affine))
-    pictures: npt.NDArray[Any] = canonical.transpose(_LAYOUT[plane])[:, ::-1, ::-1]
+    pictures: Array = canonical.transpose(_LAYOUT[plane])[:, ::-1, ::-1]
     return pictures
 
 
@@ -179,27 +177,27 @@ def frame_around(brain: BoolArray, slice_index: int, pixel_mm: tuple[float, floa
     return Frame(slice_index, brain.shape[0], rows, columns, width / height)
 
 
-def grey(picture: FloatArray, low: float, high: float) -> Bytes:
+def grey(picture: FloatArray, low: float, high: float) -> ByteArray:
     """Render intensities as grey RGB (H, W, 3): ``low`` is black, ``high`` white."""
     scaled = np.clip((picture - low) / max(high - low, 1e-12), 0, 1)
     return np.repeat((255 * scaled).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def heat(picture: FloatArray, top: float) -> Bytes:
+def heat(picture: FloatArray, top: float) -> ByteArray:
     """Render a map on the fixed colour scale (H, W, 3): zero is black, ``top`` and above the brightest."""
     index = (255 * np.clip(picture / max(top, 1e-12), 0, 1)).astype(np.uint8)
-    picture_rgb: Bytes = colour_table()[index]
+    picture_rgb: ByteArray = colour_table()[index]
     return picture_rgb
 
 
-def overlay(base: Bytes, mask: BoolArray, colour: tuple[int, int, int]) -> Bytes:
+def overlay(base: ByteArray, mask: BoolArray, colour: tuple[int, int, int]) -> ByteArray:
     """Tint the pixels of a mask."""
     tinted = (1 - _OVERLAY_OPACITY) * base + _OVERLAY_OPACITY * np.array(colour)
-    picture: Bytes = np.where(mask[..., None], tinted, base).astype(np.uint8)
+    picture: ByteArray = np.where(mask[..., None], tinted, base).astype(np.uint8)
     return picture
 
 
-def data_uri(picture: Bytes) -> str:
+def data_uri(picture: ByteArray) -> str:
     """Encode an RGB picture (H, W, 3) as a PNG in a data URI."""
     from matplotlib import image
 
@@ -232,9 +230,9 @@ def gradient() -> str:
     return "linear-gradient(90deg, " + ", ".join(f"rgb({r}, {g}, {b})" for r, g, b in stops.tolist()) + ")"
 
 
-def colour_table() -> Bytes:
+def colour_table() -> ByteArray:
     """Return the 256 colours (256, 3) of the scale, from zero upwards."""
     from matplotlib import colormaps
 
-    table: Bytes = (255 * colormaps[COLOUR_MAP](np.arange(256))[:, :3]).round().astype(np.uint8)
+    table: ByteArray = (255 * colormaps[COLOUR_MAP](np.arange(256))[:, :3]).round().astype(np.uint8)
     return table

@@ -13,15 +13,15 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from maediff import __version__
+from maediff._version import __version__
 from maediff.errors import InputError
 from maediff.evaluation.evaluate import METRICS_FILE, PER_CASE_FILE, Evaluation, measure
 from maediff.evaluation.outputs import FINISHED, OutputCase, read_outputs
 from maediff.evaluation.reference import Reference
-from maediff.report.cohort import curve_charts, distribution, placed_among_healthy
+from maediff.files import read_json, write_text
+from maediff.report.cohort_charts import curve_charts, distribution, placed_among_healthy
 from maediff.report.figures import gradient
 from maediff.report.pictures import build_gallery
-from maediff.store import read_json, write_text
 from maediff.tables import read_table
 
 logger = logging.getLogger(__name__)

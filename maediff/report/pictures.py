@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from maediff.errors import InputError, MAEDiffError
 from maediff.evaluation.outputs import OutputCase
@@ -30,6 +28,7 @@ from maediff.report.figures import (
     plane_spacing_mm,
     scale_top,
 )
+from maediff.typing import Array
 from maediff.volume import Volume, read_mask, read_nifti
 
 logger = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class _Slice:
     plane: str
     place: str
     aspect: float
-    parts: dict[str, npt.NDArray[Any]]
+    parts: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -150,8 +149,8 @@ def _extract(case: OutputCase, reference: Reference | None) -> tuple[_Scan, str]
 
 
 def _cut(
-    layers: dict[str, npt.NDArray[Any]],
-    affine: npt.NDArray[Any],
+    layers: dict[str, Array],
+    affine: Array,
     plane: str,
     index: int,
     why: str = "",
@@ -163,9 +162,9 @@ def _cut(
     return _Slice(plane, place, frame.aspect, parts)
 
 
-def _layers(case: OutputCase, volume: Volume, reference: Reference | None) -> tuple[dict[str, npt.NDArray[Any]], str]:
+def _layers(case: OutputCase, volume: Volume, reference: Reference | None) -> tuple[dict[str, Array], str]:
     """Volumes (X, Y, Z) of a case, as far as there are any, and what is amiss."""
-    layers: dict[str, npt.NDArray[Any]] = {}
+    layers: dict[str, Array] = {}
     notes = []
     if case.image is None:
         notes.append("The scan is no longer where it was, so it is not shown.")
@@ -196,7 +195,7 @@ def _render(item: _Slice, window: tuple[float, float], tops: tuple[float, float 
 
 
 def _panels(
-    parts: dict[str, npt.NDArray[Any]], window: tuple[float, float], tops: tuple[float, float | None]
+    parts: dict[str, Array], window: tuple[float, float], tops: tuple[float, float | None]
 ) -> list[tuple[str, str]]:
     """Draw a slice; ``tops`` end the colour scales of the map and of the uncertainty."""
     top, spread = tops

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from maediff.files import atomic_path
 from maediff.inference.predictor import AnomalyResult
 from maediff.report.figures import (
     MASK_COLOUR,
@@ -20,7 +19,7 @@ from maediff.report.figures import (
     plane_spacing_mm,
     scale_top,
 )
-from maediff.store import atomic_path
+from maediff.typing import Array, ByteArray
 
 _GAP = 4
 
@@ -44,11 +43,11 @@ def write_preview(result: AnomalyResult, path: Path) -> None:
         image.imsave(temporary, np.concatenate(row, axis=1), format="png", metadata={"Software": "MAEDiff"})
 
 
-def preview_panels(result: AnomalyResult) -> list[npt.NDArray[np.uint8]]:
+def preview_panels(result: AnomalyResult) -> list[ByteArray]:
     """Draw scan, reconstruction and map, and the mask over the scan where there is one: each (H, W, 3)."""
     affine = result.volume.affine
 
-    def planes(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def planes(data: Array) -> Array:
         return plane_slices(data, affine)
 
     anomaly, brain = planes(result.anomaly), planes(result.brain_mask)

@@ -1,9 +1,4 @@
-"""Random changes of training slices: augmentation, and pseudo-lesions that the network must remove.
-
-All ours. Pseudo-lesions follow the idea of learning to remove synthetic pathology (Kascenas et al. 2022, DAE; Lawry
-Aguila et al. 2025), so that the network does not copy what it has never seen; they are blobs of random shape, size,
-sign and texture, and share no code or statistics with the lesions of the phantom.
-"""
+"""Random changes of training slices: augmentation. All ours."""
 
 from __future__ import annotations
 
@@ -13,12 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maediff.config import TrainConfig
-from maediff.noise import coarse_noise
-
-_SPOTS = (0.01, 0.035)
-_CONTRAST = (0.07, 1.0)  # of blobs of one sign, in working units, where 2 spans the scan's intensities
-_USUAL = TrainConfig()
+from maediff.diffusion.noise import coarse_noise
 
 
 def uniform(low: float, high: float, rng: torch.Generator) -> float:
@@ -70,104 +60,3 @@ def _move(image: Tensor, mask: Tensor, rng: torch.Generator) -> tuple[Tensor, Te
     both = torch.cat([image + 1, mask.float()])[None]
     moved = F.grid_sample(both, grid, align_corners=False)[0]
     return moved[:-1] - 1, moved[-1:] > 0.5
-
-
-def add_pseudo_lesions(
-    image: Tensor,
-    mask: Tensor,
-    donor: Tensor,
-    clip: float,
-    rng: torch.Generator,
-    *,
-    window: Tensor | None = None,
-    look: TrainConfig = _USUAL,
-) -> Tensor:
-    """Put one to three blobs, or four to twelve small spots, into the brain.
-
-    A blob has one shape in all channels and shows something else in each.
-
-    Args:
-        image: (C, H, W), -1 outside the brain.
-        mask: (1, H, W) bool, the brain.
-        donor: (C, H, W), another slice, whose texture some blobs take.
-        clip: Upper limit of intensities.
-        rng: Source of randomness.
-        window: (1, H, W), 1 inside the patch; in three slices of four the blobs start there, where the loss sees them.
-        look: What they look like: `lesion_sign`, `lesion_size` and `lesion_spots`. Of one sign, faint ones are as
-            frequent as strong ones.
-
-    Returns:
-        (C, H, W); `image` itself where there is no brain.
-    """
-    pixels = mask[0].nonzero()
-    if not len(pixels):
-        return image
-    if window is not None and chance(0.75, rng):
-        inside = (mask & (window > 0))[0].nonzero()
-        pixels = inside if len(inside) else pixels
-    count, sizes = ((4, 13), _SPOTS) if chance(look.lesion_spots, rng) else ((1, 4), look.lesion_size)
-    for _ in range(int(torch.randint(*count, (), generator=rng))):
-        centre = pixels[int(torch.randint(len(pixels), (), generator=rng))]
-        alpha = _blob(centre, (image.shape[1], image.shape[2]), sizes, rng)
-        parts = zip(image.split(1), donor.split(1), strict=True)
-        filling = torch.cat([_filling(channel, mask, other, look, rng) for channel, other in parts])
-        image = image + alpha * (filling - image)
-    return torch.where(mask, image.clamp(-1, clip), -1.0)
-
-
-def _blob(centre: Tensor, shape: tuple[int, int], sizes: tuple[float, float], rng: torch.Generator) -> Tensor:
-    """Draw a soft, irregular ellipse: (1, H, W), 0 to 1. Its half axis is within `sizes`, in parts of the slice."""
-    radius = shape[0] * math.exp(uniform(math.log(sizes[0]), math.log(sizes[1]), rng))
-    stretch, angle = math.exp(uniform(-0.5, 0.5, rng)), uniform(0, math.pi, rng)
-    rows = (torch.arange(shape[0]) - centre[0])[:, None] / radius
-    columns = (torch.arange(shape[1]) - centre[1])[None, :] / radius
-    along = rows * math.cos(angle) + columns * math.sin(angle)
-    across = columns * math.cos(angle) - rows * math.sin(angle)
-    distance = ((along * stretch) ** 2 + (across / stretch) ** 2).sqrt()
-    wobble = uniform(0, 0.35, rng) * coarse_noise(shape, max(2, int(radius / 1.5)), rng)[0]
-    softness = uniform(0.03, 0.3, rng)
-    return torch.sigmoid((1 - distance - wobble) / softness)[None] * uniform(0.5, 1.0, rng)
-
-
-def _filling(image: Tensor, mask: Tensor, donor: Tensor, look: TrainConfig, rng: torch.Generator) -> Tensor:
-    """Choose what a blob shows in one channel (1, H, W)."""
-    if look.lesion_sign == "any":
-        return _any_filling(image, donor, rng)
-    return _signed_filling(image, mask, 1.0 if look.lesion_sign == "bright" else -1.0, rng)
-
-
-def _signed_filling(image: Tensor, mask: Tensor, sign: float, rng: torch.Generator) -> Tensor:
-    """Shift tissue by a contrast, evenly or with a texture, with the tissue's own structure or with it blurred away."""
-    contrast = sign * math.exp(uniform(math.log(_CONTRAST[0]), math.log(_CONTRAST[1]), rng))
-    kind = int(torch.randint(3, (), generator=rng))
-    if kind == 0:
-        return image + contrast
-    grain = coarse_noise((image.shape[1], image.shape[2]), int(torch.randint(2, 9, (), generator=rng)), rng)
-    shift = contrast * (1 + uniform(0, 0.5, rng) * grain.clamp(-2, 2))
-    return (image if kind == 1 else _blurred(image, mask)) + shift
-
-
-def _blurred(image: Tensor, mask: Tensor) -> Tensor:
-    """Average tissue over squares of a quarter of the slice, counting brain alone (1, H, W)."""
-    side = image.shape[1] // 4 | 1
-    total, share = (F.avg_pool2d(x[None], side, 1, side // 2)[0] for x in ((image + 1) * mask, mask.float()))
-    return total / share.clamp(min=1 / side**2) - 1
-
-
-def _any_filling(image: Tensor, donor: Tensor, rng: torch.Generator) -> Tensor:
-    """Choose what a blob shows: tissue brighter or darker, a level with texture, another slice's tissue, or a hole.
-
-    A hole is as dark as what lies outside the brain, like an old infarct or a cavity: without it a network takes such
-    lesions at the rim of the brain for background, and leaves them.
-    """
-    kind = int(torch.randint(5, (), generator=rng))
-    if kind == 0:
-        sign = 1.0 if chance(0.6, rng) else -1.0
-        return image + sign * uniform(0.15, 1.2, rng)
-    if kind == 1:
-        grain = coarse_noise((image.shape[1], image.shape[2]), int(torch.randint(2, 9, (), generator=rng)), rng)
-        return uniform(-1.0, 1.4, rng) + uniform(0.0, 0.2, rng) * grain
-    if kind >= 3:
-        return uniform(-1.0, -0.8, rng) + uniform(0.0, 0.05, rng) * torch.randn(image.shape, generator=rng)
-    shift = torch.randint(-12, 13, (2,), generator=rng).tolist()
-    return torch.roll(donor, shift, (1, 2)) + uniform(-0.4, 0.6, rng)

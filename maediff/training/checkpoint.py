@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maediff.errors import ModelError, OutputError
-from maediff.store import atomic_path, cannot_write
+from maediff.files import atomic_path, cannot_write
 
 Weights = dict[str, Tensor]
 

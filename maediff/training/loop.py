@@ -27,9 +27,9 @@ from maediff.config import Config, config_hash
 from maediff.data.slices import SliceSet
 from maediff.errors import ConfigError, MAEDiffError, ModelError, TrainingInterrupted
 from maediff.hardware import use_bf16
-from maediff.models import objective
-from maediff.models.baselines import build_network
-from maediff.models.reconstructor import Reconstructor
+from maediff.methods import objective
+from maediff.methods.build import build_network
+from maediff.methods.maediff.reconstructor import Reconstructor
 from maediff.training import processes
 from maediff.training.checkpoint import TrainState, Weights, load_state, save_state
 from maediff.training.losslog import LossLog

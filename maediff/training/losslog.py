@@ -6,7 +6,7 @@ import contextlib
 import csv
 from pathlib import Path
 
-from maediff.store import atomic_path, cannot_write
+from maediff.files import atomic_path, cannot_write
 
 _COLUMNS = ("step", "loss", "mae_loss", "val_loss", "lr", "grad_norm", "images_per_second")
 

@@ -13,9 +13,10 @@ from torch.utils.data import Dataset, Sampler
 
 from maediff.config import Config
 from maediff.data.slices import SliceSet
-from maediff.noise import generator, noise_field
-from maediff.partition import random_window, window_masks
-from maediff.training.augment import add_pseudo_lesions, augment, chance
+from maediff.diffusion.noise import generator, noise_field
+from maediff.methods.maediff.partition import random_window, window_masks
+from maediff.training.augment import augment, chance
+from maediff.training.pseudo_lesions import add_pseudo_lesions
 
 Sample = dict[str, Tensor]
 """`image` (C, H, W) what the network gets to see, `clean` (C, H, W) what it must return, `mask` (1, H, W) the patch,

@@ -23,7 +23,7 @@ import numpy as np
 from maediff.errors import InputError, MAEDiffError
 from maediff.evaluation.outputs import OutputCase, read_outputs
 from maediff.report.figures import colour_table, grey_window, high_value, most_anomalous_voxel, scale_top
-from maediff.scoring import BoolArray
+from maediff.typing import BoolArray
 from maediff.volume import SUFFIXES, Volume, image_like, read_nifti
 
 SCAN = "scan"

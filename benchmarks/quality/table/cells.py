@@ -23,14 +23,15 @@ from maediff.config import UNTRAINED, Config, ScoreConfig, load_config, override
 from maediff.data.cases import find_cases
 from maediff.errors import InputError
 from maediff.evaluation import voxel_metrics
-from maediff.inference.predictor import Predictor, load_model
+from maediff.files import read_json, write_json
+from maediff.inference.load import load_model
+from maediff.inference.predictor import Predictor
 from maediff.inference.untrained import untrained_maps
-from maediff.models.baselines import Untrained
-from maediff.preprocess import Prepared, lesion_slices, prepare
-from maediff.preprocess.spatial import to_working
+from maediff.methods.build import Untrained
 from maediff.scoring import anomaly_mask, case_score, eroded, postprocess, residual
-from maediff.store import read_json, write_json
 from maediff.training.loop import Losses, Progress
+from maediff.working import Prepared, lesion_slices, prepare
+from maediff.working.spatial import to_working
 
 MOST_SAMPLES = 4
 """No method sees more than so many times the samples that MAEDiff sees, however cheap its samples are."""

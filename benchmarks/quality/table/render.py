@@ -13,7 +13,7 @@ from benchmarks.quality.table.rows import DATA_SETS, ROWS, DataSet, Row, cell_pa
 from maediff.errors import InputError
 from maediff.evaluation import Estimate, bootstrap_ci
 from maediff.evaluation.bootstrap import paired_p_value
-from maediff.store import atomic_path, read_json, write_text
+from maediff.files import atomic_path, read_json, write_text
 
 RESAMPLES = 2000
 BEGIN, END = "<!-- begin: python -m benchmarks.quality.table --render -->", "<!-- end -->"

@@ -11,8 +11,8 @@ from benchmarks.common import ROOT, data_folder
 from benchmarks.quality.lgg_flair import row, split_rows
 from maediff.config import Config, ScoreConfig, load_config
 from maediff.data.cases import find_cases
-from maediff.data.cohort import synthesise
 from maediff.data.lesions import KINDS
+from maediff.data.synthesis import synthesise
 
 PUBLISHED = (
     "train.pseudo_lesions=0",

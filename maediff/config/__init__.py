@@ -1,0 +1,40 @@
+"""What may be set (schema), and how it is read, overridden and hashed (load)."""
+
+from maediff.config.load import config_hash, dump_yaml, load_config, override, parse_config, presets
+from maediff.config.schema import (
+    METHODS,
+    UNTRAINED,
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    InferConfig,
+    Method,
+    ModelConfig,
+    PartitionConfig,
+    PeerConfig,
+    ScoreConfig,
+    Section,
+    TrainConfig,
+)
+
+__all__ = [
+    "METHODS",
+    "UNTRAINED",
+    "Config",
+    "DataConfig",
+    "DiffusionConfig",
+    "InferConfig",
+    "Method",
+    "ModelConfig",
+    "PartitionConfig",
+    "PeerConfig",
+    "ScoreConfig",
+    "Section",
+    "TrainConfig",
+    "config_hash",
+    "dump_yaml",
+    "load_config",
+    "override",
+    "parse_config",
+    "presets",
+]

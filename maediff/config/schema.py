@@ -1,0 +1,344 @@
+"""Configuration: frozen pydantic models, read once from YAML and ``section.key=value`` overrides.
+
+Sizes are in pixels of the working grid, whose in-plane spacing is ``data.spacing_mm``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Unit = Field(ge=0.0, le=1.0)
+Method = Literal[
+    "maediff", "intensity", "zscore", "ae", "vae", "dae", "ddpm", "pddpm", "cddpm", "latent_diffusion", "autoddpm"
+]
+METHODS: tuple[str, ...] = get_args(Method)
+UNTRAINED = frozenset({"intensity", "zscore"})
+"""Methods without a network."""
+# Upper limits, far above what anyone uses: beyond lies a slip or an attack, which is refused before memory is taken.
+# Whether a network of allowed sizes fits into this machine is checked where it is built.
+_MANY, _STEPS, _WIDTH, _DEPTH = 2**16, 2**40, 8192, 64
+Percent = Annotated[float, Field(ge=0, le=100)]
+Side = Annotated[int, Field(ge=4, le=2048)]
+Width = Annotated[int, Field(ge=1, le=_WIDTH)]
+Spacing = Annotated[float, Field(ge=0.02, le=50)]
+Channel = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.+-]*$", max_length=40)]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """From a scan to working slices."""
+
+    channels: tuple[Channel, ...] = Field(
+        (),
+        max_length=8,
+        description="Co-registered channels that the network sees together (columns image_<channel> of a table), the "
+        "first leading; empty: one channel.",
+    )
+    size: tuple[Side, Side] = Field(
+        (96, 96), description="Working slice (x, y), pixels; grows where a brain needs more."
+    )
+    spacing_mm: Spacing = Field(2.0, description="In-plane spacing of the working grid, mm.")
+    slice_spacing_mm: Spacing | None = Field(
+        None, description="Spacing between slices, mm; null keeps that of the scan."
+    )
+    align: Literal["voxel", "world"] = Field(
+        "voxel",
+        description="voxel: slices as acquired, turned to the closest canonical axes; "
+        "world: slices across the scanner axes, for scans that are registered to a template.",
+    )
+    scaling: Literal["percentile", "median"] = Field(
+        "percentile", description="percentile: in-mask percentiles to -1 and 1; median: 0 to -1, in-mask median to 0."
+    )
+    percentiles: tuple[Percent, Percent] = Field((1.0, 99.0), description="In-mask percentiles mapped to -1 and 1.")
+    clip: float = Field(1.5, ge=1.0, le=1000, description="Upper limit of scaled intensities (the lower is -1).")
+    min_brain_fraction: float = Field(
+        0.02, ge=0.0, lt=1.0, description="Training leaves out slices with a smaller share of brain pixels."
+    )
+    validation_fraction: float = Field(
+        0.15, gt=0.0, lt=1.0, description="Share of subjects held out for validation where no split is given."
+    )
+
+    @model_validator(mode="after")
+    def _rises(self) -> DataConfig:
+        low, high = self.percentiles
+        if low >= high:
+            raise ValueError(f"percentiles {low:g} and {high:g} must rise")
+        return self
+
+    @model_validator(mode="after")
+    def _names_several(self) -> DataConfig:
+        names = self.channels
+        if len(names) == 1:
+            raise ValueError(f"one channel needs no name here: leave channels empty and choose --channel {names[0]}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"channels {', '.join(names)} name one twice; name each once")
+        return self
+
+    @property
+    def channel_count(self) -> int:
+        """Number of channels of a slice."""
+        return max(1, len(self.channels))
+
+
+class PartitionConfig(Section):
+    """Hierarchical patch partition: upper-level windows and sub-level cells."""
+
+    window: int = Field(48, ge=4, le=2048, description="Side p of the upper-level window.")
+    stride: int = Field(24, ge=1, le=2048, description="Step s of the sliding window at test time.")
+    cell: int = Field(
+        8, ge=2, le=2048, description="Side of a sub-level cell; the grid is r = size / cell cells a side."
+    )
+
+    @model_validator(mode="after")
+    def _covers(self) -> PartitionConfig:
+        if self.stride > self.window:
+            raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.window}; use stride <= window")
+        return self
+
+
+class DiffusionConfig(Section):
+    """Forward process, training objective and the timesteps used at test time."""
+
+    timesteps: int = Field(1000, ge=2, le=_MANY, description="Length T of the chain.")
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "cosine"
+    objective: Literal["eps", "x0", "v", "mu"] = Field("v", description="What the network predicts.")
+    loss: Literal["x0_l1", "x0_l2", "simple"] = Field(
+        "x0_l1", description="x0_l1, x0_l2: distance of the x0 estimate; simple: squared error of the prediction."
+    )
+    train_timesteps: tuple[int, int] = Field((1, 1000), description="First and last timestep drawn in training.")
+    test_timesteps: tuple[int, ...] = Field(
+        (500,), min_length=1, max_length=1000, description="Timesteps averaged at test time."
+    )
+    noise: Literal["gaussian", "simplex", "coarse"] = "gaussian"
+    sampler: Literal["single_step", "ddim", "ancestral"] = "single_step"
+    sampler_steps: int = Field(10, ge=1, le=_MANY, description="Steps of the ddim sampler; ancestral takes them all.")
+    variance: Literal["posterior", "beta", "learned"] = Field(
+        "posterior", description="Variance of ancestral steps: beta~, beta, or learned between them (method ddpm)."
+    )
+    bound_weight: float = Field(
+        0.0, ge=0.0, description="Weight of the variational bound beside the loss (method ddpm); 0: none."
+    )
+
+    @model_validator(mode="after")
+    def _within_chain(self) -> DiffusionConfig:
+        first, last = self.train_timesteps
+        if not 1 <= first <= last <= self.timesteps:
+            raise ValueError(f"train_timesteps {first}, {last} must rise within 1 to timesteps = {self.timesteps}")
+        for t in self.test_timesteps:
+            if not 1 <= t <= self.timesteps:
+                raise ValueError(f"test timestep {t} is outside 1 to timesteps = {self.timesteps}")
+        return self
+
+
+class ModelConfig(Section):
+    """Denoising U-Net and the MAE condition."""
+
+    channels: tuple[Width, ...] = Field(
+        (128, 256, 256), min_length=2, max_length=8, description="U-Net channels, a level each."
+    )
+    patch: int = Field(
+        1, ge=1, le=64, description="Pixels folded into channels before the U-Net (1: none); 2 is 4x faster."
+    )
+    num_res_blocks: int = Field(3, ge=1, le=16)
+    attention: tuple[bool, ...] = Field((False, False, False), description="Self-attention, a level each.")
+    norm_groups: int = Field(32, ge=1, le=_WIDTH)
+    input_skip: bool = Field(False, description="The network predicts the change of its input (objective x0 only).")
+    mask_channel: bool = Field(True, description="The U-Net sees the mask of the window as an input channel.")
+    condition: Literal["residual", "cross_attention", "none"] = Field(
+        "residual", description="How MAE features enter the U-Net; none is the ablation."
+    )
+    mae_width: int = Field(192, ge=8, le=_WIDTH, multiple_of=8)
+    mae_depth: int = Field(4, ge=1, le=_DEPTH)
+    mae_heads: int = Field(4, ge=1, le=_WIDTH)
+    mae_decoder_depth: int = Field(1, ge=1, le=_DEPTH)
+    mae_loss_weight: float = Field(0.1, ge=0.0, description="Weight of the auxiliary MAE loss; 0 turns it off.")
+
+    @model_validator(mode="after")
+    def _divides(self) -> ModelConfig:
+        if len(self.attention) != len(self.channels):
+            raise ValueError(f"attention has {len(self.attention)} entries for {len(self.channels)} levels")
+        for width in self.channels:
+            if width % self.norm_groups:
+                raise ValueError(f"channels {width} cannot be split into norm_groups = {self.norm_groups}")
+        if self.mae_width % (2 * self.mae_heads):
+            raise ValueError(f"mae_width {self.mae_width} must be a multiple of 2 x mae_heads = {2 * self.mae_heads}")
+        return self
+
+
+class PeerConfig(Section):
+    """What the methods that MAEDiff is compared with need besides the sections above."""
+
+    latent: int = Field(128, ge=1, le=_WIDTH, description="Size of the code of vae, of the embedding of cddpm.")
+    latent_channels: int = Field(4, ge=1, le=_WIDTH, description="Channels of the latent image of latent_diffusion.")
+    latent_levels: int = Field(2, ge=1, le=8, description="Halvings from the slice to the latent image.")
+    kl_weight: float = Field(1e-4, ge=0.0, description="Weight of vae's KL divergence against the mean error.")
+    noise_std: float = Field(0.4, gt=0.0, description="Standard deviation of the coarse noise of dae, working units.")
+    suspect_quantile: float = Field(
+        0.95, gt=0.0, lt=1.0, description="autoddpm: residuals above this quantile of healthy ones are repainted."
+    )
+    repaint_timestep: int = Field(
+        50, ge=1, le=_MANY, description="autoddpm: timestep from which stitched slices are harmonised."
+    )
+    repaint_rounds: int = Field(5, ge=1, le=1000, description="autoddpm: how often each harmonising step is repeated.")
+
+
+class TrainConfig(Section):
+    """Optimisation."""
+
+    max_steps: int = Field(100_000, ge=1, le=_STEPS)
+    batch_size: int = Field(32, ge=1, le=_MANY, description="Slices a step and process, before accumulation.")
+    accumulate: int = Field(1, ge=1, le=_MANY, description="Batches whose gradients make one step.")
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_steps: int = Field(500, ge=0, le=_STEPS)
+    grad_clip: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
+    seed: int = Field(0, ge=0, lt=2**63)
+    init: str | None = Field(None, description="Model folder, or phantom: weights to start from; the same network.")
+    augment: bool = Field(True, description="Flips, small affine changes, brightness, contrast and gamma.")
+    pseudo_lesions: float = Field(
+        0.0, ge=0, le=1, description="Share of training slices with random blobs that the network must remove."
+    )
+    lesion_weight: float = Field(
+        0.0, ge=0, description="Weight of the x0 error inside pseudo-lesions, each slice counting the same; 0: none."
+    )
+    lesion_sign: Literal["any", "bright", "dark"] = Field(
+        "any",
+        description="Pseudo-lesions of all appearances, or only brighter or darker than the tissue; as score.sign.",
+    )
+    lesion_size: tuple[float, float] = Field(
+        (0.015, 0.25), description="Smallest and largest half axis of large pseudo-lesions, in parts of the slice."
+    )
+    lesion_spots: float = Field(
+        0.5, ge=0, le=1, description="Share of slices with pseudo-lesions that get small spots, not large ones."
+    )
+    workers: int = Field(
+        0, ge=0, le=1024, description="Processes that prepare batches; 0 prepares them in the main one."
+    )
+    val_every: int = Field(500, ge=1, le=_STEPS)
+    checkpoint_every: int = Field(500, ge=1, le=_STEPS)
+    log_every: int = Field(50, ge=1, le=_STEPS)
+    tensorboard: bool = Field(False, description="Also log to TensorBoard (extra: tensorboard).")
+
+    @model_validator(mode="after")
+    def _sizes_rise(self) -> TrainConfig:
+        least, most = self.lesion_size
+        if not 0 < least <= most <= 1:
+            raise ValueError(f"lesion_size {least:g}, {most:g} must rise within 0 to 1, parts of the slice")
+        return self
+
+
+class InferConfig(Section):
+    """Sliding-window inference."""
+
+    batch_size: Annotated[int, Field(ge=1, le=_MANY)] | Literal["auto"] = Field(
+        "auto", description="Windows a forward pass; auto: as many as fit into memory. The maps do not depend on it."
+    )
+    draws: int = Field(1, ge=1, le=1000, description="Noise draws averaged for each timestep.")
+    blend: Literal["uniform", "gaussian"] = "gaussian"
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
+    context: Annotated[int, Field(ge=0, le=2048)] | Literal["slice", "brain"] = Field(
+        "slice",
+        description="What the U-Net sees around a window: the whole slice; the box of the slice's brain; or so many "
+        "pixels within that box. The less, the faster (docs/speed.md).",
+    )
+    together: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Windows of a slice that are hidden in one pass: they do not overlap, and half of the slice stays "
+        "visible. The more, the faster, where they fit (docs/speed.md).",
+    )
+
+
+class ScoreConfig(Section):
+    """From residual to map and mask. Lengths in mm, volumes in mm3."""
+
+    sign: Literal["abs", "bright", "dark"] = Field(
+        "abs", description="abs: |x - x^|; bright or dark: only voxels brighter or darker than healthy."
+    )
+    median_mm: float = Field(0.0, ge=0, le=100, description="Width of the in-plane median filter; 0 turns it off.")
+    erode_mm: float = Field(0.0, ge=0, le=100, description="In-plane erosion of the brain mask.")
+    min_size_mm3: float = Field(0.0, ge=0, description="Smaller components are removed from the anomaly mask.")
+    false_positive_rate: float = Field(
+        0.01, gt=0, lt=1, description="Share of healthy brain voxels above the calibrated threshold."
+    )
+    locations: bool = Field(
+        False,
+        description="Maps in standard deviations above the healthy residual at the same place of the template; set by "
+        "`maediff calibrate --locations` (docs/calibration.md).",
+    )
+
+
+class Config(Section):
+    """The whole configuration of a model."""
+
+    method: Method = Field("maediff", description="maediff, or a method to compare it with (docs/baselines.md).")
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    infer: InferConfig = InferConfig()
+    score: ScoreConfig = ScoreConfig()
+    peer: PeerConfig = PeerConfig()
+
+    @property
+    def noise(self) -> Literal["gaussian", "simplex", "coarse"]:
+        """Noise that training and inference draw: that of `diffusion.noise`, but a DAE's is coarse by definition."""
+        return "coarse" if self.method == "dae" else self.diffusion.noise
+
+    @model_validator(mode="after")
+    def _method_allows(self) -> Config:
+        kind = self.diffusion
+        if self.method in {"vae", "latent_diffusion"} and kind.noise != "gaussian":
+            raise ValueError(f"method {self.method} needs diffusion.noise gaussian, not {kind.noise!r}")
+        if self.method in UNTRAINED and self.score.locations:
+            raise ValueError(f"score.locations goes with methods that reconstruct, not with {self.method!r}")
+        if self.method != "maediff" and self.data.channels:
+            raise ValueError(
+                f"data.channels names {len(self.data.channels)} channels; method {self.method!r} takes one: leave "
+                "data.channels empty and choose --channel, or use method maediff"
+            )
+        if self.method != "ddpm" and (kind.variance == "learned" or kind.bound_weight):
+            raise ValueError(
+                f"diffusion.variance=learned and diffusion.bound_weight go with method ddpm, not {self.method!r}"
+            )
+        if kind.variance == "learned" and not kind.bound_weight:
+            raise ValueError("diffusion.variance=learned is trained by the bound alone: set diffusion.bound_weight")
+        if 4 * self.peer.latent_channels > 4**self.peer.latent_levels:
+            raise ValueError(
+                f"{self.peer.latent_channels} latent channels after {self.peer.latent_levels} halvings exceed a "
+                "quarter of the slice; use fewer channels or more levels (peer.latent_channels, peer.latent_levels)"
+            )
+        if self.method == "autoddpm" and self.peer.repaint_timestep > kind.timesteps:
+            raise ValueError(f"peer.repaint_timestep {self.peer.repaint_timestep} is above timesteps {kind.timesteps}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if self.model.input_skip and self.diffusion.objective != "x0":
+            raise ValueError(f"model.input_skip goes with objective x0, not {self.diffusion.objective!r}")
+        passes = len(self.diffusion.test_timesteps) * self.infer.draws
+        if passes > 1000:
+            raise ValueError(f"{passes} passes (diffusion.test_timesteps x infer.draws) exceed 1000; use fewer draws")
+        if self.train.lesion_weight and self.diffusion.loss == "simple":
+            raise ValueError("train.lesion_weight goes with diffusion.loss x0_l1 or x0_l2, not 'simple'")
+        factor = self.model.patch * 2 ** (len(self.model.channels) - 1)
+        for side in self.data.size:
+            if side % factor or side % self.partition.cell:
+                raise ValueError(
+                    f"size {side} must be a multiple of {factor} (patch and U-Net levels) "
+                    f"and of cell = {self.partition.cell}"
+                )
+            if self.partition.window > side:
+                raise ValueError(f"window {self.partition.window} is larger than size {side}")
+        return self

@@ -1,0 +1,189 @@
+"""A synthetic cohort on disk: a BIDS-like data set with masks, labels and splits, and a table of it all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from maediff.data.bids import describe_data_set
+from maediff.data.lesions import KINDS
+from maediff.data.phantom import MIXED, MODALITIES, Phantom, atlas, subject
+from maediff.errors import ConfigError, OutputError
+from maediff.files import cannot_write, remove_leftovers, write_json
+from maediff.tables import write_table
+from maediff.volume import Volume, new_header, write_like
+
+_SUFFIXES = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR"}
+_MADE, _TABLE = "synth.json", "cases.csv"
+_COLUMNS = ("image", "mask", "label", "subject", "split", "lesion", "modality")
+
+LICENCE = (
+    "Derived from the ICBM-152 2009a template, as bundled with nilearn. Copyright (C) 1993-2009 Louis Collins, "
+    "McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University. Keep this notice with copies."
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One subject of a cohort, before it is made.
+
+    Attributes:
+        name: Participant, such as ``sub-003``.
+        number: Its number, which with the seed decides how it looks.
+        split: "train", "val" or "test".
+        lesion: Kind of lesion, or None.
+        modality: Contrast.
+    """
+
+    name: str
+    number: int
+    split: str
+    lesion: str | None
+    modality: str
+
+    @property
+    def suffix(self) -> str:
+        """BIDS suffix; scans of random contrast are filed under T2w."""
+        return _SUFFIXES.get(self.modality, "T2w")
+
+
+def synthesise(
+    folder: str | Path,
+    *,
+    subjects: int = 24,
+    lesions: Sequence[str] = KINDS,
+    modality: str = "t2",
+    seed: int = 0,
+    spacing_mm: float = 2.0,
+    healthy_only: bool = False,
+    on_subject: Callable[[str], None] | None = None,
+) -> Path:
+    """Write a synthetic cohort.
+
+    Half of the subjects are healthy and to train on, an eighth healthy for validation; of the rest, one in four is a
+    healthy test subject and the others carry lesions, kind after kind, for the test.
+
+    Args:
+        folder: Where to write; the subjects of an earlier synthetic cohort there are removed first.
+        subjects: How many, at least 8 (2 with `healthy_only`).
+        lesions: Kinds of lesion.
+        modality: "t1", "t2", "flair", "random", or "mixed", which draws one of the four a subject.
+        seed: Seed; subject k depends on it and on k alone.
+        spacing_mm: Voxel size, whole mm.
+        healthy_only: Make training and validation subjects only.
+        on_subject: Told the name of each subject.
+
+    Returns:
+        The table `cases.csv` in `folder`.
+
+    Raises:
+        ConfigError: Unknown kind or modality, too few subjects, or a spacing that is not whole.
+        OutputError: The folder cannot be written, or holds subjects that were not made here.
+    """
+    folder = Path(folder)
+    plans = plan_cohort(subjects, lesions, modality, seed, healthy_only=healthy_only)
+    atlas(spacing_mm)  # refuse an impossible spacing before anything is written
+    _clear(folder)
+    made = {"seed": seed, "modality": modality, "lesions": list(lesions), "spacing_mm": spacing_mm}
+    write_json(folder / _MADE, made)  # first, so that a cohort that was cut off is known as ours
+    rows = []
+    for plan in plans:
+        if on_subject:
+            on_subject(plan.name)
+        rows.append(_write_subject(folder, plan, subject((seed, plan.number), plan.modality, plan.lesion, spacing_mm)))
+    name = "MAEDiff synthetic cohort"
+    describe_data_set(folder, name, "raw", (_TABLE, _MADE), f"# {name}\n\n{LICENCE}\n", License=LICENCE)
+    describe_data_set(folder / "derivatives" / "masks", f"{name}: masks", "derivative", License=LICENCE)
+    people = [{"participant_id": p.name, "split": p.split, "lesion": p.lesion or "n/a"} for p in plans]
+    write_table(folder / "participants.tsv", people, ("participant_id", "split", "lesion"))
+    table = folder / _TABLE
+    write_table(table, rows, _COLUMNS)
+    return table
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier cohort, so that none of its subjects is taken for one of the new.
+
+    Raises:
+        OutputError: There are subjects, but no sign that they were made here; or they cannot be removed.
+    """
+    older = [*folder.glob("sub-*"), *folder.glob("derivatives/masks/sub-*")]
+    if older and not (folder / _MADE).is_file():
+        raise OutputError(
+            f"{folder} holds subjects that are no synthetic cohort ({older[0].name}); choose another folder"
+        )
+    try:
+        for name in (_MADE, _TABLE, "participants.tsv", "dataset_description.json"):
+            remove_leftovers(folder / name)
+        (folder / _TABLE).unlink(missing_ok=True)
+        for path in older:
+            shutil.rmtree(path)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def plan_cohort(
+    subjects: int, lesions: Sequence[str], modality: str, seed: int, *, healthy_only: bool = False
+) -> list[Plan]:
+    """Decide who is healthy, who is ill and which split each belongs to.
+
+    Raises:
+        ConfigError: Unknown kind or modality, or too few subjects.
+    """
+    unknown = [kind for kind in lesions if kind not in KINDS]
+    if unknown or not lesions:
+        raise ConfigError(f"lesion kinds {', '.join(unknown) or '(none)'} are unknown; use {', '.join(KINDS)}")
+    if modality not in (*MODALITIES, "mixed"):
+        raise ConfigError(f"modality {modality!r} is unknown; use {', '.join(MODALITIES)} or mixed")
+    least = 2 if healthy_only else 8
+    if subjects < least:
+        raise ConfigError(f"{subjects} subjects are too few for all splits; ask for at least {least}")
+    return [
+        Plan(f"sub-{number:04d}", number, split, lesion, _modality(modality, seed, number))
+        for number, (split, lesion) in enumerate(_roles(subjects, lesions, healthy_only), start=1)
+    ]
+
+
+def _roles(subjects: int, lesions: Sequence[str], healthy_only: bool) -> Iterator[tuple[str, str | None]]:
+    validation = max(1, subjects // 8)
+    training = subjects - validation if healthy_only else subjects // 2
+    yield from [("train", None)] * training
+    yield from [("val", None)] * validation
+    kinds: list[str | None] = [*lesions, None]
+    for index in range(subjects - training - validation):
+        yield "test", kinds[index % len(kinds)]
+
+
+def _modality(modality: str, seed: int, number: int) -> str:
+    if modality != "mixed":
+        return modality
+    names, shares = [name for name, _ in MIXED], [share for _, share in MIXED]
+    return str(np.random.default_rng([seed, number, 4]).choice(names, p=shares))
+
+
+def _write_subject(folder: Path, plan: Plan, phantom: Phantom) -> dict[str, str]:
+    """Write scan, brain mask and, for the ill, label; return the row of the table."""
+    like = as_volume(phantom)
+    scan = Path(plan.name) / "anat" / f"{plan.name}_{plan.suffix}.nii.gz"
+    masks = Path("derivatives/masks") / plan.name / "anat"
+    brain, label = masks / f"{plan.name}_desc-brain_mask.nii.gz", masks / f"{plan.name}_label-lesion_mask.nii.gz"
+    write_like(folder / scan, np.round(phantom.image), like, np.int16)
+    write_like(folder / brain, phantom.brain, like, np.uint8)
+    if plan.lesion:
+        write_like(folder / label, phantom.label, like, np.uint8)
+    write_json(
+        (folder / scan).with_name(f"{plan.name}_{plan.suffix}.json"),
+        {"SyntheticContrast": plan.modality, "SyntheticLesion": plan.lesion},
+    )
+    named = (str(scan), str(brain), str(label) if plan.lesion else "")
+    return dict(zip(_COLUMNS, (*named, plan.name, plan.split, plan.lesion or "", plan.modality), strict=True))
+
+
+def as_volume(phantom: Phantom) -> Volume:
+    """Give a synthetic scan the header that it has on disk."""
+    header = new_header(phantom.affine, phantom.image.shape, "mni")
+    return Volume(phantom.image, phantom.affine, header)

@@ -1,0 +1,43 @@
+"""Every equation of diffusion, pure: the steps, the variational bound, and noise."""
+
+from maediff.diffusion.steps import (
+    Denoiser,
+    add_noise,
+    ancestral_step,
+    ddim_step,
+    descend,
+    eps_from_x0,
+    langevin,
+    level,
+    partially_noise,
+    patch_mean,
+    posterior,
+    sample,
+    schedule,
+    score_from_x0,
+    simple_loss,
+    target,
+    x0_from,
+    x0_loss,
+)
+
+__all__ = [
+    "Denoiser",
+    "add_noise",
+    "ancestral_step",
+    "ddim_step",
+    "descend",
+    "eps_from_x0",
+    "langevin",
+    "level",
+    "partially_noise",
+    "patch_mean",
+    "posterior",
+    "sample",
+    "schedule",
+    "score_from_x0",
+    "simple_loss",
+    "target",
+    "x0_from",
+    "x0_loss",
+]

@@ -1,0 +1,148 @@
+"""From a model folder to a predictor, and which overrides a trained model allows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maediff.calibration import Calibration, with_threshold
+from maediff.config import UNTRAINED, Config, override
+from maediff.errors import ConfigError, ModelError
+from maediff.hardware import resolve_device
+from maediff.inference.predictor import Predictor
+from maediff.methods.build import build_network, network_shapes
+from maediff.model_folder import StoredModel, load_model_folder, resolve_model
+from maediff.normative import Locations
+
+log = logging.getLogger(__name__)
+
+
+def load_model(
+    model: str | Path,
+    device: str = "auto",
+    overrides: tuple[str, ...] = (),
+    *,
+    threshold: float | None = None,
+    rate: float | None = None,
+) -> Predictor:
+    """Load a model folder, verified, ready to score scans.
+
+    Args:
+        model: Folder that `maediff train` wrote, or "phantom", the model that ships with the package.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        overrides: Changes such as ``infer.draws=4``; those that change maps drop the calibration, since its threshold
+            belongs to other maps, and those that would need another network are refused. So are those that change
+            residuals while these are measured by place; ``score.locations=false`` gives maps in working units.
+        threshold: Threshold of the map to use instead of the calibrated one.
+        rate: Use the threshold that the calibration records for this false-positive rate.
+
+    Raises:
+        ModelError: The folder is missing, damaged or of a newer schema, or its weights fit another network.
+        ConfigError: Unknown device, or an override that is impossible or not allowed.
+    """
+    chosen = resolve_device(device)
+    stored = load_model_folder(resolve_model(model))
+    config = override(stored.config, overrides)
+    if _trained_as(config) != _trained_as(stored.config):
+        raise ConfigError(
+            f"overrides {', '.join(overrides)} change what the network was trained as; "
+            "allowed are infer.*, score.*, partition.stride, data.align and "
+            f"diffusion.{{{', '.join(sorted(_FREE_DIFFUSION))}}}"
+        )
+    _check_shapes(config, stored.weights, model)
+    network = build_network(config, stored.weights)
+    try:
+        network.load_state_dict({name: value.float() for name, value in stored.weights.items()})
+    except RuntimeError as error:
+        raise ModelError(f"the weights of {model} do not fit its config.yaml: {str(error).splitlines()[0]}") from error
+    network = network.to(chosen).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    calibration = Calibration.from_dict(stored.calibration) if stored.calibration else None
+    if calibration and _maps_as(config) != _maps_as(stored.config):
+        log.warning("the overrides change the maps, so the model's threshold does not apply: no anomaly mask")
+        calibration = None
+    given = None
+    if threshold is not None or rate is not None:
+        calibration = with_threshold(calibration, threshold, rate)
+        given = calibration.threshold
+    return Predictor(config, network, calibration, stored.hash, chosen, _locations(config, stored), given)
+
+
+def _locations(config: Config, stored: StoredModel) -> Locations | None:
+    """Read the healthy residuals by place where they are wanted.
+
+    Raises:
+        ConfigError: The model has none, or overrides make residuals that they are not of.
+        ModelError: They are damaged.
+    """
+    if not config.score.locations:
+        return None
+    if stored.locations is None:
+        raise ConfigError(
+            "score.locations=true needs healthy residuals by place, which this model does not have; run `maediff "
+            "calibrate --locations` with healthy scans in a template's space"
+        )
+    if _residuals_as(config) != _residuals_as(stored.config):
+        raise ConfigError(
+            "the overrides change the residuals, so the model's healthy residuals by place do not apply; add "
+            "score.locations=false, or leave the overrides out"
+        )
+    return Locations.from_bytes(stored.locations)
+
+
+def _check_shapes(config: Config, weights: Mapping[str, torch.Tensor], model: str | Path) -> None:
+    """Compare the sizes of weights with those of the configured network, which takes no memory to lay out.
+
+    Raises:
+        ModelError: They differ: the network could be of any size.
+    """
+    if config.method in UNTRAINED:
+        return
+    wanted = network_shapes(config)
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    wrong = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
+    if wrong:
+        name = wrong[0][:80]
+        raise ModelError(
+            f"the weights of {model} do not fit its config.yaml: {len(wrong)} tensors differ, the first is {name} "
+            f"(weights {found.get(wrong[0], 'none')}, config {wanted.get(wrong[0], 'none')}); fetch or train it again"
+        )
+
+
+_FREE_DIFFUSION = frozenset({"test_timesteps", "sampler", "sampler_steps", "noise"})
+_FREE_PEER = frozenset({"repaint_timestep", "repaint_rounds"})
+
+
+def _trained_as(config: Config) -> dict[str, Any]:
+    """Collect the settings that a trained network cannot change."""
+    return {
+        "data": config.data.model_dump(exclude={"align"}),
+        "window": (config.partition.window, config.partition.cell),
+        "diffusion": config.diffusion.model_dump(exclude=set(_FREE_DIFFUSION)),
+        "model": config.model,
+        "method": config.method,
+        "peer": config.peer.model_dump(exclude=set(_FREE_PEER)),
+    }
+
+
+def _maps_as(config: Config) -> dict[str, Any]:
+    """Collect the settings that a calibrated threshold depends on."""
+    return {
+        **_residuals_as(config),
+        "score": config.score.model_dump(include={"sign", "median_mm", "erode_mm", "locations"}),
+    }
+
+
+def _residuals_as(config: Config) -> dict[str, Any]:
+    """Collect the settings, besides those that training fixes, that a residual depends on."""
+    return {
+        "align": config.data.align,
+        "partition": config.partition,
+        "diffusion": config.diffusion,
+        "peer": config.peer,
+        "infer": config.infer.model_dump(include={"draws", "blend", "context", "together"}),
+        "sign": config.score.sign,
+    }

@@ -1,0 +1,1 @@
+"""Whole jobs over many scans: train a model, calibrate it, score a cohort. The command line calls these."""

@@ -1,0 +1,107 @@
+"""Set a model's threshold from healthy scans."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from maediff import card
+from maediff.calibration import Calibration, calibrate, count_scans
+from maediff.config import override
+from maediff.data.cases import Case, find_cases
+from maediff.errors import InputError
+from maediff.inference.load import load_model
+from maediff.inference.locations import fit_locations, left_out_maps
+from maediff.inference.predictor import Predictor
+from maediff.model_folder import resolve_model, update_calibration
+from maediff.staging import CARD
+from maediff.typing import BoolArray, FloatMap
+
+
+def calibrate_model(
+    model: str | Path,
+    source: str | Path,
+    *,
+    device: str = "auto",
+    split: str | None = None,
+    channel: str | None = None,
+    rate: float | None = None,
+    locations: bool = False,
+    on_case: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Set a model's threshold from healthy scans and store it in the model folder.
+
+    With `locations` the model also gets their residuals by place, and its maps are in standard deviations above these
+    from then on; the threshold is that of maps which other subjects' statistics made. Without, earlier ones go.
+
+    Args:
+        model: Model folder; the packaged model must be copied first, since packages are read-only.
+        source: Healthy scans; rows with a lesion label are refused.
+        device: Where to compute.
+        split: Use only rows of this split.
+        channel: Which `image_<channel>` column of a table.
+        rate: Share of healthy brain voxels above the threshold; the model's `score.false_positive_rate` where None.
+        locations: Also collect healthy residuals by place; the scans must lie in one template's space.
+        on_case: Told the name of each scan.
+
+    Raises:
+        ConfigError: ``rate`` is outside (0, 1).
+        InputError: No healthy scan, or a scan that cannot be used: a threshold must not rest on fewer than was said.
+        GeometryError: With `locations`, a scan that does not say that it lies in a template's space.
+    """
+    folder = resolve_model(model)
+    stored = load_model(folder, device)
+    config = override(stored.config, [f"score.locations={str(locations).lower()}"])
+    predictor = replace(stored, config=config, locations=None)
+    cases = find_cases(source, split=split, channel=channel, channels=predictor.config.data.channels)
+    labelled = [case.id for case in cases if case.label]
+    if labelled:
+        raise InputError(
+            f"{len(labelled)} of {len(cases)} scans have a lesion label ({', '.join(labelled[:3])}, …); "
+            "calibrate on healthy scans only: remove those rows"
+        )
+    return calibrate_folder(folder, predictor, cases, count_scans(len(cases), "healthy"), rate=rate, on_case=on_case)
+
+
+def calibrate_folder(
+    folder: Path,
+    predictor: Predictor,
+    cases: Sequence[Case],
+    origin: str,
+    *,
+    rate: float | None = None,
+    on_case: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Set the threshold of a model folder from the maps of healthy scans, and store it there.
+
+    Args:
+        folder: The model folder.
+        predictor: Its model; with `score.locations` the residuals by place are collected first.
+        cases: Healthy scans.
+        origin: Where the threshold comes from, for the card.
+        rate: Share of healthy brain voxels above it; the model's own if None.
+        on_case: Called with the name of each scan.
+    """
+
+    def maps() -> Iterator[tuple[FloatMap, BoolArray, float]]:
+        for case in cases:
+            if on_case:
+                on_case(case.id)
+            result = predictor.predict(case.images, case.mask)
+            yield result.anomaly, result.brain_mask, result.score
+
+    usual = predictor.config.score.false_positive_rate
+    rate = usual if rate is None else rate
+    locations = None
+    if predictor.config.score.locations:
+        with tempfile.TemporaryDirectory(prefix="maediff-") as kept:
+            locations = fit_locations(predictor, cases, Path(kept), on_case)
+            found = calibrate(left_out_maps(predictor, cases, locations, Path(kept)), rate, origin=origin)
+    else:
+        found = calibrate(maps(), rate, origin=origin)
+    described, content = (locations.described, locations.to_bytes()) if locations else (None, None)
+    text = card.with_calibration((folder / CARD).read_text(encoding="utf-8"), found, described)
+    update_calibration(folder, found.to_dict(), card=text, locations=content)
+    return found

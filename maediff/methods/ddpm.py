@@ -1,0 +1,122 @@
+"""Whole-slice diffusion: partial noising and denoising (AnoDDPM), and the same with a global condition (cDDPM)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from maediff import diffusion
+from maediff.config import Config
+from maediff.diffusion import variational
+from maediff.methods.base import Draw, FoldedUNet, SlicePeer, unet_multiple
+from maediff.methods.objective import Noised, denoising_loss, estimate_of, perturb, sampler_times, whole
+
+
+class DDPM(SlicePeer):
+    """Noise the whole slice to t and walk back (AnoDDPM; Wyatt et al. 2022, after Ho et al. 2020).
+
+    `diffusion.noise` is Gaussian or simplex, `diffusion.sampler` the full chain (ancestral, AnoDDPM's), DDIM, or the
+    single-step estimate (pDDPM's way to test). `diffusion.variance` may be fixed or learned, and
+    `diffusion.bound_weight` adds the variational bound, through which only the variance learns (the hybrid loss of
+    Nichol and Dhariwal 2021) where the variance is learned.
+
+    Differences from AnoDDPM: MONAI's U-Net, the objective and schedule of the configuration (theirs: eps, linear), the
+    timesteps of `diffusion.train_timesteps`, brains scaled by percentiles.
+    """
+
+    def __init__(self, config: Config, embedding: int = 0) -> None:
+        super().__init__()
+        self.kind, self.lesion_weight = config.diffusion, config.train.lesion_weight
+        self.skip = config.model.input_skip
+        self.learned = config.diffusion.variance == "learned"
+        self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
+        self.net = FoldedUNet(config.model, (1, 2 if self.learned else 1), embedding=embedding)
+        self.multiple = unet_multiple(config.model)
+
+    def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute the loss over the whole slice; nothing is auxiliary."""
+        noised = perturb(batch, whole(batch["clean"]), self.abar)
+        prediction, share = self.predict(noised.image, batch["t"], self.condition(batch["image"]))
+        loss = denoising_loss(self.kind, prediction, noised, batch["image"], self.lesion_weight)
+        self.observe(prediction, noised)
+        if self.kind.bound_weight:
+            loss = loss + self.kind.bound_weight * self._bound(prediction, share, noised)
+        return loss, loss.new_zeros(())
+
+    def reconstruct(self, images: Tensor, brain: Tensor, t: int, draw: Draw) -> Tensor:
+        """Noise to level t, and sample back to 0."""
+        x_t = diffusion.add_noise(images, draw(), self.abar[t].to(images))
+        return self.walk(x_t, images, sampler_times(self.kind, t), draw)
+
+    def walk(self, x_t: Tensor, images: Tensor, times: list[int], draw: Draw) -> Tensor:
+        """Sample from x_t down a list of timesteps, conditioned on the scan where the method is."""
+        condition = self.condition(images)
+
+        def estimate(x: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+            return self.estimate(x, step, condition)
+
+        def noise(step: int) -> Tensor:
+            return draw("ancestral", step)
+
+        if self.kind.sampler == "ancestral":
+            return variational.sample(estimate, x_t, self.abar, times, kind=self.kind.variance, draw_noise=noise)
+        return diffusion.sample(lambda x, step: estimate(x, step)[0], x_t, self.abar, times)
+
+    def estimate(self, x_t: Tensor, t: int, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Estimate x_0, and the share of a learned variance, at one timestep."""
+        prediction, share = self.predict(x_t, torch.full((len(x_t),), t, device=x_t.device), condition)
+        abar_t, abar_s = self.abar[t].to(x_t), self.abar[t - 1].to(x_t)
+        return diffusion.x0_from(self.kind.objective, prediction, x_t, abar_t, abar_s), share
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Run the network: its prediction and, where it is learned, the share of the variance."""
+        output = self.net(x_t, t, condition).float()
+        prediction = output[:, :1] + x_t if self.skip else output[:, :1]
+        return prediction, output[:, 1:] if self.learned else None
+
+    def condition(self, images: Tensor) -> Tensor | None:
+        """Describe the scan to the network; plain DDPM does not."""
+        return None
+
+    def observe(self, prediction: Tensor, noised: Noised) -> None:
+        """Learn from a training step without a gradient; plain DDPM has nothing to learn so."""
+
+    def _bound(self, prediction: Tensor, share: Tensor | None, noised: Noised) -> Tensor:
+        """Average the bound's term over pixels; where the variance is learned, the mean learns nothing from it."""
+        estimate = estimate_of(self.kind, prediction, noised)
+        levels = (noised.abar_t, noised.abar_s)
+        least = variational.step_variance("posterior", self.abar[2], self.abar[1])
+        variance = variational.step_variance(self.kind.variance, *levels, share, least.to(estimate))
+        if self.learned:
+            estimate = estimate.detach()
+        return variational.bound_term(noised.image, noised.clean, estimate, levels, variance).mean()
+
+
+class ConditionedDDPM(DDPM):
+    """DDPM told by a global code of the scan what is normal for it (after Behrendt et al., cDDPM, 2023 and 2025).
+
+    The code keeps brightness and layout, but is too small for a lesion's place and shape. Several
+    `diffusion.test_timesteps` are averaged, as theirs are.
+
+    Differences from cDDPM: the encoder is a small convolutional one, trained with the network from the start (theirs is
+    a ResNet, pretrained by masked modelling); its code is added to the embedding of the timestep.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, embedding=config.peer.latent)
+        layers: list[nn.Module] = []
+        width = 1
+        for channels in config.model.channels:
+            norm = nn.GroupNorm(config.model.norm_groups, channels)
+            layers += [nn.Conv2d(width, channels, 3, 2, 1), norm, nn.SiLU()]
+            width = channels
+        self.encoder = nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, config.peer.latent)
+        )
+
+    def condition(self, images: Tensor) -> Tensor:
+        """Encode the scan: (B, latent)."""
+        code: Tensor = self.encoder(images)
+        return code

@@ -1,0 +1,1 @@
+"""The paper, in reading order: partition, mae, reconstructor, loss, layout, sliding."""

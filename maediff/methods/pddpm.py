@@ -1,0 +1,66 @@
+"""Patched diffusion, MAEDiff's direct ancestor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from maediff import diffusion
+from maediff.config import Config
+from maediff.methods.base import FoldedUNet
+from maediff.methods.maediff.partition import origins, window_masks
+from maediff.methods.maediff.reconstructor import Reconstruction
+from maediff.methods.objective import denoising_loss, perturb
+
+
+class PatchedDDPM(nn.Module):
+    """Noise one patch of a fixed grid and restore it from what surrounds it (pDDPM; Behrendt et al., MIDL 2023).
+
+    As published, the network sees the partially noised slice alone: no mask channel, no features of the visible region.
+    Windows lie on the grid of `partition.window` and `partition.stride`; inference slides over the same grid.
+
+    Differences from the public code: overlapping estimates are averaged (theirs divide inside the loop over patches, so
+    they are not); every slice has its own noise; the loss is the mean over the patch (theirs over the slice, the same
+    but for a constant); no ensembling of the three patch sizes.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.kind, self.grid = config.diffusion, config.partition
+        self.lesion_weight, self.skip = config.train.lesion_weight, config.model.input_skip
+        self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
+        self.net = FoldedUNet(config.model)
+
+    def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute the loss in the window of the grid that is nearest to the sample's; nothing is auxiliary."""
+        noised = perturb(batch, nearest_windows(batch["mask"], self.grid.window, self.grid.stride), self.abar)
+        prediction = self(noised.image, noised.mask, batch["t"]).prediction.float()
+        loss = denoising_loss(self.kind, prediction, noised, batch["image"], self.lesion_weight)
+        return loss, loss.new_zeros(())
+
+    def forward(self, perturbed: Tensor, mask: Tensor, t: Tensor) -> Reconstruction:
+        """Predict the target of every pixel; `mask` is there for the sliding engine and is not looked at."""
+        prediction = self.net(perturbed, t)
+        return Reconstruction(prediction + perturbed if self.skip else prediction, None)
+
+
+def nearest_windows(mask: Tensor, window: int, stride: int) -> Tensor:
+    """Move windows to the nearest place of the fixed grid.
+
+    Args:
+        mask: (B, 1, H, W), 1 inside a window of any place.
+        window: Side p, pixels.
+        stride: Step s of the grid.
+
+    Returns:
+        (B, 1, H, W) float32.
+    """
+    height, width = mask.shape[2:]
+    corners = []
+    for axis, length in ((3, height), (2, width)):
+        first = mask.amax(axis).squeeze(1).argmax(1)
+        places = torch.tensor(origins(length, window, stride), device=mask.device)
+        corners.append(places[(first[:, None] - places).abs().argmin(1)])
+    return window_masks(torch.stack(corners, 1), window, (height, width))

@@ -1,0 +1,349 @@
+"""The model folder: written whole, verified before it is read.
+
+A model folder is data only; nothing in it is unpickled::
+
+    model.safetensors   the weights
+    config.yaml         the whole configuration, preprocessing included
+    calibration.json    the threshold and where it came from; null until calibrated
+    README.md           the model card
+    model.json          the schema number and the version that wrote the folder
+    locations.safetensors   healthy residuals by place, where the calibration rests on them; else absent
+    SHA256SUMS          a checksum for each of the above, as `sha256sum -c` reads it
+
+The model hash is the SHA-256 of the text of SHA256SUMS.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maediff._version import __version__
+from maediff.config import Config, dump_yaml, load_config, override
+from maediff.errors import ConfigError, ModelError
+from maediff.files import atomic_path, cannot_write, file_sha256, flush_folder, json_text, write_json, write_text
+from maediff.staging import (
+    CALIBRATION,
+    CARD,
+    CHECKSUMS,
+    CONFIG,
+    FILES,
+    LOCATIONS,
+    MANIFEST,
+    WEIGHTS,
+    format_sums,
+    parse_sums,
+    read_text,
+    remove_staged,
+    replace_files,
+    settled_sums,
+    sums_in_force,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA = 1
+FACTS = "maediff"
+"""Key of its metadata under which it says what it is made of, as JSON."""
+PACKAGED = Path(__file__).parent / "weights"
+_MAX_REASON = 1000  # characters of another library's error
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """What a model folder holds.
+
+    Attributes:
+        weights: Tensor of each parameter and buffer, on the CPU.
+        config: The configuration that the weights were trained with.
+        calibration: ``Calibration.to_dict()`` of the threshold, or None before calibration.
+        card: The model card, Markdown.
+        hash: SHA-256 over the folder's checksums: changes with any byte of the model.
+        locations: Bytes of the healthy residuals by place, or None where the calibration does not rest on them.
+    """
+
+    weights: dict[str, torch.Tensor]
+    config: Config
+    calibration: dict[str, Any] | None
+    card: str
+    hash: str
+    locations: bytes | None = None
+
+
+def save_model(
+    folder: str | Path,
+    weights: Mapping[str, torch.Tensor],
+    config: Config,
+    calibration: Mapping[str, Any] | None,
+    card: str,
+) -> str:
+    """Write a model folder; a model that was there before is replaced, other files stay.
+
+    All files are written beside the folder first, then moved in: a new folder at once, a replaced one file by file
+    with the checksums last. A save that is cut off leaves the earlier model, or (within the moment of moving) a
+    folder that its checksums refuse and that the next save mends; never a mixture that can be used.
+
+    Args:
+        folder: Where to write.
+        weights: Tensors by name; moved to the CPU and made contiguous.
+        config: The configuration that rebuilds the network and its preprocessing.
+        calibration: ``Calibration.to_dict()``, or None.
+        card: The model card, Markdown.
+
+    Returns:
+        The model hash.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+        with atomic_path(staging / WEIGHTS) as temporary:
+            temporary.write_bytes(save(tensors))  # save_file would hide the file from everyone else (mode 0600)
+        write_text(staging / CONFIG, dump_yaml(config))
+        write_json(staging / CALIBRATION, None if calibration is None else dict(calibration))
+        write_text(staging / CARD, card)
+        write_json(staging / MANIFEST, {"schema": SCHEMA, "maediff": __version__})
+        write_text(staging / CHECKSUMS, format_sums({name: file_sha256(staging / name) for name in FILES}))
+        return _move_in(staging, folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def load_model_folder(folder: str | Path) -> StoredModel:
+    """Read a model folder after checking its schema and every checksum.
+
+    Raises:
+        ModelError: The folder is missing or incomplete, a checksum does not fit, or the schema is newer
+            than this version reads.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    text = _verified(folder)
+    try:
+        weights = load_file(folder / WEIGHTS)
+        config = load_config(folder / CONFIG)
+        calibration = read_calibration(folder)
+        card = (folder / CARD).read_text(encoding="utf-8")
+        locations = (folder / LOCATIONS).read_bytes() if LOCATIONS in parse_sums(text, folder) else None
+    except (OSError, ValueError, SafetensorError, ConfigError) as error:
+        raise ModelError(f"model folder {folder} cannot be read: {str(error)[:_MAX_REASON]}") from error
+    return StoredModel(weights, config, calibration, card, hashlib.sha256(text.encode()).hexdigest(), locations)
+
+
+def model_files(folder: str | Path) -> tuple[str, ...]:
+    """Verify a model folder and name its files, the checksums last.
+
+    Raises:
+        ModelError: As :func:`load_model_folder`.
+    """
+    return (*parse_sums(_verified(Path(folder)), Path(folder)), CHECKSUMS)
+
+
+def verify_model_folder(folder: str | Path) -> str:
+    """Check schema and checksums of a model folder without loading its weights.
+
+    Returns:
+        The model hash.
+
+    Raises:
+        ModelError: As :func:`load_model_folder`.
+    """
+    return hashlib.sha256(_verified(Path(folder)).encode()).hexdigest()
+
+
+def _verified(folder: Path) -> str:
+    """Check schema and checksums and return the text of the checksums in force."""
+    if not folder.is_dir():
+        raise ModelError(
+            f"no model folder at {folder}; give a folder that `maediff train` wrote, or {_packaged_hint(str(folder))}"
+        )
+    _check_schema(folder)
+    return sums_in_force(folder)
+
+
+def update_calibration(
+    folder: str | Path, calibration: Mapping[str, Any], *, card: str | None = None, locations: bytes | None = None
+) -> str:
+    """Put another calibration, and what belongs to it, into a verified model folder, all at once.
+
+    The configuration's `score.locations` follows: true where there are healthy residuals by place, else false.
+
+    Args:
+        folder: A model folder.
+        calibration: ``Calibration.to_dict()``.
+        card: The card that tells of it, Markdown; the earlier one stays where not given.
+        locations: Bytes of the healthy residuals by place that the maps rest on; earlier ones go where not given.
+
+    Returns:
+        The new model hash.
+
+    Raises:
+        ModelError: The folder is not a sound model.
+        OutputError: It cannot be written.
+    """
+    folder = Path(folder)
+    sums = settled_sums(folder, _verified(folder))
+    contents = {CALIBRATION: json_text(dict(calibration)).encode(), LOCATIONS: locations}
+    if card is not None:
+        contents[CARD] = card.encode()
+    config = load_config(folder / CONFIG)
+    if config.score.locations != (locations is not None):
+        chosen = override(config, [f"score.locations={str(locations is not None).lower()}"])
+        contents[CONFIG] = dump_yaml(chosen).encode()
+    return replace_files(folder, sums, contents)
+
+
+def update_card(folder: str | Path, card: str) -> str:
+    """Put another model card into a verified model folder; returns and errors as :func:`update_calibration`.
+
+    Args:
+        folder: A model folder.
+        card: The card, Markdown.
+    """
+    return replace_files(Path(folder), settled_sums(Path(folder), _verified(Path(folder))), {CARD: card.encode()})
+
+
+def describe_model(folder: str | Path) -> dict[str, Any]:
+    """Verify a model folder and tell what it is, without torch and without loading its weights.
+
+    Returns:
+        Plain values: hash, version, parameters, sizes, how it works, its calibration and its card (Markdown).
+
+    Raises:
+        ModelError: As :func:`load_model_folder`.
+    """
+    from safetensors import SafetensorError
+
+    folder = Path(folder)
+    text = _verified(folder)
+    try:
+        config = load_config(folder / CONFIG)
+        calibration = read_calibration(folder)
+        parameters = _count_parameters(folder / WEIGHTS)
+        locations = _describe_locations(folder) if LOCATIONS in parse_sums(text, folder) else None
+    except (OSError, ValueError, SafetensorError, ConfigError) as error:
+        raise ModelError(f"model folder {folder} cannot be read: {str(error)[:_MAX_REASON]}") from error
+    keys = ("threshold", "false_positive_rate", "n_scans", "origin")
+    return {
+        "folder": str(folder),
+        "hash": hashlib.sha256(text.encode()).hexdigest(),
+        "written_by": json.loads(read_text(folder / MANIFEST)).get("maediff"),
+        "parameters": parameters,
+        "weights_mib": round((folder / WEIGHTS).stat().st_size / 1024**2, 2),
+        **({"channels": list(config.data.channels)} if config.data.channels else {}),
+        "size": list(config.data.size),
+        "spacing_mm": config.data.spacing_mm,
+        "window": config.partition.window,
+        "stride": config.partition.stride,
+        "condition": config.model.condition,
+        "objective": config.diffusion.objective,
+        "test_timesteps": list(config.diffusion.test_timesteps),
+        "score": config.score.model_dump(mode="json"),
+        "calibration": None if calibration is None else {key: calibration.get(key) for key in keys},
+        "locations": locations,
+        "card": read_text(folder / CARD),
+    }
+
+
+def packaged_models() -> tuple[str, ...]:
+    """Name the models that ship with the package."""
+    return tuple(sorted(path.parent.name for path in PACKAGED.glob(f"*/{CHECKSUMS}")))
+
+
+def resolve_model(name: str | Path) -> Path:
+    """Find a model folder by the name of a packaged model, or by path.
+
+    ``RUN`` of ``maediff train`` is accepted for ``RUN/model``.
+
+    Raises:
+        ModelError: Neither a packaged model nor a folder with a model.
+    """
+    if str(name) in packaged_models():
+        return PACKAGED / str(name)
+    path = Path(name)
+    for folder in (path, path / "model"):
+        if (folder / CHECKSUMS).is_file():
+            return folder
+    if path.is_dir():
+        raise ModelError(f"{path} holds no model ({CHECKSUMS} is missing); give RUN/model of a finished training")
+    raise ModelError(f"no model {str(name)!r}: neither a folder nor packaged; {_packaged_hint(str(name))}")
+
+
+def _count_parameters(path: Path) -> int:
+    """Count from the header of a safetensors file, which the library checks."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as stream:
+        return sum(math.prod(stream.get_slice(name).get_shape()) for name in stream.keys())  # noqa: SIM118  no mapping
+
+
+def _describe_locations(folder: Path) -> dict[str, Any]:
+    """Read what the healthy residuals by place are made of."""
+    from safetensors import safe_open
+
+    with safe_open(folder / LOCATIONS, framework="np") as stream:
+        facts: dict[str, Any] = json.loads((stream.metadata() or {}).get(FACTS, "{}"))
+    return facts
+
+
+def _packaged_hint(name: str) -> str:
+    near = difflib.get_close_matches(name[:_MAX_REASON], packaged_models(), n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"packaged: {', '.join(packaged_models()) or 'none'}"
+
+
+def _move_in(staging: Path, folder: Path) -> str:
+    text = (staging / CHECKSUMS).read_text(encoding="utf-8")
+    if not folder.exists():
+        os.replace(staging, folder)
+    else:
+        for name in (*FILES, CHECKSUMS):
+            os.replace(staging / name, folder / name)
+        (folder / LOCATIONS).unlink(missing_ok=True)  # of the calibration of the earlier model
+        remove_staged(folder)
+        flush_folder(folder)
+    flush_folder(folder.parent)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_schema(folder: Path) -> None:
+    try:
+        schema = json.loads(read_text(folder / MANIFEST))["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / MANIFEST} states no schema number; this is not a MAEDiff model") from error
+    if not isinstance(schema, int) or schema < 1:
+        raise ModelError(f"{folder / MANIFEST} states schema {schema!r}; it must be a number from 1 to {SCHEMA}")
+    if schema > SCHEMA:
+        raise ModelError(f"{folder} has schema {schema}, this MAEDiff reads up to {SCHEMA}; upgrade MAEDiff")
+
+
+def read_calibration(folder: Path) -> dict[str, Any] | None:
+    """Read the calibration of a model folder; None before calibration.
+
+    Raises:
+        ModelError: The file cannot be read.
+    """
+    calibration = json.loads(read_text(folder / CALIBRATION))
+    if calibration is None or isinstance(calibration, dict):
+        return calibration
+    raise ModelError(f"{folder / CALIBRATION} holds {type(calibration).__name__}; expected an object or null")

@@ -1,7 +1,0 @@
-"""From raw head scans to model-ready ones, each step recorded and invertible."""
-
-from maediff.preparation.cohort import prepare_cohort
-from maediff.preparation.restore import restore_cohort, restore_map
-from maediff.preparation.scan import PrepareSettings, prepare_scan
-
-__all__ = ["PrepareSettings", "prepare_cohort", "prepare_scan", "restore_cohort", "restore_map"]

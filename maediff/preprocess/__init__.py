@@ -1,6 +1,0 @@
-"""From a scan to working slices, with the way back."""
-
-from maediff.preprocess.pipeline import Prepared, prepare, prepare_label
-from maediff.preprocess.spatial import lesion_slices
-
-__all__ = ["Prepared", "lesion_slices", "prepare", "prepare_label"]

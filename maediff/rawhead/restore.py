@@ -1,0 +1,138 @@
+"""The way back: what was computed on a prepared scan, on the voxels of the raw one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maediff.data.bids import SPACE, describe_derivatives
+from maediff.errors import GeometryError, InputError
+from maediff.evaluation.outputs import OutputCase, read_outputs
+from maediff.files import read_json, write_json
+from maediff.provenance import without_names
+from maediff.tables import write_table
+from maediff.typing import Array, FloatMap
+from maediff.volume import Volume, grid_distance, read_nifti, write_like
+from maediff.working.resample import index_map, resample
+
+_SAME_MM = 0.1
+
+
+def restore_map(values: Array, sidecar: dict[str, Any], raw: Volume, order: int = 1) -> FloatMap:
+    """Bring values from a prepared grid to the raw scan's.
+
+    Args:
+        values: On the prepared voxels (X, Y, Z).
+        sidecar: What ``<case>_prepare.json`` holds.
+        raw: The raw scan; it must be the one that was prepared.
+        order: 1 linear, 0 nearest (masks).
+
+    Returns:
+        Values on the raw voxels; zero outside the prepared grid's field of view.
+
+    Raises:
+        GeometryError: Values or raw scan have another grid than the sidecar says.
+    """
+    if list(values.shape) != sidecar["prepared_grid"]["shape"]:
+        raise GeometryError(f"the map has shape {values.shape}, the prepared scan {sidecar['prepared_grid']['shape']}")
+    expected = np.array(sidecar["raw_grid"]["affine"])
+    same = list(raw.data.shape) == sidecar["raw_grid"]["shape"]
+    if not same or grid_distance(expected, raw.affine, raw.data.shape) > _SAME_MM:
+        raise GeometryError(f"{raw.name} is not on the grid of the scan that was prepared; give the original file")
+    target = np.linalg.inv(np.array(sidecar["prepared_to_raw_mm"])) @ raw.affine
+    matrix = index_map(np.array(sidecar["prepared_grid"]["affine"]), target)
+    x, y, z = raw.data.shape
+    return resample(values, matrix, (x, y, z), order)
+
+
+def restore_cohort(results: str | Path, prepared: str | Path, out: str | Path) -> list[Path]:
+    """Bring all maps of an output folder of ``infer`` back to the raw scans.
+
+    The result is an output folder like that of ``infer``, with sidecars and ``cases.tsv``, so that report, evaluate and
+    export work on the raw scans' voxels; names are those of ``results``, less BIDS' ``space`` entity.
+
+    Args:
+        results: Output folder of ``maediff infer`` on prepared scans.
+        prepared: Folder that ``maediff prepare`` wrote.
+        out: Folder for the maps on raw voxels.
+
+    Returns:
+        The maps written.
+
+    Raises:
+        InputError: No map of a prepared scan is there, or a raw scan is gone.
+        GeometryError: A map or raw scan does not fit its sidecar.
+    """
+    results, prepared, out = Path(results), Path(prepared), Path(out)
+    if out.resolve() == results.resolve():
+        raise InputError(f"{out} holds the maps of the prepared scans; choose another folder for those on raw voxels")
+    rows, written, suffixes = [], [], []
+    for output in read_outputs(results):
+        sidecar = read_json(prepared / f"{output.case}_prepare.json")
+        volume_ml = output.volume_ml
+        if sidecar and output.finished:
+            maps, volume_ml = _restored(output, sidecar, results, prepared, out)
+            written += maps
+            suffixes += [path.name.removesuffix(".nii.gz").rpartition("_")[2] for path in maps if "_desc-" in path.name]
+        elif output.finished:
+            continue  # of another folder of prepared scans
+        row = {"case": output.case, "status": output.status, "score": output.score, "anomalous_volume_ml": volume_ml}
+        rows.append(row | {"seconds": output.seconds, "message": output.message})
+    if not written:
+        raise InputError(
+            f"{results} holds no map of a scan that was prepared in {prepared}; run maediff infer on "
+            f"{prepared / 'cases.csv'} first"
+        )
+    write_table(out / "cases.tsv", rows, list(rows[0]), missing="n/a")
+    if suffixes:
+        describe_derivatives(out, (suffix for suffix in suffixes if suffix != "mask"))
+    return written
+
+
+def _restored(
+    output: OutputCase, sidecar: dict[str, Any], results: Path, prepared: Path, out: Path
+) -> tuple[list[Path], float]:
+    """Bring the maps of a case back, then write its sidecar; returns the maps and the anomalous volume, ml."""
+    raw = read_nifti(Path(str(sidecar["raw"])).expanduser())
+    folder = out / output.folder.relative_to(results)
+    named = output.sidecar.get("outputs") or {kind: path.name for kind, path in output.files.items()}
+    maps, volume_ml = {}, output.volume_ml
+    for kind, name in named.items():
+        values = restore_map(_data(output.folder / name), sidecar, raw, order=0 if kind == "mask" else 1)
+        if kind == "reconstruction":
+            values = _raw_units(values, sidecar)
+        if kind == "mask":
+            volume_ml = float(np.count_nonzero(values)) * raw.voxel_mm3 / 1000
+        maps[kind] = write_like(folder / _raw_name(name), values, raw, np.uint8 if kind == "mask" else np.float32)
+    if output.sidecar:
+        brain = prepared / "raw_space" / f"{output.case}_brainmask.nii.gz"
+        facts: dict[str, Any] = {"image": sidecar["raw"], "mask": without_names(str(brain.resolve()))}
+        facts |= {"volume_ml": None if math.isnan(volume_ml) else volume_ml}  # without a threshold there is none
+        facts |= {"outputs": {kind: path.name for kind, path in maps.items()}, "restored": True}
+        to_scan = (sidecar["registration"] or {}).get("template_to_scan")
+        facts |= {"to_template_mm": np.linalg.inv(np.array(to_scan)).tolist()} if to_scan else {}
+        stem = maps["anomaly"].name.removesuffix(".nii.gz")
+        write_json(folder / f"{stem}.json", {**output.sidecar, **facts})
+    return list(maps.values()), volume_ml
+
+
+def _raw_name(name: str) -> str:
+    return name.replace(f"_space-{SPACE}", "")
+
+
+def _data(path: Path) -> Array:
+    import nibabel as nib
+
+    return np.asarray(nib.nifti1.load(path).dataobj)
+
+
+def _raw_units(values: Array, sidecar: dict[str, Any]) -> Array:
+    """Undo the percentile scaling (the bias field is not put back); zero stays zero: it is outside the brain."""
+    scale = sidecar["intensity"]
+    if scale is None:
+        return values
+    span = (scale["becomes_1000"] - scale["becomes_0"]) / 1000
+    return np.where(values == 0, 0, values * span + scale["becomes_0"]).astype(np.float32)

@@ -1,0 +1,143 @@
+"""Everything between a scan and what the network sees, in one step that remembers its inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maediff.config import DataConfig
+from maediff.errors import InputError
+from maediff.typing import BoolArray, FloatMap
+from maediff.volume import Volume
+from maediff.working.brainmask import brain_mask
+from maediff.working.intensity import Scale, fit_scale
+from maediff.working.spatial import WorkingGrid, to_native, to_working, working_grid
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan on its working grid.
+
+    Attributes:
+        slices: Working intensities (S, H, W), H = working x and W = working y; [-1, clip] in the brain, -1 outside;
+            (S, C, H, W) where there are several channels.
+        mask: Brain (S, H, W).
+        grid: The working grid, with the way back.
+        scale: Intensity scale of the scan, of its first channel.
+        native_mask: Brain (X, Y, Z).
+        notes: What a user should be told about this scan.
+    """
+
+    slices: FloatMap
+    mask: BoolArray
+    grid: WorkingGrid
+    scale: Scale
+    native_mask: BoolArray
+    notes: tuple[str, ...]
+
+    def to_native(self, values: npt.NDArray[Any], order: int = 1) -> FloatMap:
+        """Bring working values to the native voxels of the brain.
+
+        Only values inside the working brain mask count: linear interpolation is normalised by the share of brain,
+        so that a map that is constant over the brain stays constant up to its edge.
+
+        Args:
+            values: Working values (S, H, W).
+            order: 1 linear, 0 nearest.
+
+        Returns:
+            Native values (X, Y, Z); zero outside the brain.
+        """
+        if order == 0:
+            native = to_native(values, self.grid, order=0)
+        else:
+            native = to_native(np.where(self.mask, values, 0), self.grid)
+            share = self._native_share
+            np.divide(native, share, out=native, where=share > 0)
+        native[~self.native_mask] = 0
+        return native
+
+    @cached_property
+    def _native_share(self) -> FloatMap:
+        """Share of working brain that reaches each native voxel, cleaned of rounding (X, Y, Z)."""
+        share = to_native(self.mask, self.grid)
+        share[share < 1e-3] = 0
+        return share
+
+
+def prepare(
+    volume: Volume,
+    mask: npt.NDArray[Any] | None,
+    config: DataConfig,
+    others: Sequence[Volume] = (),
+    *,
+    accept: Collection[str] = (),
+) -> Prepared:
+    """Find the brain, lay the working grid, scale intensities and resample.
+
+    Intensities are averaged over brain voxels only (resampling is normalised by the share of brain), so that neither
+    skull nor background bleeds into the edge of the brain [ours].
+
+    Args:
+        volume: The scan; of several channels the first, which gives grid and brain.
+        mask: Brain (X, Y, Z), or None for a skull-stripped scan.
+        config: The data section of the configuration.
+        others: Further channels on the same voxels, see :func:`maediff.volume.read_channel`; each has its own scale.
+        accept: What :func:`~maediff.working.brainmask.brain_mask` shall not refuse.
+
+    Raises:
+        InputError: Empty mask, a whole head without a mask, or a brain without contrast.
+        GeometryError: The mask has another shape than the scan.
+    """
+    native_mask, notes = brain_mask(volume, mask, accept)
+    grid = working_grid(volume, native_mask, config)
+    share = to_working(native_mask, grid)
+    scales = [_scale(channel, native_mask, config) for channel in (volume, *others)]
+    stacks = [
+        _working(scale.forward(channel.data), native_mask, grid, share, config.clip)
+        for scale, channel in zip(scales, (volume, *others), strict=True)
+    ]
+    slices = np.stack(stacks, 1) if others else stacks[0]
+    said = dict.fromkeys((*volume.notes, *(note for channel in others for note in channel.notes), *notes))
+    return Prepared(slices, share >= 0.5, grid, scales[0], native_mask, tuple(said))
+
+
+def _working(scaled: FloatMap, native_mask: BoolArray, grid: WorkingGrid, share: FloatMap, clip: float) -> FloatMap:
+    """Bring scaled intensities (X, Y, Z) to the working grid (S, H, W), averaged over the brain alone."""
+    above = np.clip(scaled, -1, clip) + np.float32(1)
+    above[~native_mask] = 0
+    inside = share >= 0.5
+    slices = to_working(above, grid)
+    np.divide(slices, share, out=slices, where=inside)
+    slices -= np.float32(1)
+    slices[~inside] = -1
+    np.clip(slices, -1, clip, out=slices)
+    return slices
+
+
+def _scale(channel: Volume, native_mask: BoolArray, config: DataConfig) -> Scale:
+    """Fit the scale of a channel; errors name its file."""
+    try:
+        return fit_scale(channel.data, native_mask, config)
+    except InputError as error:
+        raise InputError(f"{channel.name}: {error}") from error
+
+
+def prepare_label(label: npt.NDArray[Any], grid: WorkingGrid) -> BoolArray:
+    """Bring a lesion label to the working grid.
+
+    Args:
+        label: Lesion (X, Y, Z), boolean.
+        grid: The scan's working grid.
+
+    Returns:
+        Boolean (S, H, W): True where at least half of the pixel is lesion. Lesions smaller than that vanish here:
+        ask :func:`maediff.working.spatial.lesion_slices` which slices hold any.
+    """
+    result: BoolArray = to_working(np.asarray(label, dtype=bool), grid) >= 0.5
+    return result
