@@ -1,0 +1,64 @@
+"""Smooth random fields and resampling as products with small matrices, so that a sample takes milliseconds."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def smooth_field(shape: tuple[int, int], knot: float, rng: torch.Generator, count: int = 1) -> Tensor:
+    """Draw fields of zero mean and about unit variance, cubic B-splines of random knots.
+
+    Args:
+        shape: (H, W), pixels.
+        knot: Distance between knots, pixels, 1 or more.
+        rng: Source of randomness.
+        count: Independent fields N.
+
+    Returns:
+        (N, H, W) float32.
+    """
+    rows, columns = (_spline(side, max(1.0, knot), float(torch.rand((), generator=rng))) for side in shape)
+    coarse = torch.randn(count, rows.shape[1], columns.shape[1], generator=rng)
+    return rows @ coarse @ columns.T * _UNIT**2
+
+
+_UNIT = math.sqrt(315 / 151)  # a cubic B-spline of unit-variance knots has the variance 151 / 315, averaged over places
+
+
+def _spline(side: int, knot: float, shift: float) -> Tensor:
+    """Evaluate cubic B-splines at pixels: (side, knots)."""
+    count = math.ceil(side / knot) + 4
+    distance = ((torch.arange(side) / knot + 1 + shift)[:, None] - torch.arange(count)[None]).abs()
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    far = (2 - distance).clamp(min=0) ** 3 / 6
+    return torch.where(distance < 1, near, far)
+
+
+def shrink(image: Tensor, width: tuple[float, float], factor: int) -> Tensor:
+    """Blur with a Gaussian and average over squares, in one step.
+
+    Args:
+        image: (..., h, w).
+        width: Standard deviation of the Gaussian along rows and columns, pixels, rounded to tenths; 0 leaves an axis sharp.
+        factor: Side of the squares, pixels; it divides h and w.
+
+    Returns:
+        (..., h / factor, w / factor). Edges are repeated.
+    """
+    rows, columns = (
+        _shrinking(side, round(10 * sigma), factor) for side, sigma in zip(image.shape[-2:], width, strict=True)
+    )
+    return rows @ image @ columns.T
+
+
+@lru_cache(maxsize=512)
+def _shrinking(side: int, tenths: int, factor: int) -> Tensor:
+    """Build the matrix (side / factor, side) of a blur and an average; each row sums to 1."""
+    pixel, sigma = torch.arange(side), max(tenths, 0.1) / 10
+    kernel = torch.exp(-0.5 * ((pixel[:, None] - pixel[None]) / sigma) ** 2)
+    kernel = kernel / kernel.sum(1, keepdim=True)
+    return kernel.reshape(side // factor, factor, side).mean(1)

@@ -1,0 +1,122 @@
+"""Random slices through a head: a moved, turned, mirrored and bent plane of some thickness, as tissue classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maediff.heads.fields import smooth_field
+from maediff.heads.labels import BrainLabels
+
+FINE = 2
+"""Fine pixels per working pixel along each side: partial volume comes from averaging signals over them."""
+_TURN = math.radians(12)
+_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A slice through a head.
+
+    Attributes:
+        classes: (T, h, w) int32, class of each fine pixel in each of T layers through the slice's thickness.
+        depth: (h, w) float32, signed distance to the surface of the brain tissue, mm, negative inside.
+        place: (3, h, w) float32, where each fine pixel of the central layer lies in the brain's box: -1 to 1 along
+            left to right, posterior to anterior and inferior to superior.
+        pixel_mm: Side of a fine pixel.
+    """
+
+    classes: Tensor
+    depth: Tensor
+    place: Tensor
+    pixel_mm: float
+
+
+def draw_plane(
+    head: BrainLabels,
+    shape: tuple[int, int],
+    spacing_mm: float,
+    rng: torch.Generator,
+    orientation: str = "axial",
+) -> Plane:
+    """Cut a random slice out of a head.
+
+    The plane passes through the brain at a random height, turned by up to 12 degrees about each axis, scaled by up to
+    12 % along each, in half of the cases mirrored left to right, and bent by a smooth displacement of some millimetres.
+
+    Args:
+        head: Labels around the brain.
+        shape: (H, W) of the working slice, pixels.
+        spacing_mm: Side of a working pixel.
+        rng: Source of randomness.
+        orientation: "axial", "coronal" or "sagittal"; H and W run along the rising axes of the slice.
+
+    Raises:
+        ValueError: Unknown orientation.
+    """
+    if orientation not in _AXES:
+        raise ValueError(f"orientation {orientation!r} is unknown; use {', '.join(_AXES)}")
+    rows, columns = shape[0] * FINE, shape[1] * FINE
+    pixel_mm = spacing_mm / FINE
+    centre, half = head.box.mean(0), (head.box[1] - head.box[0]) / 2
+    axes = _turned(_AXES[orientation], rng)
+    normal = _AXES[orientation][2]
+    height = (1.75 * torch.rand((), generator=rng) - 0.8) * half[normal]  # the lowest slices hold little brain
+    shift = torch.randn(2, generator=rng) * torch.tensor([2.0, 3.0])
+    u = (torch.arange(rows) - (rows - 1) / 2) * pixel_mm + shift[0]
+    v = (torch.arange(columns) - (columns - 1) / 2) * pixel_mm + shift[1]
+    points = _bend((rows, columns), pixel_mm, rng)
+    points += (centre + height * axes[2])[:, None, None]
+    points += axes[0][:, None, None] * u[:, None]
+    points += axes[1][:, None, None] * v
+    across = axes[2]
+    if float(torch.rand((), generator=rng)) < 0.5:  # mirrored left to right
+        points[0] = 2 * centre[0] - points[0]
+        across = across * torch.tensor([-1.0, 1.0, 1.0])
+    layers = [_nearest(head.classes, points + (offset * across)[:, None, None]) for offset in _layers(rng)]
+    depth = _nearest(head.depth, points).float()
+    place = (points - centre[:, None, None]) / half[:, None, None]
+    return Plane(torch.stack(layers).int(), depth, place, pixel_mm)
+
+
+def _turned(order: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    """Draw the directions of rows, columns and normal of a plane as rows (3, 3), with their random scales."""
+    angles = (_TURN * torch.randn(3, generator=rng) / 2).clamp(-_TURN, _TURN)
+    turn = torch.linalg.matrix_exp(
+        torch.tensor(
+            [
+                [0.0, -float(angles[2]), float(angles[1])],
+                [float(angles[2]), 0.0, -float(angles[0])],
+                [-float(angles[1]), float(angles[0]), 0.0],
+            ]
+        )
+    )
+    scale = torch.exp((0.06 * torch.randn(3, generator=rng)).clamp(-0.12, 0.12))
+    return (torch.eye(3)[list(order)] @ turn) * scale
+
+
+def _bend(shape: tuple[int, int], pixel_mm: float, rng: torch.Generator) -> Tensor:
+    """Draw a smooth displacement in mm (3, h, w): folds differ between people, so no two slices are alike."""
+    total = torch.zeros(3, *shape)
+    for knot_mm, amplitude in ((40.0, 3.0), (14.0, 1.0)):
+        strength = amplitude * float(torch.rand((), generator=rng))
+        total += strength * smooth_field(shape, knot_mm / pixel_mm, rng, 3)
+    return total
+
+
+def _layers(rng: torch.Generator) -> Sequence[float]:
+    """Draw the layers through the thickness of a slice, mm from its centre: 1 mm isotropic up to 5 mm thick."""
+    thickness = 1.0 if float(torch.rand((), generator=rng)) < 0.5 else 1.5 + 3.5 * float(torch.rand((), generator=rng))
+    count = max(1, round(thickness / 1.2))
+    return [thickness * ((index + 0.5) / count - 0.5) for index in range(count)]
+
+
+def _nearest(volume: Tensor, points: Tensor) -> Tensor:
+    """Look up the nearest voxels (h, w) of points in voxels (3, h, w); the border goes on outside."""
+    x, y, z = (points[axis].round().clamp_(0, volume.shape[axis] - 1).int() for axis in range(3))
+    flat = (x * volume.shape[1] + y) * volume.shape[2] + z
+    return volume.reshape(-1).index_select(0, flat.reshape(-1)).reshape(flat.shape)

@@ -1,0 +1,141 @@
+"""One synthetic slice: its healthy version, the same slice with lesions, the brain and the lesions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maediff.heads.acquisition import draw_acquisition
+from maediff.heads.contrast import Contrast, Kind, draw_contrast
+from maediff.heads.fields import shrink, smooth_field
+from maediff.heads.labels import BrainLabels
+from maediff.heads.lesions import Lesion, LesionMask, draw_lesions, lesion_signal
+from maediff.heads.plane import FINE, Plane, draw_plane
+
+_LEAST_BRAIN = 0.02
+_TRIES = 8
+_SHARP = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class HeadSlice:
+    """A synthetic slice in working units: -1 and 1 at the scan's 1st and 99th percentile, -1 outside the brain.
+
+    Attributes:
+        healthy: (H, W).
+        image: (H, W), with lesions.
+        brain: (H, W) bool, a brain mask with the errors of real stripping.
+        lesion: (H, W) 0 to 1, opacity of the lesions.
+        kind: Kind of contrast.
+    """
+
+    healthy: Tensor
+    image: Tensor
+    brain: Tensor
+    lesion: Tensor
+    kind: Kind
+
+
+def draw_slice(
+    heads: Sequence[BrainLabels],
+    masks: list[LesionMask],
+    shape: tuple[int, int],
+    spacing_mm: float,
+    rng: torch.Generator,
+    *,
+    severity: float = 1.0,
+    lesions: bool = True,
+    kind: Kind | None = None,
+    orientation: str = "axial",
+    percentiles: tuple[float, float] = (1.0, 99.0),
+    clip: float = 1.5,
+) -> HeadSlice:
+    """Draw a slice through one of the heads.
+
+    Args:
+        heads: Label maps.
+        masks: Real lesion masks for their shapes; may be empty.
+        shape: (H, W), working pixels.
+        spacing_mm: Side of a working pixel.
+        rng: Source of randomness.
+        severity: Highest opacity of lesions, 0 to 1.
+        lesions: Whether to draw lesions.
+        kind: Kind of contrast; drawn if None.
+        orientation: "axial", "coronal" or "sagittal".
+        percentiles: Of the scan's brain, to which -1 and 1 belong, as in `data.percentiles`.
+        clip: Upper limit of intensities.
+    """
+    for _ in range(_TRIES):
+        head = heads[int(torch.randint(len(heads), (), generator=rng))]
+        plane = draw_plane(head, shape, spacing_mm, rng, orientation)
+        brain, rim = _brain_mask(plane, rng)
+        if float(brain.float().mean()) >= _LEAST_BRAIN:
+            break
+    contrast = draw_contrast(rng, kind)
+    scanner = draw_acquisition(shape, rng)
+    found = draw_lesions(plane, masks, rng, severity) if lesions else []
+    low, high = _window(contrast, head, rim, percentiles, rng)
+    spread = contrast.spread[plane.classes[0, ::FINE, ::FINE]]
+    ideal = _looked_up(contrast.signal, plane)
+
+    def scanned(signal: Tensor) -> Tensor:
+        units = 2 * (scanner.apply(signal, spread) - low) / (high - low) - 1
+        return torch.where(brain, units.clamp(-1, clip), -1.0)
+
+    healthy = scanned(ideal)
+    if not found:
+        return HeadSlice(healthy, healthy, brain, torch.zeros(shape), contrast.kind)
+    image = scanned(_with_lesions(ideal, plane, contrast, found, rng))
+    opacity = torch.stack([lesion.opacity for lesion in found]).amax(0)
+    lesion = shrink(opacity, _SHARP, FINE) * brain
+    return HeadSlice(healthy, image, brain, lesion, contrast.kind)
+
+
+def _looked_up(values: Tensor, plane: Plane) -> Tensor:
+    """Average the value of each class over the thickness of the slice (h, w)."""
+    looked_up = values.index_select(0, plane.classes.reshape(-1)).reshape(plane.classes.shape)
+    return looked_up.mean(0) if len(looked_up) > 1 else looked_up[0]
+
+
+def _with_lesions(
+    ideal: Tensor, plane: Plane, contrast: Contrast, lesions: Sequence[Lesion], rng: torch.Generator
+) -> Tensor:
+    """Mix the signal of changed tissue into a slice (h, w), one lesion after another."""
+    for lesion in lesions:
+        changed = _looked_up(lesion_signal(contrast, lesion.material, rng), plane)
+        ideal = ideal + lesion.opacity * (changed - ideal)
+    return ideal
+
+
+def _brain_mask(plane: Plane, rng: torch.Generator) -> tuple[Tensor, float]:
+    """Draw a brain mask (H, W) as stripping tools leave it, and its usual rim beyond the tissue, mm."""
+    depth = shrink(plane.depth, _SHARP, FINE)
+    choice = float(torch.rand((), generator=rng))
+    share = float(torch.rand((), generator=rng))
+    if choice < 0.45:
+        rim = 0.5 + 2.0 * share
+    elif choice < 0.85:
+        rim = -1.0 + 1.7 * share
+    else:
+        rim = 2.5 + 3.5 * share
+    wobble = 1.5 * float(torch.rand((), generator=rng)) ** 2 * smooth_field((depth.shape[0], depth.shape[1]), 8, rng)[0]
+    return depth + wobble < rim, rim
+
+
+def _window(
+    contrast: Contrast,
+    head: BrainLabels,
+    rim: float,
+    percentiles: tuple[float, float],
+    rng: torch.Generator,
+) -> tuple[float, float]:
+    """Find the intensities that the scan's percentiles have, from the whole head's histogram; lesions shift them."""
+    classes = head.pool[0, head.pool[1] <= rim]
+    values = contrast.signal[classes] + contrast.spread[classes] * torch.randn(len(classes), generator=rng)
+    low, high = torch.quantile(values, torch.tensor([percentiles[0] / 100, percentiles[1] / 100])).tolist()
+    shift = 0.04 * torch.randn(2, generator=rng)
+    span = max(high - low, 0.05)
+    return low + span * float(shift[0].clamp(-0.05, 0.05)), high + span * float(shift[1].clamp(-0.08, 0.12))
