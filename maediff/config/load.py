@@ -97,6 +97,8 @@ _LATER = (
     ("data", "channels"),
     ("model", "mask_channel"),
     ("train", "lesion_weight"),
+    ("train", "outside_weight"),
+    ("heads",),
     ("train", "lesion_sign"),
     ("train", "lesion_size"),
     ("train", "lesion_spots"),

@@ -172,6 +172,20 @@ class ModelConfig(Section):
         return self
 
 
+class HeadsConfig(Section):
+    """Synthetic slices drawn on the fly from label maps of whole heads, see :mod:`maediff.heads`."""
+
+    enabled: bool = Field(False, description="Train on label maps of whole heads instead of scans.")
+    white_matter_masks: str | None = Field(
+        None, description="Folder of lesion masks in MNI space whose lesions lie in white matter, for their shapes."
+    )
+    lesion_masks: str | None = Field(None, description="Folder of other lesion masks in MNI space, for their shapes.")
+    lesions: float = Field(0.9, ge=0, le=1, description="Share of slices with lesions that the network must remove.")
+    orientations: tuple[Literal["axial", "coronal", "sagittal"], ...] = Field(
+        ("axial",), min_length=1, description="Planes that slices are drawn in."
+    )
+
+
 class PeerConfig(Section):
     """What the methods that MAEDiff is compared with need besides the sections above."""
 
@@ -209,6 +223,9 @@ class TrainConfig(Section):
     )
     lesion_weight: float = Field(
         0.0, ge=0, description="Weight of the x0 error inside pseudo-lesions, each slice counting the same; 0: none."
+    )
+    outside_weight: float = Field(
+        0.0, ge=0, le=1, description="Weight of the x0 error of the brain outside the window; inside it is 1."
     )
     lesion_sign: Literal["any", "bright", "dark"] = Field(
         "any",
@@ -290,6 +307,7 @@ class Config(Section):
     infer: InferConfig = InferConfig()
     score: ScoreConfig = ScoreConfig()
     peer: PeerConfig = PeerConfig()
+    heads: HeadsConfig = HeadsConfig()
 
     @property
     def noise(self) -> Literal["gaussian", "simplex", "coarse"]:
@@ -330,6 +348,10 @@ class Config(Section):
         passes = len(self.diffusion.test_timesteps) * self.infer.draws
         if passes > 1000:
             raise ValueError(f"{passes} passes (diffusion.test_timesteps x infer.draws) exceed 1000; use fewer draws")
+        if self.heads.enabled and self.data.channels:
+            raise ValueError("heads.enabled draws one contrast per slice: leave data.channels empty")
+        if self.train.outside_weight and self.diffusion.loss == "simple":
+            raise ValueError("train.outside_weight goes with diffusion.loss x0_l1 or x0_l2, not 'simple'")
         if self.train.lesion_weight and self.diffusion.loss == "simple":
             raise ValueError("train.lesion_weight goes with diffusion.loss x0_l1 or x0_l2, not 'simple'")
         factor = self.model.patch * 2 ** (len(self.model.channels) - 1)

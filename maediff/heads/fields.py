@@ -43,7 +43,7 @@ def shrink(image: Tensor, width: tuple[float, float], factor: int) -> Tensor:
 
     Args:
         image: (..., h, w).
-        width: Standard deviation of the Gaussian along rows and columns, pixels, rounded to tenths; 0 leaves an axis sharp.
+        width: Standard deviation of the Gaussian along rows and columns, pixels, to tenths; 0 keeps an axis sharp.
         factor: Side of the squares, pixels; it divides h and w.
 
     Returns:

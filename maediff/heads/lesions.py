@@ -9,6 +9,7 @@ T2 against its surroundings, median diameter 2.5 mm with half of the volume in c
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +103,9 @@ class Lesion:
     material: str
 
 
-def draw_lesions(plane: Plane, masks: list[LesionMask], rng: torch.Generator, severity: float = 1.0) -> list[Lesion]:
+def draw_lesions(
+    plane: Plane, masks: Sequence[LesionMask], rng: torch.Generator, severity: float = 1.0
+) -> list[Lesion]:
     """Draw one to three lesions inside the brain of a slice.
 
     Args:
@@ -189,9 +192,7 @@ def _shifted(contrast: Contrast, rng: torch.Generator) -> Tensor:
     return changed.clamp(min=0)
 
 
-def _draw_shape(
-    plane: Plane, room: Tensor, masks: list[LesionMask], rng: torch.Generator
-) -> tuple[Tensor, bool]:
+def _draw_shape(plane: Plane, room: Tensor, masks: Sequence[LesionMask], rng: torch.Generator) -> tuple[Tensor, bool]:
     """Draw a shape (h, w), 0 to 1, and say whether it belongs into white matter."""
     kind = SHAPES[int(torch.multinomial(torch.tensor(_SHAPE_SHARES), 1, generator=rng))]
     if kind == "mask" and masks:

@@ -41,7 +41,7 @@ class HeadSlice:
 
 def draw_slice(
     heads: Sequence[BrainLabels],
-    masks: list[LesionMask],
+    masks: Sequence[LesionMask],
     shape: tuple[int, int],
     spacing_mm: float,
     rng: torch.Generator,

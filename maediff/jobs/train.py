@@ -21,6 +21,7 @@ from maediff.data.slices import SliceSet, healthy_slices
 from maediff.errors import InputError
 from maediff.files import remove_leftovers, write_text
 from maediff.hardware import resolve_device
+from maediff.heads.headset import HeadSet, read_head_set, split_heads
 from maediff.inference.load import load_model
 from maediff.inference.untrained import untrained_weights
 from maediff.jobs.calibrate import calibrate_folder
@@ -115,13 +116,22 @@ def _train(
     on_progress: OnProgress | None,
 ) -> Path:
     check_trainable(config)
-    learn, held_out = split_cases(find_cases(source, channel=channel, channels=config.data.channels), config, split)
+    learn: list[Case] = []
+    held_out: list[Case] = []
+    if not config.heads.enabled:
+        learn, held_out = split_cases(find_cases(source, channel=channel, channels=config.data.channels), config, split)
     if processes.is_main():
         write_text(run_dir / "config.yaml", dump_yaml(config))
     cache = run_dir / "cache"
+    training: SliceSet | HeadSet
+    validation: SliceSet | HeadSet
     with processes.main_first():
-        training = healthy_slices(learn, config.data, cache, on_case)
-        validation = healthy_slices(held_out, config.data, cache, on_case)
+        if config.heads.enabled:
+            parts = split_heads(source, config.data.validation_fraction)
+            training, validation = (read_head_set(paths, config.heads, cache) for paths in parts)
+        else:
+            training = healthy_slices(learn, config.data, cache, on_case)
+            validation = healthy_slices(held_out, config.data, cache, on_case)
     log.log(logging.INFO if processes.is_main() else logging.DEBUG, "%s", describe_slices(training, validation))
     if config.method in UNTRAINED:
         result = FitResult(untrained_weights(config, learn), math.nan, 0, None)
@@ -157,7 +167,7 @@ def _finish_training(
     run_dir: Path,
     result: FitResult,
     *,
-    slices: tuple[SliceSet, SliceSet],
+    slices: tuple[SliceSet | HeadSet, SliceSet | HeadSet],
     held_out: Sequence[Case],
     arguments: Mapping[str, Any],
     device: torch.device,
@@ -209,8 +219,10 @@ def split_cases(cases: Sequence[Case], config: Config, split: str | None) -> tup
     return learn, held_out
 
 
-def describe_slices(training: SliceSet, validation: SliceSet) -> str:
+def describe_slices(training: SliceSet | HeadSet, validation: SliceSet | HeadSet) -> str:
     """Count what a model is trained on, in a sentence."""
+    if isinstance(training, HeadSet) or isinstance(validation, HeadSet):
+        return f"slices drawn from {len(training.subjects)} label maps of heads, {len(validation.subjects)} held out"
     text = (
         f"{len(training)} slices of {len(set(training.subjects))} subjects to learn from, "
         f"{len(validation)} of {len(set(validation.subjects))} held out"

@@ -38,12 +38,19 @@ def estimate_of(kind: DiffusionConfig, prediction: Tensor, noised: Noised) -> Te
 
 
 def denoising_loss(
-    kind: DiffusionConfig, prediction: Tensor, noised: Noised, image: Tensor, lesion_weight: float
+    kind: DiffusionConfig,
+    prediction: Tensor,
+    noised: Noised,
+    image: Tensor,
+    lesion_weight: float,
+    *,
+    outside_weight: float = 0.0,
 ) -> Tensor:
-    """Compute the loss of a prediction inside the mask.
+    """Compute the loss of a prediction inside the mask, and with a weight of its own in the rest of the brain.
 
     `lesion_weight` adds the error inside pseudo-lesions, in which a small lesion counts as much as a large one: in the
-    average over the patch a spot of ten pixels goes unnoticed. [ours]
+    average over the patch a spot of ten pixels goes unnoticed. `outside_weight` lets the loss see the whole brain: the
+    window decides what is noised, not what is learned. [ours]
 
     Args:
         kind: Objective and loss.
@@ -51,15 +58,20 @@ def denoising_loss(
         noised: What the network saw.
         image: The image before noising, pseudo-lesions included.
         lesion_weight: `train.lesion_weight`.
+        outside_weight: `train.outside_weight`.
     """
     if kind.loss == "simple":
         wanted = diffusion.target(kind.objective, noised.image, noised.clean, noised.abar_t, noised.abar_s)
         return diffusion.simple_loss(prediction, wanted, noised.mask)
     estimate = estimate_of(kind, prediction, noised)
     norm = kind.loss.removeprefix("x0_")
-    loss = diffusion.x0_loss(estimate, noised.clean, noised.mask, norm)
+    where = noised.mask
+    if outside_weight:
+        brain = (noised.clean > -1).any(1, keepdim=True)
+        where = where + outside_weight * (1 - where) * brain
+    loss = diffusion.x0_loss(estimate, noised.clean, where, norm)
     if lesion_weight:
-        lesion = noised.mask * ((image - noised.clean).abs() > VISIBLE_LESION)
+        lesion = where * ((image - noised.clean).abs() > VISIBLE_LESION)
         loss = loss + lesion_weight * diffusion.x0_loss(estimate, noised.clean, lesion, norm)
     return loss
 

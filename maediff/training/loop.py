@@ -27,6 +27,7 @@ from maediff.config import Config, config_hash
 from maediff.data.slices import SliceSet
 from maediff.errors import ConfigError, MAEDiffError, ModelError, TrainingInterrupted
 from maediff.hardware import use_bf16
+from maediff.heads.headset import HeadSet
 from maediff.methods import objective
 from maediff.methods.build import build_network
 from maediff.methods.maediff.reconstructor import Reconstructor
@@ -34,7 +35,7 @@ from maediff.training import processes
 from maediff.training.checkpoint import TrainState, Weights, load_state, save_state
 from maediff.training.losslog import LossLog
 from maediff.training.pace import Pace, Stopwatch
-from maediff.training.stream import Sample, SampleStream, Span
+from maediff.training.stream import Sample, Span, sample_stream
 
 log = logging.getLogger(__name__)
 _VALIDATION_SAMPLES = 64
@@ -79,8 +80,10 @@ class Losses(nn.Module):
             return self.network.losses(batch)  # type: ignore[operator, no-any-return]
         noised = objective.perturb(batch, batch["mask"], self.abar)
         prediction, mae_image = self.network(noised.image, noised.mask, batch["t"])
-        kind, weight = self.config.diffusion, self.config.train.lesion_weight
-        loss = objective.denoising_loss(kind, prediction.float(), noised, batch["image"], weight)
+        kind, train = self.config.diffusion, self.config.train
+        weight, outside = train.lesion_weight, train.outside_weight
+        image = batch["image"]
+        loss = objective.denoising_loss(kind, prediction.float(), noised, image, weight, outside_weight=outside)
         if mae_image is None:
             return loss, loss.new_zeros(())
         return loss, diffusion.x0_loss(mae_image.float(), noised.clean, noised.mask, "l1")
@@ -97,8 +100,8 @@ def learning_rate(step: int, config: Config) -> float:
 
 def fit(
     config: Config,
-    training: SliceSet,
-    validation: SliceSet,
+    training: SliceSet | HeadSet,
+    validation: SliceSet | HeadSet,
     run_dir: Path,
     *,
     device: torch.device,
@@ -171,7 +174,12 @@ class _Run:
             ) from error
         self.ema = _copy(self.network)
 
-    def go(self, training: SliceSet, validation: SliceSet, on_progress: Callable[[Progress], None] | None) -> FitResult:
+    def go(
+        self,
+        training: SliceSet | HeadSet,
+        validation: SliceSet | HeadSet,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> FitResult:
         """Train to the last step."""
         train = self.config.train
         start_step, watch = self.state.step, Stopwatch()
@@ -200,13 +208,13 @@ class _Run:
         pace = self._pace(watch, self.state.step - start_step, training)
         return FitResult(self.state.best, self.state.best_loss, self.state.step, pace)
 
-    def _pace(self, watch: Stopwatch, steps: int, training: SliceSet) -> Pace | None:
+    def _pace(self, watch: Stopwatch, steps: int, training: SliceSet | HeadSet) -> Pace | None:
         """Sum up how fast the steps of this run were, and tell it."""
         if not steps:
             return None
 
         def step() -> None:
-            sample = SampleStream(training, self.config, 1, augmented=False)[0]
+            sample = sample_stream(training, self.config, 1, augmented=False)[0]
             batch = {name: value[None].to(self.accelerator.device) for name, value in sample.items()}
             loss, mae_loss = self.accelerator.unwrap_model(self.losses)(batch)
             (loss + self.config.model.mae_loss_weight * mae_loss).backward()
@@ -218,10 +226,10 @@ class _Run:
             log.info("trained %d steps: %s", steps, pace)
         return pace
 
-    def _batches(self, training: SliceSet) -> Iterator[list[Sample]]:
+    def _batches(self, training: SliceSet | HeadSet) -> Iterator[list[Sample]]:
         """Yield the micro-batches of each step that is left to do; samples are numbered over the whole run."""
         train = self.config.train
-        stream = SampleStream(training, self.config, train.max_steps * self.batch, augmented=True)
+        stream = sample_stream(training, self.config, train.max_steps * self.batch, augmented=True)
         span = Span(self.state.step * self.batch, len(stream))
         loader = DataLoader(
             stream, train.batch_size, sampler=span, num_workers=train.workers, worker_init_fn=_leave_signals
@@ -272,12 +280,12 @@ class _Run:
             self.ema[name].lerp_(value, 1 - decay)
 
     @torch.no_grad()
-    def _validate(self, validation: SliceSet) -> float:
+    def _validate(self, validation: SliceSet | HeadSet) -> float:
         """Measure the loss of the averaged weights on fixed samples, and keep the weights where it is the lowest."""
         here = _copy(self.network)
         self.network.load_state_dict(self.ema)
         self.losses.eval()
-        stream = SampleStream(validation, self.config, _VALIDATION_SAMPLES, augmented=False)
+        stream = sample_stream(validation, self.config, _VALIDATION_SAMPLES, augmented=False)
         module = self.accelerator.unwrap_model(self.losses)
         losses = []
         for batch in DataLoader(stream, min(self.config.train.batch_size, _VALIDATION_SAMPLES)):

@@ -14,6 +14,8 @@ from torch.utils.data import Dataset, Sampler
 from maediff.config import Config
 from maediff.data.slices import SliceSet
 from maediff.diffusion.noise import generator, noise_field
+from maediff.heads.headset import HeadSet
+from maediff.heads.sample import draw_slice
 from maediff.methods.maediff.partition import random_window, window_masks
 from maediff.training.augment import augment, chance
 from maediff.training.pseudo_lesions import add_pseudo_lesions
@@ -21,6 +23,8 @@ from maediff.training.pseudo_lesions import add_pseudo_lesions
 Sample = dict[str, Tensor]
 """`image` (C, H, W) what the network gets to see, `clean` (C, H, W) what it must return, `mask` (1, H, W) the patch,
 `noise` (C, H, W) and `t` (), the timestep."""
+_LESION = 0.2  # opacity from which on a pixel counts as lesion when windows are laid
+_ON_LESION = 0.7  # share of windows that are laid over a lesion
 
 
 class SampleStream(Dataset[Sample]):
@@ -69,6 +73,72 @@ class SampleStream(Dataset[Sample]):
     def _slice(self, index: int) -> tuple[Tensor, Tensor]:
         image, mask = self.images[index].float(), self.masks[index][None]
         return (image if image.ndim == 3 else image[None]), mask
+
+
+class HeadStream(Dataset[Sample]):
+    """Draw sample k from label maps: a slice with lesions, a window, a timestep that tells their severity, noise.
+
+    As in cold diffusion, the timestep tells the network how much is to be undone: lesions of a small timestep are
+    faint, those of the largest one may be opaque. [ours]
+
+    Args:
+        source: Label maps and lesion masks.
+        config: Working grid, window, timesteps, noise and seed.
+        length: Samples in the stream.
+        augmented: False for validation: other samples, which stay the same.
+    """
+
+    def __init__(self, source: HeadSet, config: Config, length: int, *, augmented: bool) -> None:
+        self.source = source
+        self.config = config
+        self.length = length
+        self.purpose = "train" if augmented else "validation"
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        config = self.config
+        rng = generator(self.purpose, config.train.seed, index)
+        first, last = config.diffusion.train_timesteps
+        t = torch.randint(first, last + 1, (), generator=rng)
+        planes = config.heads.orientations
+        drawn = draw_slice(
+            self.source.heads,
+            self.source.masks,
+            config.data.size,
+            config.data.spacing_mm,
+            rng,
+            severity=severity(int(t), config.diffusion.train_timesteps),
+            lesions=chance(config.heads.lesions, rng),
+            orientation=planes[int(torch.randint(len(planes), (), generator=rng))],
+            percentiles=config.data.percentiles,
+            clip=config.data.clip,
+        )
+        lesion = drawn.lesion > _LESION
+        aim = lesion if chance(_ON_LESION, rng) and bool(lesion.any()) else drawn.brain
+        window, shape = config.partition.window, config.data.size
+        corner = random_window(aim, window, rng)
+        return {
+            "image": drawn.image[None],
+            "clean": drawn.healthy[None],
+            "mask": window_masks(corner[None], window, shape)[0],
+            "noise": noise_field(config.noise, shape, rng),
+            "t": t,
+        }
+
+
+def severity(t: int, span: tuple[int, int]) -> float:
+    """Return the highest opacity of lesions at a timestep: from a fifth at the first to 1 at the last."""
+    first, last = span
+    return 1.0 if last == first else 0.2 + 0.8 * (t - first) / (last - first)
+
+
+def sample_stream(source: SliceSet | HeadSet, config: Config, length: int, *, augmented: bool) -> Dataset[Sample]:
+    """Open the stream of samples of scans or of label maps."""
+    if isinstance(source, HeadSet):
+        return HeadStream(source, config, length, augmented=augmented)
+    return SampleStream(source, config, length, augmented=augmented)
 
 
 class Span(Sampler[int]):
