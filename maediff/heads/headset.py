@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from maediff.config import HeadsConfig
+from maediff.files import atomic_path
 from maediff.heads.labels import BrainLabels, find_heads, read_head
 from maediff.heads.lesions import LesionMask, read_masks
-from maediff.files import atomic_path
 
 log = logging.getLogger(__name__)
 
