@@ -21,8 +21,13 @@ from ._options import Command, examples, input_option, output_option, series_opt
 @click.option("--dicom", type=click.Path(path_type=Path), required=True, help="The DICOM folder that was prepared.")
 @output_option("Folder for the DICOM files.")
 @series_option
+@click.option(
+    "--trust-names",
+    is_flag=True,
+    help="Write maps whose scan is gone, unchecked: names alone decide which patient gets them.",
+)
 @talk
-def command(*, source: Path, dicom: Path, out: Path, series: int | None) -> None:
+def command(*, source: Path, dicom: Path, out: Path, series: int | None, trust_names: bool) -> None:
     """Write maps as DICOM SEG and Parametric Map.
 
     Each file belongs to the patient, the study and the frame of reference of its input series, and overlays it.
@@ -32,7 +37,7 @@ def command(*, source: Path, dicom: Path, out: Path, series: int | None) -> None
 
     from ._console import say
 
-    found = export_dicom(source, dicom, out, series)
+    found = export_dicom(source, dicom, out, series, trust_names=trust_names)
     for item in found:
         if item.status != "done":
             say(f"{item.case}: {item.status}{': ' if item.message else ''}{item.message}")

@@ -1,6 +1,7 @@
 """What a run was made of, as ``run.json``: versions, arguments, seeds, device, hashes and the machine.
 
-Left out on purpose: user and host names, and every header field of a scan. Home folders in paths become ``~``.
+Left out on purpose: host names and every header field of a scan. Paths are stored so that they can be opened (see
+:mod:`maediff.paths`); reports hide the user names in them.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Any
 
 from maediff._version import __version__
 from maediff.files import write_json
+from maediff.paths import WRITTEN_IN, stored_path
 from maediff.system import memory_bytes
 
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "scipy", "accelerate")
-_HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\]+")
 
 
 def versions() -> dict[str, str | None]:
@@ -90,7 +91,7 @@ def run_record(
 
     Args:
         command: What ran, for example ``infer``.
-        arguments: Its arguments; paths become text with home folders as ``~``.
+        arguments: Its arguments; a ``Path`` among them is stored relative to ``run.json`` where that is possible.
         seed: The run's seed.
         device: The device that was used, not the one that was asked for.
         hashes: Such as ``{"model": …, "config": …}``.
@@ -99,11 +100,11 @@ def run_record(
     return {
         "command": command,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "arguments": _plain(arguments),
+        "arguments": dict(arguments),
         "seed": seed,
         "device": device,
         "hashes": dict(hashes or {}),
-        **{name: _plain(value) for name, value in facts.items()},
+        **facts,
         "versions": versions(),
         "machine": machine(),
     }
@@ -123,35 +124,22 @@ def write_run(folder: str | Path, record: Mapping[str, Any]) -> Path:
         OutputError: It cannot be written.
     """
     path = Path(folder) / "run.json"
-    write_json(path, dict(record))
+    write_json(path, _plain({**record, WRITTEN_IN: str(path.parent.resolve())}, path.parent))
     return path
 
 
-def without_names(text: str) -> str:
-    """Replace home folders, which carry user names, by ``~``.
-
-    Example:
-        >>> without_names("/home/jane/scans/a.nii.gz")
-        '~/scans/a.nii.gz'
-    """
-    home = os.path.expanduser("~")
-    if len(home) > 1 and (text == home or text.startswith((home + "/", home + "\\"))):
-        text = "~" + text[len(home) :]
-    return _HOME.sub("~", text)
-
-
-def _plain(value: Any) -> Any:
+def _plain(value: Any, folder: Path) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, folder) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, Integral):
+        return [_plain(item, folder) for item in value]
+    if isinstance(value, Path):
+        return stored_path(value, folder)
+    if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     if isinstance(value, Real):
         return float(value) if math.isfinite(value) else None
-    return without_names(str(value))
+    return value if value is None or isinstance(value, bool) else str(value)
 
 
 def _processor() -> str:

@@ -240,7 +240,9 @@ def exported(tmp_path, request):
     mask = np.zeros(volume.data.shape, np.uint8)
     mask[3:9, 5:8, 2:4] = mask[20, 2, 9] = 1
     write_like(tmp_path / "maps" / "head_anomaly-mask.nii.gz", mask, volume, np.uint8)
-    (tmp_path / "maps" / "head_anomaly.json").write_text(json.dumps({"threshold": 0.25, "model_hash": "ab12"}))
+    write_like(tmp_path / "scans" / "head.nii.gz", volume.data, volume)
+    facts = {"threshold": 0.25, "model_hash": "ab12", "image": "../scans/head.nii.gz"}
+    (tmp_path / "maps" / "head_anomaly.json").write_text(json.dumps(facts))
     (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out")
     return item, volume, mask
 
@@ -276,7 +278,7 @@ class TestExport:
         volume = read_dicom(source)
         write_like(tmp_path / "maps" / "merged_anomaly.nii.gz", volume.data / 1000, volume)
         write_like(tmp_path / "maps" / "merged_anomaly-mask.nii.gz", volume.data > 1000, volume, np.uint8)
-        (item,) = export_dicom(tmp_path / "maps", source, tmp_path / "out")
+        (item,) = export_dicom(tmp_path / "maps", source, tmp_path / "out", trust_names=True)
         grid = hd.imread(item.files[0]).get_volume(dtype=np.float32)
         np.testing.assert_allclose(grid.array * 1000, expected(grid.get_affine("RAS"), grid.spatial_shape), atol=0.26)
         mask = hd.seg.segread(item.files[1]).get_volume(combine_segments=True).match_geometry(grid)
@@ -321,7 +323,7 @@ class TestExport:
         volume = read_dicom(write_series(tmp_path / "in", change=strip))
         write_like(tmp_path / "maps" / "in_anomaly.nii.gz", volume.data / 1000, volume)
         write_like(tmp_path / "maps" / "in_anomaly-mask.nii.gz", 0 * volume.data, volume, np.uint8)
-        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out")
+        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out", trust_names=True)
         assert item.status == "done"
         assert not hd.seg.segread(item.files[1]).pixel_array.any()
 
@@ -331,7 +333,7 @@ class TestExport:
         caplog.clear(), capfd.readouterr(), recwarn.clear()
         volume = read_dicom(folder)
         write_like(tmp_path / "maps" / "in_anomaly.nii.gz", volume.data, volume)
-        (item,) = export_dicom(tmp_path / "maps", folder, tmp_path / "out")
+        (item,) = export_dicom(tmp_path / "maps", folder, tmp_path / "out", trust_names=True)
         assert "SECRET" not in caplog.text + "".join(capfd.readouterr()) + item.message
         assert not recwarn.list
         assert item.status == "done"
@@ -350,16 +352,31 @@ class TestExport:
             pixels = np.random.default_rng(k).integers(1, 4000, (ROWS, COLUMNS), np.uint16)
             data.PixelData = pixels.tobytes()
 
-        item, volume, _ = exported
-        sidecar = tmp_path / "maps" / "head_anomaly.json"
-        write_like(tmp_path / "head.nii.gz", volume.data, volume)
-        sidecar.write_text(json.dumps({"image": str(tmp_path / "head.nii.gz")}))
-        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "again")
-        assert item.status == "done"
+        assert exported[0].status == "done"
         write_series(tmp_path / "mixed" / "head", "oblique", change=other)
         (item,) = export_dicom(tmp_path / "maps", tmp_path / "mixed", tmp_path / "mixed-out")
         assert (item.status, item.files) == ("failed", ())
         assert "shows something else than the DICOM series" in item.message
+
+    @pytest.mark.parametrize("gone", ["scan", "sidecar", "image", "home"])
+    def test_maps_that_cannot_be_checked_are_refused_unless_names_are_trusted(self, exported, tmp_path, gone):
+        sidecar = tmp_path / "maps" / "head_anomaly.json"
+        if gone == "scan":
+            (tmp_path / "scans" / "head.nii.gz").unlink()
+        elif gone == "sidecar":
+            sidecar.unlink()
+        else:  # no name of the scan, or one that was shortened for display
+            sidecar.write_text(
+                json.dumps({"threshold": 0.25} | ({"image": "/mnt~/head.nii.gz"} if gone == "home" else {}))
+            )
+        steps = f"export-dicom -i {tmp_path}/maps --dicom {tmp_path}/in -o {tmp_path}/again"
+        result = CliRunner().invoke(app, steps.split())
+        assert result.exit_code == 1, result.output
+        assert "cannot check that the maps belong" in result.output
+        assert not (tmp_path / "again").exists()
+        result = CliRunner().invoke(app, [*steps.split(), "--trust-names"])
+        assert result.exit_code == 0, result.output
+        assert len(list((tmp_path / "again").iterdir())) == 2
 
     def test_no_map_is_told(self, exported, tmp_path):
         with pytest.raises(InputError, match=r"head_anomaly\.nii\.gz"):
@@ -398,8 +415,10 @@ class TestPipeline:
         told = caplog.text + "".join(_content(path) for path in files) + "".join(map(str, files))
         assert not any(secret in told for secret in ("SECRET", "Doe", "19700101", "ACC9"))
 
-    def test_by_the_command_line(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
+    @pytest.mark.parametrize("place", ["mnt/home/jane"])
+    def test_by_the_command_line(self, tmp_path, monkeypatch, place):
+        (tmp_path / place).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / place)
         write_series(Path("in/head"), change=_brain_only)
         steps = (
             "prepare -i in -o prepared --bias none --register none",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 
 import nibabel as nib
 import numpy as np
@@ -490,3 +491,13 @@ class TestStrata:
     def test_too_many_groups_ask_for_ranges(self):
         with pytest.raises(InputError, match=r"age has 21 values.*age:40,60"):
             Stratum("age").split([(k, {"age": str(k)}) for k in range(21)])
+
+
+def test_a_brain_mask_that_is_gone_is_never_replaced_by_another_brain(cohort):
+    path = cohort.out / "a_T2w_anomaly.json"
+    sidecar = json.loads(path.read_text())
+    path.write_text(json.dumps(sidecar | {"mask": "../gone_brain.nii.gz"}))
+    cohort.reference.write_text(re.sub(r",[^,\n]*brain.nii.gz,", ",,", cohort.reference.read_text()))
+    first = measure(cohort.out, cohort.reference, bootstrap=0).cases[0]
+    assert (first.case, first.status) == ("a_T2w", "unusable")
+    assert "../gone_brain.nii.gz that infer used is not where it was" in first.message

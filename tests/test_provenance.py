@@ -7,37 +7,29 @@ import json
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
-import pytest
 
 from maediff import provenance
 
 
 def test_record_is_json_and_complete(tmp_path):
-    arguments = {"input": tmp_path, "shard": (1, 2), "seed": np.int64(3), "rate": np.float32(0.5), "bad": float("inf")}
+    arguments = {
+        "input": tmp_path / "in",
+        "shard": (1, 2),
+        "seed": np.int64(3),
+        "rate": np.float32(0.5),
+        "bad": float("inf"),
+    }
     record = provenance.run_record("infer", arguments, seed=3, device="cpu", hashes={"model": "ab"}, seconds=1.5)
     path = provenance.write_run(tmp_path, record)
     read = json.loads(path.read_text())
     assert path.name == "run.json"
     assert read["command"] == "infer"
-    assert read["arguments"] == {"input": str(tmp_path), "shard": [1, 2], "seed": 3, "rate": 0.5, "bad": None}
+    assert read["arguments"] == {"input": "in", "shard": [1, 2], "seed": 3, "rate": 0.5, "bad": None}
     assert (read["seed"], read["device"], read["hashes"], read["seconds"]) == (3, "cpu", {"model": "ab"}, 1.5)
     assert {"python", "maediff", "torch", "monai", "numpy", "nibabel"} <= read["versions"].keys()
     assert read["machine"]["cores"] >= 1
-
-
-@pytest.mark.parametrize("path", ["/home/jane.doe/scans/a.nii", "/Users/jane.doe/a.nii", r"C:\Users\jane.doe\a.nii"])
-def test_home_folders_are_shortened(path):
-    record = provenance.run_record("infer", {"input": path, "list": [Path(path)]})
-    assert "jane" not in json.dumps(record)
-
-
-def test_own_home_is_shortened(monkeypatch):
-    monkeypatch.setenv("HOME", "/data/people/jane")
-    assert provenance.without_names("/data/people/jane/x") == "~/x"
-    assert provenance.without_names("/data/people/janet/x") == "/data/people/janet/x"
 
 
 def test_names_no_user_and_no_host(monkeypatch):

@@ -17,6 +17,7 @@ from maediff.dicom.files import packages, series_folders
 from maediff.dicom.series import Series, quiet, read_series
 from maediff.errors import GeometryError, InputError, OutputError
 from maediff.files import atomic_path, file_sha256, read_json
+from maediff.paths import found_path
 from maediff.typing import Array
 from maediff.volume import GRID_TOLERANCE_VOXELS, read_mask, read_nifti
 from maediff.working.resample import index_map, resample
@@ -48,12 +49,16 @@ class Exported:
     message: str = ""
 
 
-def export_dicom(results: str | Path, dicom: str | Path, out: str | Path, series: int | None = None) -> list[Exported]:
+def export_dicom(
+    results: str | Path, dicom: str | Path, out: str | Path, series: int | None = None, *, trust_names: bool = False
+) -> list[Exported]:
     """Write the maps of DICOM series as ``<case>_anomaly.dcm`` and ``<case>_anomaly-mask.dcm``.
 
     The map becomes a Parametric Map (32-bit floats, unchanged), the mask at the calibrated threshold a SEG; without
     calibration there is none. Patient, study and frame of reference are those of the input, whose images they
-    reference. UIDs depend on the input series and the content alone: exported again, they are the same objects.
+    reference. Maps and series find each other by name; the scan that a map's sidecar names must look like the series,
+    and a map whose scan cannot be found is refused. UIDs depend on the input series and the content alone: exported
+    again, they are the same objects.
 
     Args:
         results: Maps on the voxels of the series: what ``infer`` wrote for the converted scans, or ``restore`` for
@@ -61,6 +66,7 @@ def export_dicom(results: str | Path, dicom: str | Path, out: str | Path, series
         dicom: The DICOM folder that was converted or prepared.
         out: Folder for the DICOM files.
         series: Series Number, where folders hold several.
+        trust_names: Skip that check: names alone decide which patient gets which map.
 
     Raises:
         ConfigError: pydicom or highdicom is missing.
@@ -68,7 +74,10 @@ def export_dicom(results: str | Path, dicom: str | Path, out: str | Path, series
         OutputError: A file cannot be written.
     """
     results, out = Path(results), Path(out)
-    found = [_export(case, folder, results, out, series) for case, folder in series_folders(Path(dicom)).items()]
+    found = [
+        _export(case, folder, results, out, number=series, trust_names=trust_names)
+        for case, folder in series_folders(Path(dicom)).items()
+    ]
     if all(item.status == "no map" for item in found):
         raise InputError(
             f"{results} holds no map of a series in {dicom}: looked for {found[0].case}_anomaly.nii.gz; give the "
@@ -77,7 +86,7 @@ def export_dicom(results: str | Path, dicom: str | Path, out: str | Path, series
     return found
 
 
-def _export(case: str, folder: Path, results: Path, out: Path, number: int | None) -> Exported:
+def _export(case: str, folder: Path, results: Path, out: Path, *, number: int | None, trust_names: bool) -> Exported:
     path = results / f"{case}_anomaly.nii.gz"
     if not path.is_file():
         return Exported(case, "no map")
@@ -85,7 +94,8 @@ def _export(case: str, folder: Path, results: Path, out: Path, number: int | Non
         series = read_series(folder, number)
         anomaly = read_nifti(path)
         sidecar = read_json(results / f"{case}_anomaly.json")
-        _check_scan(sidecar, series)
+        if not trust_names:
+            _check_scan(sidecar, results, series)
         make = partial(_parametric_map, str(sidecar.get("units") or "residual, working units"))
         files = [_write(out, path, make, series, on_grid(anomaly.data, anomaly.affine, series, path))]
         path = results / f"{case}_anomaly-mask.nii.gz"
@@ -121,17 +131,20 @@ def on_grid(values: Array, affine: Array, series: Series, path: Path) -> Array:
     return resample(values, turn, (slices, rows, columns), order=0)
 
 
-def _check_scan(sidecar: Mapping[str, Any], series: Series) -> None:
+def _check_scan(sidecar: Mapping[str, Any], folder: Path, series: Series) -> None:
     """Refuse maps of another scan: series and maps find each other by name, and a mix-up must not reach an archive.
 
     The scan that infer read may be stripped or corrected, so that it need not equal the series, but it looks like it.
 
     Raises:
-        InputError: The scan and the series show different things.
+        InputError: The scan and the series show different things, or the scan cannot be found.
     """
-    path = Path(str(sidecar.get("image", ""))).expanduser()
-    if not path.is_file():
-        return
+    path = found_path(sidecar.get("image"), folder, sidecar)
+    if path is None:
+        raise InputError(
+            f"cannot check that the maps belong to the DICOM series in {series.folder}: {_unknown(sidecar)}; put it "
+            "back, or overrule the check with --trust-names if you know that the names fit"
+        )
     scan = read_nifti(path)
     values = on_grid(scan.data, scan.affine, series, path)
     seen = values != 0
@@ -141,6 +154,12 @@ def _check_scan(sidecar: Mapping[str, Any], series: Series) -> None:
             f"the maps are of {path}, which shows something else than the DICOM series in {series.folder} "
             f"(correlation {likeness:.2f}); give the DICOM folder that these maps came from"
         )
+
+
+def _unknown(sidecar: Mapping[str, Any]) -> str:
+    """Say why the scan of a map is unknown."""
+    named = sidecar.get("image")
+    return f"the scan {named} that they were made from is gone" if named else "their sidecar names no scan"
 
 
 def _facts(sidecar: Mapping[str, Any]) -> dict[str, str]:

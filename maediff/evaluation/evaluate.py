@@ -193,9 +193,13 @@ def brain_of(output: OutputCase, truth: Truth | None, like: Volume) -> tuple[Boo
     """
     if truth is not None and truth.mask is not None:
         return read_mask(truth.mask, like, "brain mask"), "reference"
-    named = output.sidecar.get("mask")
-    if named and Path(str(named)).expanduser().is_file():
-        return read_mask(Path(str(named)).expanduser(), like, "brain mask"), "infer"
+    if output.mask is not None:
+        return read_mask(output.mask, like, "brain mask"), "infer"
+    if named := output.sidecar.get("mask"):
+        raise InputError(
+            f"the brain mask {named} that infer used is not where it was; put it back, or name one in column mask of "
+            "the reference table"
+        )
     if "reconstruction" in output.files:
         brain: BoolArray = read_nifti(output.files["reconstruction"]).data != 0
         return brain | (like.data > 0), "non-zero reconstruction"

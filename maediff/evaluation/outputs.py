@@ -10,6 +10,7 @@ from typing import Any
 
 from maediff.errors import InputError
 from maediff.files import read_json
+from maediff.paths import found_path
 from maediff.tables import read_table
 
 FINISHED = ("done", "skipped")
@@ -62,11 +63,12 @@ class OutputCase:
     @property
     def image(self) -> Path | None:
         """The scan, if it can be found where it was."""
-        named = self.sidecar.get("image")
-        if not named:
-            return None
-        path = Path(str(named)).expanduser()
-        return next((p for p in (path, self.folder / path, self.folder / path.name) if p.is_file()), None)
+        return found_path(self.sidecar.get("image"), self.folder, self.sidecar)
+
+    @property
+    def mask(self) -> Path | None:
+        """The brain mask that infer used, if it used one and it can be found where it was."""
+        return found_path(self.sidecar.get("mask"), self.folder, self.sidecar)
 
 
 def read_outputs(out_dir: Path) -> list[OutputCase]:

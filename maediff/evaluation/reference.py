@@ -10,6 +10,7 @@ from pathlib import Path
 
 from maediff.errors import InputError
 from maediff.evaluation.outputs import OutputCase
+from maediff.paths import stored_places
 from maediff.tables import read_table
 from maediff.volume import SUFFIXES, stem_of
 
@@ -73,11 +74,9 @@ class Reference:
             InputError: The reference has none, or more than one.
         """
         image = case.sidecar.get("image")
-        if image:
-            path = Path(str(image)).expanduser()
-            for candidate in (path, case.folder / path):
-                if candidate.resolve() in self._by_path:
-                    return self._by_path[candidate.resolve()]
+        for candidate in stored_places(image, case.folder, case.sidecar):
+            if candidate.resolve() in self._by_path:
+                return self._by_path[candidate.resolve()]
         stems = dict.fromkeys([case.case, *([stem_of(str(image))] if image else [])])
         for stem in stems:
             truths = self._stem(stem)

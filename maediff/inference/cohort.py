@@ -19,7 +19,7 @@ from maediff.errors import InputError, OutputError
 from maediff.files import file_sha256, read_json, remove_leftovers, write_json
 from maediff.findings import scan_findings, write_components
 from maediff.inference.overlap import overlapped
-from maediff.provenance import without_names
+from maediff.paths import WRITTEN_IN, stored_path
 from maediff.volume import write_like
 
 if TYPE_CHECKING:  # the predictor imports the network's packages, which a run of finished scans does not need
@@ -338,19 +338,21 @@ def _write_result(
         written["uncertainty"] = write_like(outputs.uncertainty, result.uncertainty, result.volume)
     if on_result:
         on_result(result, outputs)
-    write_json(outputs.sidecar, _sidecar(case, result, key, {name: path.name for name, path in written.items()}))
+    named = {name: path.name for name, path in written.items()}
+    write_json(outputs.sidecar, _sidecar(case, result, key, outputs.sidecar.parent) | {"outputs": named})
     return CaseOutcome(
         case.id, "done", result.score, result.volume_ml, result.seconds, "; ".join(result.notes), result.notes
     )
 
 
-def _sidecar(case: Case, result: AnomalyResult, key: RunKey, written: dict[str, str]) -> dict[str, Any]:
+def _sidecar(case: Case, result: AnomalyResult, key: RunKey, folder: Path) -> dict[str, Any]:
     return {
         "case": case.id,
         "subject": case.subject,
-        "image": without_names(str(case.image.resolve())),
-        **({"further_channels": [without_names(str(p.resolve())) for p in case.others]} if case.others else {}),
-        "mask": without_names(str(case.mask.resolve())) if case.mask else None,
+        "image": stored_path(case.image, folder),
+        **({"further_channels": [stored_path(path, folder) for path in case.others]} if case.others else {}),
+        "mask": stored_path(case.mask, folder) if case.mask else None,
+        WRITTEN_IN: str(folder.resolve()),
         "input_sha256": input_hash(case),
         "model_hash": key.model_hash,
         "config_hash": key.config_hash,
@@ -365,7 +367,6 @@ def _sidecar(case: Case, result: AnomalyResult, key: RunKey, written: dict[str, 
         "brain_volume_ml": result.brain_volume_ml,
         "seconds": round(result.seconds, 3),
         "notes": list(result.notes),
-        "outputs": written,
         "use": "research use only",
     }
 

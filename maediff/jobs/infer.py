@@ -79,10 +79,10 @@ def infer(
     table = out / table_name(shard)
     on_result = _preview if preview else None
     arguments: dict[str, Any] = {
-        "model": model,
-        "source": source,
+        "model": Path(model) if Path(model).exists() else model,
+        "source": Path(source),
         "out": out,
-        "mask": mask,
+        "mask": None if mask is None else Path(mask),
         "shard": shard,
         "overwrite": overwrite,
         "scheduler": scheduler,

@@ -148,7 +148,7 @@ def _train(
             on_progress=on_progress,
         )
     if processes.is_main():
-        arguments = {"source": source, "run_dir": run_dir, "resume": resume, "split": split, "channel": channel}
+        arguments = {"source": Path(source), "run_dir": run_dir, "resume": resume, "split": split, "channel": channel}
         _finish_training(
             config,
             run_dir,

@@ -18,7 +18,8 @@ from maediff.data.bids import SPACE
 from maediff.data.cases import Case
 from maediff.errors import InputError, MAEDiffError, OutputError
 from maediff.files import file_sha256, read_json, write_json
-from maediff.provenance import run_record, without_names, write_run
+from maediff.paths import WRITTEN_IN, stored_path
+from maediff.provenance import run_record, write_run
 from maediff.rawhead.channels import FirstChannel, prepare_channel
 from maediff.rawhead.grid import Brain, Grid, space_code
 from maediff.rawhead.scan import PrepareSettings, prepare_scan, resample_label
@@ -131,7 +132,13 @@ def prepare_cohort(
     bids = ["bids"] if any(row["bids"] for row in rows) else []
     write_table(out / "cases.csv", rows, [*images, *_COLUMNS, *bids])
     summary = PrepareSummary(tuple(outcomes))
-    arguments = {"source": source, "out": out, "mask": mask, "channel": channel, "series": series}
+    arguments = {
+        "source": Path(source),
+        "out": out,
+        "mask": None if mask is None else Path(mask),
+        "channel": channel,
+        "series": series,
+    }
     arguments["overwrite"] = overwrite
     counts = {status: summary.count(status) for status in ("done", "skipped", "failed")}
     write_run(out, run_record("prepare", arguments | {"settings": settings.to_dict()}, counts=counts))
@@ -199,7 +206,9 @@ def _prepare_one(
     write_like(files.raw_mask, done.native_mask, raw, np.uint8)
     if label is not None:
         write_like(files.label, resample_label(label, done, raw), done.volume, np.uint8)
-    facts = {"case": case.id, "raw": without_names(str(case.image.resolve())), "settings": settings.to_dict()}
+    folder = files.sidecar.parent
+    facts = {"case": case.id, "raw": stored_path(case.image, folder), WRITTEN_IN: str(folder.resolve())}
+    facts |= {"settings": settings.to_dict()}
     return facts | done.record | {"maediff": __version__, "use": "research use only"}
 
 

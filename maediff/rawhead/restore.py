@@ -12,7 +12,7 @@ from maediff.data.bids import SPACE, describe_derivatives
 from maediff.errors import GeometryError, InputError
 from maediff.evaluation.outputs import OutputCase, read_outputs
 from maediff.files import read_json, write_json
-from maediff.provenance import without_names
+from maediff.paths import WRITTEN_IN, found_path, stored_path
 from maediff.tables import write_table
 from maediff.typing import Array, FloatMap
 from maediff.volume import Volume, grid_distance, read_nifti, write_like
@@ -96,7 +96,13 @@ def _restored(
     output: OutputCase, sidecar: dict[str, Any], results: Path, prepared: Path, out: Path
 ) -> tuple[list[Path], float]:
     """Bring the maps of a case back, then write its sidecar; returns the maps and the anomalous volume, ml."""
-    raw = read_nifti(Path(str(sidecar["raw"])).expanduser())
+    path = found_path(sidecar.get("raw"), prepared, sidecar)
+    if path is None:
+        raise InputError(
+            f"the raw scan {sidecar.get('raw')} of {output.case} is not where it was when it was prepared; "
+            "put it back, or prepare it again"
+        )
+    raw = read_nifti(path)
     folder = out / output.folder.relative_to(results)
     named = output.sidecar.get("outputs") or {kind: path.name for kind, path in output.files.items()}
     maps, volume_ml = {}, output.volume_ml
@@ -107,15 +113,17 @@ def _restored(
         if kind == "mask":
             volume_ml = float(np.count_nonzero(values)) * raw.voxel_mm3 / 1000
         maps[kind] = write_like(folder / _raw_name(name), values, raw, np.uint8 if kind == "mask" else np.float32)
-    if output.sidecar:
+    if "anomaly" in maps:
         brain = prepared / "raw_space" / f"{output.case}_brainmask.nii.gz"
-        facts: dict[str, Any] = {"image": sidecar["raw"], "mask": without_names(str(brain.resolve()))}
+        facts: dict[str, Any] = {"image": stored_path(path, folder), "mask": stored_path(brain, folder)}
+        facts |= {WRITTEN_IN: str(folder.resolve())}
         facts |= {"volume_ml": None if math.isnan(volume_ml) else volume_ml}  # without a threshold there is none
         facts |= {"outputs": {kind: path.name for kind, path in maps.items()}, "restored": True}
         to_scan = (sidecar["registration"] or {}).get("template_to_scan")
         facts |= {"to_template_mm": np.linalg.inv(np.array(to_scan)).tolist()} if to_scan else {}
+        kept = {name: value for name, value in output.sidecar.items() if name != "further_channels"}  # not these grids
         stem = maps["anomaly"].name.removesuffix(".nii.gz")
-        write_json(folder / f"{stem}.json", {**output.sidecar, **facts})
+        write_json(folder / f"{stem}.json", {"case": output.case, **kept, **facts})
     return list(maps.values()), volume_ml
 
 

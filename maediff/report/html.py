@@ -19,6 +19,7 @@ from maediff.evaluation.evaluate import METRICS_FILE, PER_CASE_FILE, Evaluation,
 from maediff.evaluation.outputs import FINISHED, OutputCase, read_outputs
 from maediff.evaluation.reference import Reference
 from maediff.files import read_json, write_text
+from maediff.paths import without_names
 from maediff.report.cohort_charts import curve_charts, distribution, placed_among_healthy
 from maediff.report.figures import gradient
 from maediff.report.pictures import build_gallery
@@ -149,6 +150,7 @@ def write_report(
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["num"] = format_number
+    environment.filters["nameless"] = without_names
     text = (resources.files("maediff.report") / "template.html").read_text(encoding="utf-8")
     return environment.from_string(text)
 
@@ -303,9 +305,11 @@ def _run(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     sections: dict[str, dict[str, str]] = {"run": {}}
     for name, value in record.items():
         if isinstance(value, Mapping):
-            sections[str(name)] = {str(key): _text(item) for key, item in value.items() if key != "case_scores"}
+            sections[str(name)] = {
+                str(key): without_names(_text(item)) for key, item in value.items() if key != "case_scores"
+            }
         else:
-            sections["run"][str(name)] = _text(value)
+            sections["run"][str(name)] = without_names(_text(value))
     return {name: rows for name, rows in sections.items() if rows}
 
 

@@ -1,0 +1,103 @@
+"""Paths that one command stores and another opens, and how they are shown to people.
+
+A stored path is never shortened: it is relative to the folder of the file that names it, so that a study can be moved
+as a whole, or absolute if the two share nothing but the root. :data:`WRITTEN_IN` keeps the folder's own place, so
+that the path can still be followed after the file that names it was moved alone. Only :func:`without_names` hides
+something, and what it returns is for people and never opened.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+WRITTEN_IN = "written_in"
+"""Key of a sidecar under which it names the folder, absolute, in which it was written."""
+_HOME = re.compile(r"(?P<before>[^\s'\"=(,\[]?)(?P<root>/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\\s'\"]+")
+
+
+def stored_path(path: str | Path, folder: str | Path) -> str:
+    """Write a path so that a file in `folder` can name it.
+
+    Links in the path's folders are followed, the file's own name is kept (a git-annex link keeps its name).
+
+    Args:
+        path: What to name; relative paths are those of the working directory.
+        folder: Folder of the file that names it; it need not exist yet.
+
+    Returns:
+        Relative to `folder`, with forward slashes; absolute if only the root is shared.
+
+    Example:
+        >>> stored_path("/study/raw/a.nii.gz", "/study/out")
+        '../raw/a.nii.gz'
+        >>> stored_path("/scans/a.nii.gz", "/study/out")
+        '/scans/a.nii.gz'
+    """
+    absolute, base = _absolute(path), Path(folder).resolve()
+    if absolute.anchor != base.anchor or absolute.parts[1:2] != base.parts[1:2]:
+        return absolute.as_posix()
+    return Path(os.path.relpath(absolute, base)).as_posix()
+
+
+def found_path(text: object, folder: str | Path, record: Mapping[str, Any]) -> Path | None:
+    """Find a file that a record names with :func:`stored_path`.
+
+    Args:
+        text: The stored path; anything but text names nothing.
+        folder: Folder in which the record lies now.
+        record: The record; its :data:`WRITTEN_IN` says where it was written.
+
+    Returns:
+        The first of :func:`stored_places` that is a file; else None.
+    """
+    return next((place for place in stored_places(text, folder, record) if _is_file(place)), None)
+
+
+def stored_places(text: object, folder: str | Path, record: Mapping[str, Any]) -> list[Path]:
+    """List where a stored path may lead: seen from where its record was written, then from where that lies now.
+
+    The place of writing comes first: after outputs were moved alone, another study's scan may have the same name.
+
+    Arguments are those of :func:`found_path`.
+    """
+    if not isinstance(text, str) or not text:
+        return []
+    written_in = record.get(WRITTEN_IN)
+    bases = [*([Path(written_in)] if isinstance(written_in, str) else []), Path(folder).resolve()]
+    return list(dict.fromkeys(Path(os.path.normpath(base / text)) for base in bases))  # links are resolved already
+
+
+def without_names(text: str) -> str:
+    """Hide user names in a text for people: the own home folder and others become ``~``.
+
+    Below another folder than the root (``/mnt/home/…``), only the name is hidden. Never store what this returns.
+
+    Example:
+        >>> without_names("/home/jane/scans/a.nii.gz"), without_names("/mnt/home/jane/scans/a.nii.gz")
+        ('~/scans/a.nii.gz', '/mnt/home/…/scans/a.nii.gz')
+    """
+    home = os.path.expanduser("~")
+    if len(home) > 1 and home != "~":
+        text = re.sub(rf"(?<![^\s'\"=(,\[]){re.escape(home)}(?=$|[/\\\s'\"])", "~", text)
+
+    def hidden(match: re.Match[str]) -> str:
+        before, root = match["before"], match["root"]
+        return f"{before}{root}…" if before else "~"
+
+    return _HOME.sub(hidden, text)
+
+
+def _absolute(path: str | Path) -> Path:
+    path = Path(path)
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for the file system, or a null byte
+        return False
