@@ -1,7 +1,10 @@
-"""CSV and TSV tables, by pandas; cells are read as text, so that ids such as ``007`` and ``NA`` stay what they are."""
+"""CSV and TSV tables; cells are read as text, so that ids such as ``007`` stay what they are."""
 
 from __future__ import annotations
 
+import csv
+import io
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +14,13 @@ import pandas as pd
 from maediff.errors import InputError
 from maediff.files import write_text
 
+log = logging.getLogger(__name__)
 _MAX_COLUMNS, _MAX_CELL = 1000, 4096
 _MAX_LISTED, _MAX_SHOWN = 20, 60
+_EMPTY = frozenset({"", "n/a", "na", "nan", "none", "null", "<na>", "#n/a", "-"})
+_SEPARATORS = (",", ";", "\t", "|")
+_USUAL = frozenset({"image", "mask", "label", "subject", "session", "split", "case", "status", "participant_id"})
+_BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
 class Table(NamedTuple):
@@ -22,12 +30,27 @@ class Table(NamedTuple):
     rows: list[dict[str, str]]
 
 
-def read_table(path: Path, required: Iterable[str] = ()) -> Table:
+def given(row: Mapping[str, str], name: str) -> str | None:
+    """Return a cell, or None if it is missing or empty; ``n/a``, ``NaN``, ``none`` and their like are empty.
+
+    Example:
+        >>> given({"mask": "N/A", "label": "a.nii"}, "mask"), given({"mask": "N/A", "label": "a.nii"}, "label")
+        (None, 'a.nii')
+    """
+    text = row.get(name, "")
+    return None if text.lower() in _EMPTY else text
+
+
+def read_table(path: Path, required: Iterable[str] = (), *, lenient: bool = False) -> Table:
     """Read a table with a line of column names.
 
+    Text is UTF-8 or UTF-16 with its mark, else Windows-1252. Cells are separated by commas (CSV) or tabs (TSV), or by
+    what the header is separated by: spreadsheets of many countries write semicolons, some a first line ``sep=;``.
+
     Args:
-        path: CSV, or TSV by its suffix; UTF-8.
+        path: CSV, or TSV by its suffix.
         required: Columns that must be there.
+        lenient: Cut rows that are longer than the header, and leave out columns that are named twice and differ.
 
     Returns:
         Stripped text, missing cells empty; rows without any text are left out. Column names are in lower case, and
@@ -37,26 +60,98 @@ def read_table(path: Path, required: Iterable[str] = ()) -> Table:
         InputError: Unreadable, empty, rows longer than the header, a column twice, or a required one missing; more
             columns, or longer cells, than any table has; or null bytes.
     """
-    try:
-        cells = pd.read_csv(
-            path, sep=_separator(path), header=None, dtype=str, na_filter=False, encoding="utf-8-sig"
-        ).map(str.strip)
-    except pd.errors.EmptyDataError:
-        cells = pd.DataFrame()
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise InputError(f"cannot read table {path}: {str(error).strip()}; save it as UTF-8 text") from error
-    _check_cells(cells, path)
-    cells = cells[cells.ne("").any(axis=1)]
-    if cells.empty:
+    required = tuple(required)
+    lines, separator = _cells(_decoded(path), path, required)
+    if not lines:
         raise InputError(f"table {path} is empty; its first line must name the columns")
-    names = cells.iloc[0].str.lower()
-    if twice := sorted(set(names[names.duplicated() & names.ne("")])):
-        raise InputError(f"table {path} names the column {', '.join(twice)} more than once; keep one of each")
-    if missing := [name for name in required if name not in set(names)]:
+    _check_cells([cells for _, cells in lines], path)
+    names = [name.lower() for name in lines[0][1]]
+    rows = []
+    for number, cells in lines[1:]:
+        if any(cells[len(names) :]) and not lenient:
+            raise InputError(
+                f"cannot read table {path}: line {number} has {len(cells)} cells, its header names {len(names)} "
+                f"columns; put quotation marks around a cell that holds {separator!r}"
+            )
+        rows.append([*cells, *[""] * len(names)][: len(names)])
+    kept = _columns(names, rows, path, lenient=lenient)
+    if missing := [name for name in required if name not in kept]:
         raise InputError(f"table {path} has no column {', '.join(missing)}; its columns are {listed(names)}")
-    table = cells.iloc[1:].set_axis(names, axis=1).loc[:, names.ne("").to_numpy()]
-    rows: list[dict[str, Any]] = [dict(zip(table.columns, row, strict=True)) for row in table.to_numpy()]
-    return Table(list(table.columns), rows)
+    return Table(list(kept), [{name: row[index] for name, index in kept.items()} for row in rows])
+
+
+def _columns(names: Sequence[str], rows: Sequence[Sequence[str]], path: Path, *, lenient: bool) -> dict[str, int]:
+    """Place columns by name; one that is named twice is kept if all its cells agree, and refused or left out if not."""
+    places: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        if name:
+            places.setdefault(name, []).append(index)
+    twice = [name for name, found in places.items() if len(found) > 1]
+    if twice and not lenient:
+        raise InputError(f"table {path} names the column {', '.join(sorted(twice))} more than once; keep one of each")
+    for name in twice:
+        if any(len({row[index] for index in places[name]}) > 1 for row in rows):
+            log.warning("%s: column %s is there twice with different cells and is not used", path, name)
+            del places[name]
+    return {name: found[0] for name, found in places.items()}
+
+
+def _decoded(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        if data[:4] == b"PK\x03\x04":
+            raise InputError(f"table {path} is a workbook, not text; save the sheet as CSV")
+        encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None) or _guessed(data)
+        return data.decode(encoding)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read table {path}: {str(error).strip()}; save it as UTF-8 text") from error
+
+
+def _guessed(data: bytes) -> str:
+    """Find the encoding of text without a mark: UTF-16 of Latin letters has a null in every pair of bytes."""
+    start = data[:2000]
+    for name, nulls in (("utf-16-le", start[1::2]), ("utf-16-be", start[::2])):
+        if nulls and nulls.count(0) > 0.9 * len(nulls):
+            return name
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        undefined = any(byte in data for byte in b"\x81\x8d\x8f\x90\x9d")  # in Windows-1252
+        return "latin-1" if undefined else "cp1252"
+    return "utf-8"
+
+
+def _cells(text: str, path: Path, required: Iterable[str]) -> tuple[list[tuple[int, list[str]]], str]:
+    """Split text into lines that hold anything, each with its number in the file, and name the separator."""
+    if "\0" in text:
+        raise InputError(f"table {path} has null bytes; save it as UTF-8 text")
+    first, _, rest = text.partition("\n")
+    stated = first.strip().strip('"').lower()
+    skipped = int(stated.startswith("sep=") and len(stated) <= len("sep=,"))
+    text = rest if skipped else text
+    default = _separator(path)
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    separator = _separator_of(header, default, {*_USUAL, *required})
+    if skipped:
+        separator = first.strip("\r").strip('"')[len("sep=") :][:1] or "\t"
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        lines = [(reader.line_num + skipped, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise InputError(f"cannot read table {path}: {error}; is a quotation mark open?") from error
+    return [(number, cells) for number, cells in lines if any(cells)], separator
+
+
+def _separator_of(header: str, default: str, known: Iterable[str]) -> str:
+    """Choose the separator that finds most of the usual columns in the header; the default if there is no other."""
+    known = frozenset(known)
+
+    def found(separator: str) -> tuple[int, bool, bool]:
+        names = [name.strip().strip('"').lower() for name in header.split(separator)]
+        usual = sum(name in known or name.startswith("image_") for name in names)
+        return usual, len(names) > 1, separator == default
+
+    return max(_SEPARATORS, key=found)
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], missing: str = "") -> None:
@@ -89,17 +184,16 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(texts[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _check_cells(cells: pd.DataFrame, path: Path) -> None:
+def _check_cells(lines: Sequence[Sequence[str]], path: Path) -> None:
     """Refuse what no table of scans holds, so that messages stay short and paths can be looked up."""
-    if cells.shape[1] > _MAX_COLUMNS:
-        raise InputError(f"table {path} has {cells.shape[1]} columns, at most {_MAX_COLUMNS} are read; is it a table?")
-    longest = int(cells.map(len).to_numpy().max(initial=0))
+    width = max(map(len, lines))
+    if width > _MAX_COLUMNS:
+        raise InputError(f"table {path} has {width} columns, at most {_MAX_COLUMNS} are read; is it a table?")
+    longest = max(len(cell) for cells in lines for cell in cells)
     if longest > _MAX_CELL:
         raise InputError(
             f"table {path} has a cell of {longest} characters, at most {_MAX_CELL} are read; is a quotation mark open?"
         )
-    if cells.map(lambda cell: "\0" in cell).to_numpy().any():
-        raise InputError(f"table {path} has null bytes; save it as UTF-8 text")
 
 
 def _separator(path: Path) -> str:

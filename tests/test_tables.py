@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maediff.errors import InputError
-from maediff.tables import read_table, write_table
+from maediff.data.rows import path_cell, read_participants
+from maediff.tables import given, read_table, write_table
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=6)
 
@@ -61,3 +62,64 @@ def test_a_bad_table_is_named(tmp_path, text, message):
 def test_a_table_that_is_missing_is_named(tmp_path):
     with pytest.raises(InputError, match=r"cannot read table .*x\.csv"):
         read_table(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"image;mask;note\na.nii;b.nii;1,5\n",
+        b"sep=;\r\nimage;mask;note\r\na.nii;b.nii;1,5\r\n",
+        b"image\tmask\tnote\na.nii\tb.nii\t1,5\n",
+        b"image,mask,note,,\na.nii,b.nii,\"1,5\",,,\n",
+        b"image,mask,note\ra.nii,b.nii,\"1,5\"\r",
+        "image,mask,note\na.nii,b.nii,\"1,5\"\n".encode("utf-16"),
+        "image\tmask\tnote\na.nii\tb.nii\t1,5\n".encode("utf-16-le"),
+    ],
+)
+def test_tables_of_spreadsheets_are_read_as_they_are(tmp_path, content):
+    (tmp_path / "x.csv").write_bytes(content)
+    assert read_table(tmp_path / "x.csv").rows == [{"image": "a.nii", "mask": "b.nii", "note": "1,5"}]
+
+
+def test_text_that_is_not_utf8_is_that_of_windows(tmp_path):
+    (tmp_path / "x.csv").write_bytes("image,subject\na.nii,Jürgen €\n".encode("cp1252"))
+    assert read_table(tmp_path / "x.csv").rows[0]["subject"] == "Jürgen €"
+
+
+def test_a_workbook_is_named(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"PK\x03\x04rest")
+    with pytest.raises(InputError, match="save the sheet as CSV"):
+        read_table(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("text", ["", "n/a", "N/A", "NaN", "None", "#N/A", "null", "-"])
+def test_what_means_empty_is_empty(tmp_path, text):
+    assert given({"label": text}, "label") is None
+    assert path_cell({"label": text}, "label", tmp_path) is None
+
+
+def test_paths_of_windows_and_of_a_mac_are_found(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "M\u00fcller.nii").touch()
+    for written in ("sub\\M\u00fcller.nii", "sub/Mu\u0308ller.nii", "sub/M\u00fcller.nii"):
+        assert path_cell({"image": written}, "image", tmp_path) == tmp_path / "sub" / "M\u00fcller.nii"
+    assert path_cell({"image": "no\\such.nii"}, "image", tmp_path) == tmp_path / "no\\such.nii"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("participant_id\tsite\nsub-01\tMünchen\n".encode("latin-1"), {"sub-01": {"site": "München"}}),
+        ("\ufeffparticipant_id\tsite\r\n01\tx\r\n".encode(), {"sub-01": {"site": "x"}}),
+        ("participant_id\tsite\nsub-01\tx\n".encode("utf-16"), {"sub-01": {"site": "x"}}),
+        (b"participant_id\tsite\nsub-01\tx\textra\nsub-02\n", {"sub-01": {"site": "x"}, "sub-02": {"site": ""}}),
+        (b"participant_id\tage\tage\tsite\nsub-01\t3\t4\tx\n", {"sub-01": {"site": "x"}}),
+        (b"participant_id,site\nsub-01,x\n", {"sub-01": {"site": "x"}}),
+        (b"", {}),
+        (b"subject\tsite\n01\tx\n", {}),
+        (bytes(range(256)), {}),
+    ],
+)
+def test_participants_are_read_as_data_sets_have_them(tmp_path, content, expected):
+    (tmp_path / "participants.tsv").write_bytes(content)
+    assert read_participants(tmp_path) == expected

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from maediff.data.rows import path_cell, read_participants
 from maediff.errors import InputError
 from maediff.evaluation.outputs import OutputCase
 from maediff.paths import stored_places
-from maediff.tables import read_table
+from maediff.tables import given, read_table
 from maediff.volume import SUFFIXES, stem_of
 
 _LABEL = r"lesions?|tumou?r|labels?|d?seg|segmentation|truth|gt"
@@ -104,12 +105,12 @@ class Reference:
         channels = [name for name in columns if name == "image" or name.startswith("image_")]
         if not (rows and channels):
             raise InputError(f"{table} has no rows with a column image (or image_<channel>), so no scan can be matched")
-        people = _participants(table.parent)
+        people = read_participants(table.parent)
         for row in rows:
-            images = [row[name] for name in channels if row[name]]
+            images = [path for name in channels if (path := path_cell(row, name, table.parent)) is not None]
             truth = _row_truth(row, table.parent, images, people)
             for image in images:
-                self._by_path[(table.parent / image).resolve()] = truth
+                self._by_path[image.resolve()] = truth
                 self._by_stem[stem_of(image)].append(truth)
 
     def _read_folder(self, folder: Path) -> None:
@@ -120,7 +121,7 @@ class Reference:
         if not labels:
             raise InputError(f"no lesion masks (.nii, .nii.gz) in reference folder {folder}")
         brains = {_base(path): path for path in files if path not in labels and _BRAIN.search(stem_of(path))}
-        people = _participants(folder)
+        people = read_participants(folder)
         for path in labels:
             base = _base(path)
             patient = _subject(base)
@@ -130,14 +131,14 @@ class Reference:
 
 
 def _row_truth(
-    row: Mapping[str, str], folder: Path, images: list[str], people: Mapping[str, Mapping[str, str]]
+    row: Mapping[str, str], folder: Path, images: list[Path], people: Mapping[str, Mapping[str, str]]
 ) -> Truth:
     stem = stem_of(images[0]) if images else ""
-    patient = row.get("subject") or _subject(stem)
+    patient = given(row, "subject") or _subject(stem)
     own = {name: cell for name, cell in row.items() if name not in _PATHS and not name.startswith("image_")}
     return Truth(
-        label=folder / row["label"] if row["label"] else None,
-        mask=folder / row["mask"] if row.get("mask") else None,
+        label=path_cell(row, "label", folder),
+        mask=path_cell(row, "mask", folder),
         patient=patient,
         lesion=_kind(row["lesion"]) if "lesion" in row else None,
         facts=tuple({**people.get(patient, {}), **own}.items()),
@@ -145,7 +146,7 @@ def _row_truth(
 
 
 def _kind(text: str) -> str | None:
-    return None if text.lower() in HEALTHY_NAMES else text
+    return None if text.lower() in HEALTHY_NAMES or given({"lesion": text}, "lesion") is None else text
 
 
 def _base(path: Path) -> str:
@@ -155,12 +156,3 @@ def _base(path: Path) -> str:
 def _subject(stem: str) -> str:
     match = re.match(r"sub-[a-zA-Z0-9]+", stem)
     return match.group() if match else stem
-
-
-def _participants(folder: Path) -> dict[str, dict[str, str]]:
-    """Read what ``participants.tsv`` says of each patient; nothing where there is none."""
-    table = folder / "participants.tsv"
-    if not table.is_file():
-        return {}
-    rows = read_table(table, ("participant_id",)).rows
-    return {row["participant_id"]: {k: v for k, v in row.items() if k != "participant_id"} for row in rows}
