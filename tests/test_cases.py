@@ -155,7 +155,7 @@ def test_a_bad_table_is_named(tmp_path, text, message):
 
 
 def test_a_table_that_is_no_text_is_named(tmp_path):
-    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00image")
+    (tmp_path / "x.csv").write_bytes(b"\xff\xfeimage")
     with pytest.raises(InputError, match=r"cannot read table .*UTF-8"):
         find_cases(tmp_path / "x.csv")
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maediff.errors import InputError
+from maediff import tables
 from maediff.data.rows import path_cell, read_participants
-from maediff.tables import given, read_table, write_table
+from maediff.errors import InputError
+from maediff.tables import read_table, write_table
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=6)
 
@@ -70,9 +71,9 @@ def test_a_table_that_is_missing_is_named(tmp_path):
         b"image;mask;note\na.nii;b.nii;1,5\n",
         b"sep=;\r\nimage;mask;note\r\na.nii;b.nii;1,5\r\n",
         b"image\tmask\tnote\na.nii\tb.nii\t1,5\n",
-        b"image,mask,note,,\na.nii,b.nii,\"1,5\",,,\n",
-        b"image,mask,note\ra.nii,b.nii,\"1,5\"\r",
-        "image,mask,note\na.nii,b.nii,\"1,5\"\n".encode("utf-16"),
+        b'image,mask,note,,\na.nii,b.nii,"1,5",,,\n',
+        b'image,mask,note\ra.nii,b.nii,"1,5"\r',
+        'image,mask,note\na.nii,b.nii,"1,5"\n'.encode("utf-16"),
         "image\tmask\tnote\na.nii\tb.nii\t1,5\n".encode("utf-16-le"),
     ],
 )
@@ -94,7 +95,7 @@ def test_a_workbook_is_named(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "n/a", "N/A", "NaN", "None", "#N/A", "null", "-"])
 def test_what_means_empty_is_empty(tmp_path, text):
-    assert given({"label": text}, "label") is None
+    assert tables.given({"label": text}, "label") is None
     assert path_cell({"label": text}, "label", tmp_path) is None
 
 

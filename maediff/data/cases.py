@@ -12,8 +12,9 @@ from os.path import commonpath
 from pathlib import Path
 
 from maediff.data.bids import BidsName
+from maediff.data.rows import path_cell, read_participants
 from maediff.errors import ConfigError, InputError
-from maediff.tables import listed, read_table
+from maediff.tables import given, listed, read_table
 from maediff.volume import SUFFIXES, stem_of
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ _NOT_A_SCAN = re.compile(
     r"(^|[_.-])(brain)?mask$|(^|[_-])(d?seg|probseg|labels?|lesions?|tumou?r|roi)$|anomaly|[_-]reconstruction|uncertainty",
     re.IGNORECASE,
 )
-_EMPTY = ("", "n/a", "na", "nan", "none")
 
 
 @dataclass(frozen=True)
@@ -221,10 +221,12 @@ def _from_table(path: Path, channel: str | None, channels: Sequence[str]) -> lis
         raise InputError(f"table {path} names no scans: it has a header and no rows")
     cases = []
     for number, row in enumerate(rows, start=1):
-        missing = [column for column in wanted if _cell(row, column) is None]
-        if missing:
-            raise InputError(f"table {path}: row {number} has no {missing[0]}; give its path or remove the row")
-        cases.append(_table_case(row, wanted, path.parent))
+        images = [path_cell(row, column, path.parent) for column in wanted]
+        found = [image for image in images if image is not None]
+        if len(found) < len(images):
+            missing = wanted[images.index(None)]
+            raise InputError(f"table {path}: row {number} has no {missing}; give its path or remove the row")
+        cases.append(_table_case(row, found, path.parent))
     repeated = [str(image) for image, count in Counter(case.image for case in cases).items() if count > 1]
     if repeated:
         raise InputError(f"table {path} names {repeated[0]} more than once; keep one row a scan")
@@ -249,37 +251,20 @@ def _image_column(columns: list[str], channel: str | None, path: Path) -> str:
     raise InputError(f"table {path} has no column image; its columns: {shown}")
 
 
-def _table_case(row: Mapping[str, str], columns: Sequence[str], folder: Path) -> Case:
-    def located(name: str) -> Path | None:
-        text = _cell(row, name)
-        return None if text is None else folder / _expanded(text)
-
-    image, *others = (folder / _expanded(row[column]) for column in columns)
-    stem = stem_of(image)
+def _table_case(row: Mapping[str, str], images: Sequence[Path], folder: Path) -> Case:
+    stem = stem_of(images[0])
     return Case(
         id=stem,
-        image=image,
-        mask=located("mask"),
-        label=located("label"),
-        subject=_cell(row, "subject") or stem,
-        session=_cell(row, "session"),
-        split=_cell(row, "split"),
+        image=images[0],
+        mask=path_cell(row, "mask", folder),
+        label=path_cell(row, "label", folder),
+        subject=given(row, "subject") or stem,
+        session=given(row, "session"),
+        split=given(row, "split"),
         stem=stem,
-        bids=BidsName.parse(row["bids"]) if _cell(row, "bids") else None,
-        others=tuple(others),
+        bids=BidsName.parse(row["bids"]) if given(row, "bids") else None,
+        others=tuple(images[1:]),
     )
-
-
-def _expanded(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"{text} names the home of an unknown user; write the path out") from error
-
-
-def _cell(row: Mapping[str, str], name: str) -> str | None:
-    text = row.get(name, "")
-    return None if text.lower() in _EMPTY else text
 
 
 def _from_bids(root: Path, channel: str | None) -> list[Case]:
@@ -290,7 +275,8 @@ def _from_bids(root: Path, channel: str | None) -> list[Case]:
     if not images:
         names = ", ".join(f"*_{suffix}.nii.gz" for suffix in suffixes or BIDS_SUFFIXES)
         raise InputError(f"BIDS data set {root} holds no scans: looked for sub-*/[ses-*/]anat/{names}")
-    splits = _participants(root)
+    people = read_participants(root)
+    splits = {name: given(facts, "split") for name, facts in people.items()}
     find = _derivative_finder(root)
     return [_bids_case(path, root, splits, find, alone=contrasts[_entities(path)] == 1) for path in images]
 
@@ -315,7 +301,7 @@ def _entities(path: Path) -> str:
 Finder = Callable[[str, str, str], "Path | None"]
 
 
-def _bids_case(path: Path, root: Path, splits: Mapping[str, str], find: Finder, *, alone: bool) -> Case:
+def _bids_case(path: Path, root: Path, splits: Mapping[str, str | None], find: Finder, *, alone: bool) -> Case:
     stem = stem_of(path)
     entities, _, suffix = stem.rpartition("_")
     folder = path.parent.relative_to(root).as_posix()
@@ -350,15 +336,6 @@ def _derivative_finder(root: Path) -> Finder:
         return None
 
     return find
-
-
-def _participants(root: Path) -> dict[str, str]:
-    table = root / "participants.tsv"
-    if not table.is_file():
-        return {}
-    rows = read_table(table).rows
-    found = {row.get("participant_id", ""): _cell(row, "split") for row in rows}
-    return {name: split for name, split in found.items() if split is not None}
 
 
 def _of_split(cases: list[Case], split: str, source: Path) -> list[Case]:
