@@ -1,4 +1,4 @@
-"""What every benchmark needs: data, options, tables, results with the facts of the machine."""
+"""What all benchmarks share: command line, data, tables, results with the facts of the machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ from maediff.files import write_json
 from maediff.provenance import machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 DATA = ROOT.parent / "shared" / "data"
+
+
+class AbsentError(MAEDiffError):
+    """Something that a benchmark needs is not on this machine: real scans, a model, an earlier result."""
 
 
 def shared_data(name: str, data: Path = DATA) -> Path | None:
@@ -34,11 +40,11 @@ def data_folder(name: str, data: Path = DATA) -> Path:
         data: Where the sets lie.
 
     Raises:
-        SystemExit: It is not there; the message says where it was looked for.
+        AbsentError: It is not there; the message says where it was looked for.
     """
     folder = shared_data(name, data)
     if folder is None:
-        raise SystemExit(
+        raise AbsentError(
             f"no {name} data: {data / name / 'cases.csv'} does not exist. The scans are no part of the repository "
             "(their licences); put them there, or name the folder that holds them with --data"
         )
@@ -54,36 +60,74 @@ def git_commit() -> str | None:
         return None
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Add the options that all benchmarks share."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write results and the facts of the machine")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="folder of real scans (%(default)s)")
+@dataclass(frozen=True)
+class Benchmark:
+    """A script of this folder: one command line for all, and a line of the index.
 
-
-def described(name: str, text: str) -> argparse.ArgumentParser:
-    """Make the command line of a benchmark: its name, its docstring as it stands, and the shared options."""
-    command = f"python -m benchmarks.{name}"
-    parser = argparse.ArgumentParser(command, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
-    return parser
-
-
-def run(job: Callable[[], Mapping[str, Any]], json_file: Path | None) -> int:
-    """Run a benchmark, write its results, and turn errors into messages.
-
-    Returns:
-        Exit code.
+    Attributes:
+        file: `__file__` of the script.
+        doc: Its docstring: the question in the first line, then how to run it.
+        page: Page of the repository that says what was found.
+        results: Stored results, below `benchmarks/results`; several if several settings are stored.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        results = job()
-        if json_file is not None:
-            save_results(json_file, results)
-    except MAEDiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    file: str
+    doc: str | None
+    page: str
+    results: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> str:
+        """Name as `python -m` wants it."""
+        parts = Path(self.file).resolve().relative_to(ROOT).with_suffix("").parts
+        return ".".join(part for part in parts if part != "__main__")
+
+    @property
+    def question(self) -> str:
+        """First line of the docstring."""
+        return (self.doc or "").splitlines()[0]
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Build the command line: the docstring as help, and the options that all benchmarks share."""
+        parser = argparse.ArgumentParser(
+            f"python -m {self.module}",
+            description=self.doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write results and the facts of the machine")
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
+        parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="folder of real scans (%(default)s)")
+        return parser
+
+    def run(
+        self,
+        measure: Callable[[argparse.Namespace], Mapping[str, Any]],
+        add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+        arguments: Sequence[str] | None = None,
+    ) -> int:
+        """Parse the command line, measure, write the results, and turn errors into messages.
+
+        Args:
+            measure: Takes the options and returns the results, which it has printed.
+            add_options: Adds the options of this benchmark alone.
+            arguments: Command line; that of the process by default.
+
+        Returns:
+            Exit code.
+        """
+        parser = self.parser()
+        if add_options is not None:
+            add_options(parser)
+        options = parser.parse_args(arguments)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        try:
+            results = measure(options)
+            if options.json is not None:
+                save_results(options.json, results)
+        except MAEDiffError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        return 0
 
 
 def save_results(path: Path, results: Mapping[str, Any]) -> None:

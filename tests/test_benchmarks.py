@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -28,24 +29,49 @@ def module(name):
 
 def scripts():
     """Name the modules that can be run, as `python -m` wants them."""
-    paths = (
-        path.relative_to(ROOT) for path in (ROOT / "benchmarks").rglob("*.py") if "\nif __name__" in path.read_text()
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").rglob("*.py")}
+    paths = (path.relative_to(ROOT / "benchmarks") for path, text in texts.items() if "\nif __name__" in text)
+    return sorted(
+        ".".join(path.with_suffix("").parts) for path in paths if "(main())" in texts[ROOT / "benchmarks" / path]
     )
-    paths = (path for path in paths if path.stem != "phantom_model")  # by click
-    return sorted(".".join(path.with_suffix("").parts[1:]) for path in paths)
 
 
-@pytest.mark.parametrize("name", scripts())
+@pytest.mark.parametrize("name", [name for name in scripts() if name != "index"])
 def test_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         module(name).main(["--help"])
     assert ended.value.code == 0
-    assert f"python -m benchmarks.{name.removesuffix('.__main__')}" in capsys.readouterr().out
+    assert f"python -m benchmarks.{name.removesuffix('.__main__')} " in capsys.readouterr().out
+
+
+def test_the_index_is_that_of_the_scripts():
+    index = module("index")
+    assert index.INDEX.read_text(encoding="utf-8") == index.markdown(), "run python -m benchmarks.index"
+    assert sorted(index.scripts()) == [f"benchmarks.{name}" for name in scripts() if name != "index"]
+
+
+def test_the_index_leads_to_results_and_pages_that_are_there():
+    stored = set()
+    for name in module("index").scripts():
+        benchmark = import_module(name).BENCHMARK
+        stored |= set(benchmark.results)
+        assert all((ROOT / "benchmarks" / "results" / result).exists() for result in benchmark.results), name
+        assert benchmark.module in (ROOT / benchmark.page).read_text(encoding="utf-8"), f"{benchmark.page} of {name}"
+        assert benchmark.question.endswith((".", "?")), name
+    assert stored == {path.name for path in (ROOT / "benchmarks" / "results").iterdir()}
+
+
+def test_no_script_is_imported_as_a_library():
+    names = "|".join(name.replace(".", r"\.") for name in scripts())
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        found = re.search(rf"^\s*(from|import) benchmarks\.({names})\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert found is None, f"{path}: {found[0]}"
 
 
 def test_absent_data_are_named(tmp_path):
-    with pytest.raises(SystemExit, match=r"no lgg_flair data: .*cases\.csv.*--data"):
-        module("common").data_folder("lgg_flair", tmp_path)
+    common = module("common")
+    with pytest.raises(common.AbsentError, match=r"no lgg_flair data: .*cases\.csv.*--data"):
+        common.data_folder("lgg_flair", tmp_path)
     assert module("common").shared_data("lgg_flair", tmp_path) is None
 
 
@@ -90,20 +116,20 @@ def cases(train=20, test=5):
 
 
 def test_validation_patients_come_from_the_training_patients():
-    rows = module("quality.lgg_flair").split_rows(cases(), held_out=6)
+    rows = module("quality.patients").split_rows(cases(), held_out=6)
     of = {name: {row["subject"] for row in rows if row["split"] == name} for name in ("train", "val", "test")}
     assert (len(of["train"]), len(of["val"])) == (14, 6)
     assert of["test"] == {"p20", "p21", "p22", "p23", "p24"}
     assert all(Path(row["image"]).is_absolute() for row in rows)
-    assert rows == module("quality.lgg_flair").split_rows(cases()[::-1], held_out=6)
-    assert len(module("quality.lgg_flair").split_rows(cases(), held_out=6, limit=2)) == 6
+    assert rows == module("quality.patients").split_rows(cases()[::-1], held_out=6)
+    assert len(module("quality.patients").split_rows(cases(), held_out=6, limit=2)) == 6
 
 
 def test_table_reads_back(tmp_path):
     from maediff.data.cases import find_cases
 
-    module("quality.lgg_flair").write_cases(
-        tmp_path / "cases.csv", module("quality.lgg_flair").split_rows(cases(), held_out=6)
+    module("quality.patients").write_cases(
+        tmp_path / "cases.csv", module("quality.patients").split_rows(cases(), held_out=6)
     )
     assert len(find_cases(tmp_path / "cases.csv", split="val")) == 6
 
@@ -184,7 +210,7 @@ class FakePatient:
     def __init__(self, label):
         self.label = label
         self.brain = np.ones(label.shape, bool)
-        self.pseudo_healthy = module("quality.methods").Patient.pseudo_healthy.fget(self)
+        self.pseudo_healthy = module("quality.patients").Patient.pseudo_healthy.fget(self)
 
 
 def test_pseudo_healthy_slices_hold_no_lesion():

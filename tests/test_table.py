@@ -116,7 +116,7 @@ def scored(tmp_path, tiny, make_model, make_scan):
     nib.save(nib.Nifti1Image(label, image.affine), tmp_path / "a_lesion.nii.gz")
     config = tiny("score.sign=bright", "score.median_mm=12", "score.erode_mm=5", "diffusion.test_timesteps=[30]")
     case = Case("a", tmp_path / "a.nii.gz", None, tmp_path / "a_lesion.nii.gz", "a", None, "test", "a")
-    return load_model(make_model(tmp_path / "model", config), "cpu"), module("quality.methods").Patient(case)
+    return load_model(make_model(tmp_path / "model", config), "cpu"), module("quality.patients").Patient(case)
 
 
 def test_maps_are_those_of_inference(scored):
@@ -133,7 +133,7 @@ def test_maps_are_those_of_inference(scored):
 
 def test_healthy_l1_leaves_slices_with_lesion_out(scored, tmp_path):
     predictor, patient = scored
-    score, cells, patients = ScoreConfig(sign="abs"), module("quality.table.cells"), module("quality.methods")
+    score, cells, patients = ScoreConfig(sign="abs"), module("quality.table.cells"), module("quality.patients")
     raw = cells.raw_scores(predictor, patient, score, 30)
     well = raw.prepared.mask & ~lesion_slices(patient.label, raw.prepared.grid)[:, None, None]
     assert 0 < well.sum() < raw.prepared.mask.sum()
@@ -150,7 +150,7 @@ def test_a_transfer_names_the_cell_that_it_builds_on(tmp_path):
     cells, rows = module("quality.table.cells"), module("quality.table.rows")
     (tmp_path / "work" / "mslub").mkdir(parents=True)
     (tmp_path / "work" / "mslub" / "cases.csv").write_text("image\n")
-    with pytest.raises(InputError, match="compute the cell lgg_flair pddpm first"):
+    with pytest.raises(module("common").AbsentError, match="compute the cell lgg_flair pddpm first"):
         cells.compute(
             rows.DATA_SETS["mslub"],
             next(row for row in rows.ROWS if row.name == "pddpm"),
@@ -246,6 +246,25 @@ def test_the_command_prints_the_table_of_the_stored_cells(tmp_path, capsys):
     cell_file(tmp_path, "lgg_flair", "pddpm", (0.2, 0.3, 0.4))
     assert module("quality.table.__main__").main(["--render", "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == module("quality.table.render").markdown(tmp_path).strip()
+
+
+def test_what_cannot_be_computed_here_is_shown_as_not_computed(tmp_path, capsys):
+    """As from a fresh clone, without scans and models; no such cell is stored, so that it can be computed later."""
+    results = tmp_path / "cells"
+    cell_file(results, "mslub", "maediff", (0.2, 0.3, 0.4))
+    cell_file(results, "lgg_flair", "maediff-wide", (0.2, 0.3, 0.4))
+    arguments = ["--results", str(results), "--work", str(tmp_path / "work"), "--data", str(tmp_path / "none")]
+    chosen = ["--data-set", "mslub", "--method", "maediff-wide"]
+    assert module("quality.table.__main__").main([*arguments, *chosen]) == 0
+    told = capsys.readouterr()
+    assert "not computed: no mslub data" in told.err
+    assert "Not computed:" in told.out.partition("multiple sclerosis")[2]
+    assert "windows of 64" in told.out.partition("multiple sclerosis")[2].partition("Not computed:")[2]
+    (tmp_path / "work" / "mslub").mkdir(parents=True)
+    (tmp_path / "work" / "mslub" / "cases.csv").write_text("image\n")
+    assert module("quality.table.__main__").main([*arguments, *chosen]) == 0
+    assert "compute the cell lgg_flair maediff-wide first, with --again" in capsys.readouterr().err
+    assert not (results / "mslub" / "maediff-wide.json").exists()
 
 
 def test_no_cells_no_table(tmp_path):

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from benchmarks.common import described, run, say, table
-from benchmarks.quality.methods import FloatMap, Patient
+from benchmarks.common import Benchmark, say, table
+from benchmarks.quality.methods import FloatMap
+from benchmarks.quality.patients import Patient
 from maediff.config import ScoreConfig, override
 from maediff.data.cases import find_cases
 from maediff.evaluation import bootstrap_ci, voxel_metrics
@@ -32,6 +33,7 @@ from maediff.inference.predictor import Predictor
 from maediff.scoring import postprocess, residual
 from maediff.working import Prepared, prepare, prepare_label
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/benchmark.md", results=("ablation.json",))
 RESAMPLES = 2000
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as it is": (),
@@ -106,16 +108,18 @@ def measure(options: argparse.Namespace) -> Mapping[str, Any]:
     return {"scans": len(cases), "score": score.model_dump(), "set": options.set, "rows": rows}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark."""
-    parser = described("quality.ablation", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--model", type=Path, required=True, metavar="MODEL")
     parser.add_argument("--cases", type=Path, required=True, metavar="CSV", help="table with a labelled split val")
     parser.add_argument("--patients", type=int, default=12, metavar="N")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="setting of all variants")
     parser.add_argument("--score", action="append", metavar="score.b=c", help="post-processing, not the model's")
-    options = parser.parse_args(arguments)
-    return run(lambda: measure(options), options.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

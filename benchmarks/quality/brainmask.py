@@ -12,14 +12,16 @@ Stripped: whether ``looks_stripped`` is right on heads (IXI T1, LGG FLAIR) and o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common import data_folder, described, run, say, shared_data, table
+from benchmarks.common import Benchmark, data_folder, say, shared_data, table
 from maediff.data.cases import Case, find_cases
 from maediff.data.phantom import MODALITIES, subject
 from maediff.data.synthesis import as_volume
@@ -28,13 +30,14 @@ from maediff.rawhead import itk, masks
 from maediff.volume import Volume, read_mask, read_nifti
 from maediff.working.foreground import looks_stripped
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/prepare.md", results=("brainmask.json",))
 MARGINS_MM = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
 PHANTOMS = 3  # of each contrast
 
 
-def measure(data: Path) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the fallback mask on ``ixi_t1`` and the detection of stripped scans on all there is."""
-    cases = find_cases(data_folder("ixi_t1", data))
+    cases = find_cases(data_folder("ixi_t1", options.data))
     found = {case.subject: judge(case) for case in cases}
     values = np.array(list(found.values()))
     margins, honest = leave_one_out(values)
@@ -49,7 +52,7 @@ def measure(data: Path) -> dict[str, Any]:
         "margin_0": summary(values[:, 0]),
         "left_out": summary(honest) | {"margins_mm": margins},
         "shipped": summary(shipped) | {"margin_mm": masks.TEMPLATE_MARGIN_MM},
-        "stripped": detection(data),
+        "stripped": detection(options.data),
     }
 
 
@@ -115,16 +118,10 @@ def sets(data: Path) -> Iterator[tuple[str, bool, Iterator[Volume]]]:
     yield "phantoms", True, (as_volume(phantom) for phantom in made)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Read the command line and run."""
-    parser = described("quality.brainmask", __doc__ or "")
-    options = parser.parse_args(arguments)
-
-    def job() -> Mapping[str, Any]:
-        return measure(options.data)
-
-    return run(job, options.json)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, None, arguments)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 
 import maediff
-from benchmarks.common import described, run, say, table
+from benchmarks.common import Benchmark, say, table
 from maediff.calibration import Calibration, calibrate
 from maediff.data.cases import find_cases
 from maediff.errors import ModelError
 from maediff.inference.predictor import AnomalyResult, Predictor
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/calibration.md", results=("calibration.json",))
 ONE = "t2"
 """The one contrast of settings 2 and 3."""
 
@@ -124,20 +125,17 @@ def report(results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def parser() -> argparse.ArgumentParser:
-    """Build the options."""
-    options = described("quality.calibration", __doc__ or "")
-    options.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the scans go")
-    options.add_argument("--model", default="phantom", help="a calibrated model (%(default)s)")
-    options.add_argument("--subjects", type=int, default=16, help="healthy scans a cohort, of three (%(default)s)")
-    options.add_argument("--seed", type=int, default=987, help="of the scans; none that training saw (%(default)s)")
-    return options
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the scans go")
+    parser.add_argument("--model", default="phantom", help="a calibrated model (%(default)s)")
+    parser.add_argument("--subjects", type=int, default=16, help="healthy scans a cohort, of three (%(default)s)")
+    parser.add_argument("--seed", type=int, default=987, help="of the scans; none that training saw (%(default)s)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    options = parser().parse_args(arguments)
-    return run(lambda: report(measure(options)), options.json)
+    return BENCHMARK.run(lambda options: report(measure(options)), add_options, arguments)
 
 
 if __name__ == "__main__":

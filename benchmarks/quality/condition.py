@@ -9,15 +9,17 @@ days on a GPU.
 
 from __future__ import annotations
 
+import argparse
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import described, run, say, table
-from benchmarks.release.phantom_model import auprc_by_kind, validation_cases
+from benchmarks.common import Benchmark, say, table
+from benchmarks.quality.stacks import auprc_by_kind, validation_cases
 from maediff.config import load_config
 from maediff.data.cases import find_cases
 from maediff.data.slices import healthy_slices
@@ -27,6 +29,7 @@ from maediff.jobs.train import split_cases
 from maediff.methods.maediff.reconstructor import Reconstructor
 from maediff.training.loop import fit
 
+BENCHMARK = Benchmark(__file__, __doc__, page="README.md", results=("condition.json",))
 VARIANTS = ("residual", "cross_attention", "none")
 COHORT = {"subjects": 24, "seed": 31, "modality": "t2"}
 
@@ -59,18 +62,16 @@ def judge(condition: str, run_dir: Path, steps: int) -> dict[str, float]:
     return {"validation_loss": result.best_loss, **scores, "seconds": seconds}
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("--run", type=Path, default=Path("runs/condition"), metavar="RUN", help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=500, help="of each training (%(default)s)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and run."""
-    parser = described("quality.condition", __doc__ or "")
-    parser.add_argument("--run", type=Path, default=Path("runs/condition"))
-    parser.add_argument("--steps", type=int, default=500)
-    options = parser.parse_args(arguments)
-
-    def job() -> Mapping[str, Any]:
-        return compare(options.run, options.steps)
-
-    return run(job, options.json)
+    """Run the benchmark."""
+    return BENCHMARK.run(lambda options: compare(options.run, options.steps), add_options, arguments)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

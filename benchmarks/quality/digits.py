@@ -23,13 +23,14 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 
-from benchmarks.common import add_common, run, say, table
+from benchmarks.common import Benchmark, say, table
 from maediff import diffusion
 from maediff.config import Config, load_config
 from maediff.diffusion import variational
 from maediff.evaluation import Estimate
 from maediff.methods.ddpm import DDPM
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/diffusion.md", results=("digits.json",))
 OBJECTIVES = ("eps", "x0", "v", "mu")
 VARIANCES = ("posterior", "beta", "learned")
 SETTINGS = (
@@ -179,14 +180,15 @@ def _spread(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.mean(values)), min(values), max(values), len(values))
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("--steps", type=int, default=600, help="of each training (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each objective (%(default)s)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.digits", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seeds", type=int, default=2)
-    add_common(parser)
-    options = parser.parse_args(arguments)
-    return run(lambda: measure(options.steps, options.seeds), options.json)
+    return BENCHMARK.run(lambda options: measure(options.steps, options.seeds), add_options, arguments)
 
 
 if __name__ == "__main__":

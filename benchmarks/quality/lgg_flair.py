@@ -10,8 +10,6 @@ All patients have a tumour, so their tumour-free slices are *pseudo*-healthy.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 import time
 from collections.abc import Sequence
@@ -21,12 +19,11 @@ from typing import Any
 import numpy as np
 
 import maediff
-from benchmarks.common import ROOT, add_common, data_folder, plain, run, say, table
+from benchmarks.common import Benchmark, data_folder, plain, say, table
 from benchmarks.quality.methods import (
     METRICS,
     FloatMap,
     Maps,
-    Patient,
     Scored,
     intensity,
     paired_difference,
@@ -34,14 +31,15 @@ from benchmarks.quality.methods import (
     thresholds,
 )
 from benchmarks.quality.montage import Shown, write_montage
+from benchmarks.quality.patients import CONFIG, Patient, split_rows, write_cases
 from benchmarks.quality.settings import Setting, choose, grid_table
 from maediff.calibration import Calibration
 from maediff.card import with_calibration
 from maediff.config import Config, ScoreConfig, load_config
-from maediff.data.cases import Case, find_cases
+from maediff.data.cases import find_cases
 from maediff.errors import InputError
 from maediff.evaluation import evaluate
-from maediff.files import read_json, write_json, write_text
+from maediff.files import read_json, write_json
 from maediff.inference.cohort import CaseOutcome
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
@@ -49,47 +47,11 @@ from maediff.model_folder import load_model_folder, save_model
 from maediff.training.loop import Progress
 from maediff.volume import read_nifti
 
-HELD_OUT = 12
-SPLIT_SEED = 0
+BENCHMARK = Benchmark(__file__, __doc__, page="README.md", results=("lgg_flair.json",))
 BOOTSTRAP = 2000
 TARGET_AUPRC = 0.40
 ISSUE_POSTPROCESSING = ScoreConfig(sign="bright", median_mm=5.0, erode_mm=4.0)
 PICTURES = 5
-COLUMNS = ("image", "mask", "label", "subject", "split", "lesion")
-
-
-def split_rows(cases: Sequence[Case], held_out: int = HELD_OUT, limit: int | None = None) -> list[dict[str, str]]:
-    """Make the table of this benchmark: absolute paths, and some training patients moved to the split ``val``.
-
-    Args:
-        cases: The data set; its splits are ``train`` and ``test``.
-        held_out: Training patients to move, drawn with a fixed seed.
-        limit: Keep only so many patients a split: a smoke test, no benchmark.
-    """
-    subjects = sorted({case.subject for case in cases if case.split == "train"})
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(subjects))
-    moved = {subjects[index] for index in order[:held_out]}
-    rows: list[dict[str, str]] = []
-    for case in sorted(cases, key=lambda case: case.subject):
-        rows.append(row(case, "val" if case.subject in moved else str(case.split)))
-    if limit is None:
-        return rows
-    return [kept for name in ("train", "val", "test") for kept in [r for r in rows if r["split"] == name][:limit]]
-
-
-def row(case: Case, split: str, lesion: str = "") -> dict[str, str]:
-    """Make a row of a table of cases: absolute paths, the given split and kind of lesion."""
-    paths = (str(path.resolve()) if path else "" for path in (case.image, case.mask, case.label))
-    return dict(zip(COLUMNS, (*paths, case.subject, split, lesion), strict=True))
-
-
-def write_cases(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Write the table as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def train(options: argparse.Namespace) -> None:
@@ -256,38 +218,33 @@ def _montage(folder: Path, ours: Scored, test: Sequence[Patient]) -> None:
     say(f"score: pictures in {path} (not for publication: licence of the scans)")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
-    result = argparse.ArgumentParser(prog="python -m benchmarks.quality.lgg_flair", description=__doc__.splitlines()[0])
-    result.add_argument("step", choices=("train", "choose", "score", "all"), help="all: train, choose, score")
-    result.add_argument("--run", type=Path, required=True, metavar="RUN", help="run folder (keep it out of git)")
-    result.add_argument(
-        "--config", default=str(ROOT / "benchmarks" / "quality" / "lgg_flair.yaml"), help="preset or YAML file"
-    )
-    result.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change the configuration")
-    result.add_argument("--max-steps", type=int, metavar="N", help="train so many steps")
-    result.add_argument("--resume", action="store_true", help="continue an interrupted training")
-    result.add_argument("--choose-patients", type=int, default=8, metavar="N", help="choose on so many (%(default)s)")
-    result.add_argument("--patients", type=int, metavar="N", help="so many patients a split: a smoke test only")
-    add_common(result)
-    return result
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Train, choose or score, or all of it."""
+    results: dict[str, Any] = {}
+    if options.step in {"train", "all"}:
+        train(options)
+    if options.step in {"choose", "all"}:
+        results = choose_settings(options)
+    if options.step in {"score", "all"}:
+        results = score_model(options)
+    return results
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("step", choices=("train", "choose", "score", "all"), help="all: train, choose, score")
+    parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="run folder (keep it out of git)")
+    parser.add_argument("--config", default=str(CONFIG), help="preset or YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change the configuration")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="train so many steps")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted training")
+    parser.add_argument("--choose-patients", type=int, default=8, metavar="N", help="choose on so many (%(default)s)")
+    parser.add_argument("--patients", type=int, metavar="N", help="so many patients a split: a smoke test only")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    options = parser().parse_args(arguments)
-
-    def job() -> dict[str, Any]:
-        results: dict[str, Any] = {}
-        if options.step in {"train", "all"}:
-            train(options)
-        if options.step in {"choose", "all"}:
-            results = choose_settings(options)
-        if options.step in {"score", "all"}:
-            results = score_model(options)
-        return results
-
-    return run(job, options.json)
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import described, run, say, table
+from benchmarks.common import Benchmark, say, table
 from maediff.evaluation import dice
 from maediff.findings.lobes import LOBES, OUTSIDE, atlas_folder, lobe_atlas
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/maps.md", results=("lobes.json",))
 ORACLE = {
     "frontal": "_(AOrG|CO|FO|FRP|GRe|LOrG|MFC|MFG|MOrG|MPrG|"  # codespell:ignore
     "MSFG|OpIFG|OrIFG|POrG|PrG|SCA|SFG|SMC|TrIFG)_",
@@ -79,15 +81,10 @@ def measure() -> dict[str, Any]:
     return {"agrees": agrees, "voxels": len(ours), "lobes": result}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Read the command line and run."""
-    options = described("quality.lobes", __doc__ or "").parse_args(arguments)
-
-    def job() -> Mapping[str, Any]:
-        return measure()
-
-    return run(job, options.json)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(lambda _: measure(), None, arguments)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

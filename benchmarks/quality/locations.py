@@ -12,6 +12,7 @@ second run reconstructs nothing.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +24,9 @@ from typing import Any
 import numpy as np
 
 import maediff
-from benchmarks.common import described, run, say, table
-from benchmarks.quality.lgg_flair import write_cases
-from benchmarks.quality.methods import FloatMap, Patient
+from benchmarks.common import Benchmark, say, table
+from benchmarks.quality.methods import FloatMap
+from benchmarks.quality.patients import Patient, write_cases
 from benchmarks.quality.table.rows import DATA_SETS, lesion_kinds
 from maediff.calibration import Calibration, calibrate
 from maediff.config import override
@@ -38,6 +39,7 @@ from maediff.normative import FLOOR, SMOOTH_MM, Locations, residuals_by_place
 from maediff.scoring import case_score
 from maediff.working import Prepared
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/calibration.md", results=("locations.json",))
 DATA = DATA_SETS["phantom"]
 WIDTHS_MM = (4.0, 8.0, 16.0)
 FLOORS = (0.25, 0.5, 1.0, 3.0)
@@ -75,7 +77,7 @@ class Maker:
         return self.predictor.map_of(scan.prepared, values)
 
 
-def measure(options: Any) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Learn, choose, calibrate and test."""
     loaded = maediff.load_model(options.model, options.device)
     score = DATA.score
@@ -243,14 +245,16 @@ def report(results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark."""
-    parser = described("quality.locations", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="scans and residuals")
     parser.add_argument("--model", default="phantom", help="a model (%(default)s)")
     parser.add_argument("--healthy", type=int, default=24, help="healthy scans to learn from (%(default)s)")
-    options = parser.parse_args(arguments)
-    return run(lambda: report(measure(options)), options.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(lambda options: report(measure(options)), add_options, arguments)
 
 
 if __name__ == "__main__":

@@ -4,54 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.quality.patients import Patient
 from maediff.calibration import Calibration, calibrate
 from maediff.config import ScoreConfig
-from maediff.data.cases import Case
 from maediff.evaluation import Estimate, bootstrap_ci, voxel_metrics
 from maediff.evaluation.baselines import filter_map, intensity_map
 from maediff.scoring import anomaly_mask, case_score
-from maediff.volume import Volume, read_mask, read_nifti
 
 METRICS = ("auroc", "auprc", "dice", "dice_validated", "dice_oracle")
 FloatMap = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Patient:
-    """A labelled scan, read when it is first asked for."""
-
-    case: Case
-
-    @cached_property
-    def volume(self) -> Volume:
-        """The scan."""
-        return read_nifti(self.case.image)
-
-    @cached_property
-    def brain(self) -> Mask:
-        """Brain mask; the non-zero voxels where the table names none."""
-        found: Mask = read_mask(self.case.mask, self.volume, "brain mask") if self.case.mask else self.volume.data != 0
-        return found
-
-    @cached_property
-    def label(self) -> Mask:
-        """Lesion mask; empty for a healthy scan, which has no label."""
-        if self.case.label is None:
-            return np.zeros(self.volume.data.shape, dtype=bool)
-        found: Mask = read_mask(self.case.label, self.volume, "label")
-        return found
-
-    @property
-    def pseudo_healthy(self) -> Mask:
-        """Brain of the slices (third axis) that hold none of the lesion: healthy-looking, of a diseased brain."""
-        return self.brain & ~self.label.any((0, 1))
 
 
 Maps = Callable[[Patient], FloatMap]

@@ -25,13 +25,14 @@ import numpy.typing as npt
 from scipy import ndimage
 
 import maediff
-from benchmarks.common import add_common, data_folder, run, say, table
+from benchmarks.common import Benchmark, data_folder, say, table
 from benchmarks.quality.montage import Shown, write_montage
 from maediff.data.cases import find_cases
 from maediff.errors import InputError
 from maediff.evaluation import voxel_metrics
 from maediff.volume import read_mask, read_nifti
 
+BENCHMARK = Benchmark(__file__, __doc__, page="README.md", results=("native_space.json", "native_space_phantom.json"))
 DEGREES = (15.0, 15.0)
 SLICE_MM = 3.0
 MARGIN_VOXELS = 3
@@ -272,23 +273,17 @@ def _averaged(data: Data, axis: int, factor: int) -> Data:
     return np.moveaxis(mean, 0, axis)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
-    result = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality.native_space", description=__doc__.splitlines()[0]
-    )
-    result.add_argument("--model", required=True, help="model folder, or phantom")
-    result.add_argument("--output", type=Path, required=True, metavar="DIR", help="maps and pictures (keep out of git)")
-    result.add_argument("--patient", default="patient26", help="which patient of mslub (%(default)s)")
-    result.add_argument("--set", action="append", default=[], metavar="a.b=c", help="as of maediff infer")
-    add_common(result)
-    return result
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("--model", required=True, help="model folder, or phantom")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="maps and pictures (keep out of git)")
+    parser.add_argument("--patient", default="patient26", help="which patient of mslub (%(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="as of maediff infer")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    options = parser().parse_args(arguments)
-    return run(lambda: measure(options), options.json)
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

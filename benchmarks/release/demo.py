@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import run, say, table
+from benchmarks.common import Benchmark, say, table
 from maediff.demo import run_demo
+
+BENCHMARK = Benchmark(__file__, __doc__, page="README.md")
 
 
 def measure(output: Path, seed: int, quick: bool) -> Mapping[str, Any]:
@@ -29,15 +31,16 @@ def measure(output: Path, seed: int, quick: bool) -> Mapping[str, Any]:
     return summary
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the brains and of the training (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="proves that it runs; its numbers mean nothing")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.release.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="proves that it runs; its numbers mean nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write results and the facts of the machine")
-    options = parser.parse_args(arguments)
-    return run(lambda: measure(options.output, options.seed, options.quick), options.json)
+    return BENCHMARK.run(lambda options: measure(options.output, options.seed, options.quick), add_options, arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The packaged model `phantom`: make it, choose its settings on validation brains, and test it on unseen ones.
 
-    python -m benchmarks.release.phantom_model train  --run runs/phantom            (hours on 2 cores; resumable)
+    python -m benchmarks.release.phantom_model train  --run runs/phantom    (hours on 2 cores; resumable)
     python -m benchmarks.release.phantom_model refine --run runs/phantom    (more weight on lesions, into RUN-refined)
     python -m benchmarks.release.phantom_model choose --run runs/phantom-refined    (settings, on a validation cohort)
     python -m benchmarks.release.phantom_model export --run runs/phantom-refined --set …  (to maediff/weights)
@@ -11,37 +11,36 @@ All brains are synthetic but for the last part of `test`, which looks at ../shar
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import click
-import numpy as np
 import torch
 
-from benchmarks.common import save_results, shared_data
+from benchmarks.common import Benchmark, shared_data
+from benchmarks.quality.stacks import VALIDATION, auprc, reconstruct, validation_cases
 from maediff.calibration import Calibration
-from maediff.config import Config, ScoreConfig, load_config, override
+from maediff.config import Config, load_config, override
 from maediff.data.cases import Case, find_cases
-from maediff.data.lesions import KINDS
+from maediff.data.phantom import MODALITIES
 from maediff.data.synthesis import synthesise
 from maediff.demo import score_baselines, score_model
 from maediff.evaluation.baselines import filter_map, intensity_map
 from maediff.evaluation.voxel import voxel_metrics
-from maediff.files import read_json
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.jobs.calibrate import calibrate_model
 from maediff.jobs.train import train
 from maediff.model_folder import load_model_folder, save_model
-from maediff.scoring import Sign, anomaly_map
-from maediff.typing import BoolArray, FloatMap
-from maediff.volume import read_mask, read_nifti
-from maediff.working import prepare, prepare_label
+from maediff.scoring import Sign
+from maediff.volume import read_mask
 
+BENCHMARK = Benchmark(__file__, __doc__, page="README.md", results=("phantom.json",))
 TRAIN = {"subjects": 160, "seed": 2026, "modality": "mixed"}
-VALIDATION = {"subjects": 24, "seed": 777}
+TIMES = ("50", "100", "150", "250", "400")
 TEST = {"subjects": 40, "seed": 4242}
 REFINE = (
     "train.max_steps=1000",
@@ -54,61 +53,39 @@ REFINE = (
 PACKAGED = Path("maediff/weights/phantom")
 
 
-@click.group(help=__doc__)
-def main() -> None:
-    """Group the steps."""
-
-
-run_option = click.option("--run", type=click.Path(path_type=Path), default=Path("runs/phantom"), show_default=True)
-
-
 def data_of(run: Path) -> Path:
     """Name the training cohort of a run, which a refined run shares."""
     return run.with_name(f"{run.name.removesuffix('-refined')}-data")
 
 
-@main.command("train")
-@run_option
-@click.option("--config", default="small", show_default=True)
-def train_command(run: Path, config: str) -> None:
+def train_model(options: argparse.Namespace) -> dict[str, Any]:
     """Synthesise the training cohort and train."""
-    data = data_of(run)
+    run, data = options.run, data_of(options.run)
     if not (data / "cases.csv").is_file():
         synthesise(data, healthy_only=True, **TRAIN)  # type: ignore[arg-type]
-    train(load_config(config, ["train.workers=1"]), data / "cases.csv", run, resume=True, on_progress=print)
+    config = load_config(options.config, ["train.workers=1"])
+    train(config, data / "cases.csv", run, resume=True, on_progress=print)
+    return {}
 
 
-@main.command()
-@run_option
-def refine(run: Path) -> None:
+def refine(options: argparse.Namespace) -> dict[str, Any]:
     """Train on from a finished run, with more weight on lesions, into RUN-refined."""
-    overrides = [f"train.init={run / 'model'}", *REFINE]
-    table = data_of(run) / "cases.csv"
-    train(load_config("small", overrides), table, run.with_name(f"{run.name}-refined"), resume=True, on_progress=print)
+    run = options.run
+    config = load_config("small", [f"train.init={run / 'model'}", *REFINE])
+    refined = run.with_name(f"{run.name}-refined")
+    train(config, data_of(run) / "cases.csv", refined, resume=True, on_progress=print)
+    return {}
 
 
-@main.command()
-@run_option
-@click.option("--modality", default="t2", show_default=True)
-@click.option("--times", default="50;100;150;250;400", show_default=True, help="Test timesteps: 100,300;150 tries two.")
-@click.option("--every", default=2, show_default=True, help="Use every n-th slice.")
-@click.option("--subjects", default=6, show_default=True)
-def choose(run: Path, modality: str, times: str, every: int, subjects: int) -> None:
+def choose(options: argparse.Namespace) -> dict[str, Any]:
     """Try test timesteps, sign, median and erosion on a validation cohort."""
-    cases = validation_cases(run, modality)[:subjects]
+    cases = validation_cases(options.run, options.contrast)[: options.subjects]
     print(f"{'timesteps':>12} {'sign':>6} {'median':>6} {'erode':>5}     ms  tumour    dark  healthy l1")
-    for text in times.split(";"):
-        predictor = load_run(run, [f"diffusion.test_timesteps=[{text}]"])
-        for line in try_settings(predictor, cases, every):
+    for text in options.times:
+        predictor = load_run(options.run, [f"diffusion.test_timesteps=[{text}]"])
+        for line in try_settings(predictor, cases, options.every):
             print(f"{text:>12} {line}", flush=True)
-
-
-def validation_cases(run: Path, modality: str) -> list[Case]:
-    """Make (once) and list the lesioned scans of the validation cohort, kinds in turn."""
-    data = run.with_name(f"{run.name}-val-{modality}")
-    if not (data / "cases.csv").is_file():
-        synthesise(data, modality=modality, **VALIDATION)  # type: ignore[arg-type]
-    return [case for case in find_cases(data / "cases.csv") if case.label]
+    return {}
 
 
 def load_run(run: Path, overrides: Sequence[str]) -> Predictor:
@@ -122,49 +99,6 @@ def load_run(run: Path, overrides: Sequence[str]) -> Predictor:
     return load_model(folder, "cpu")
 
 
-class Stack(NamedTuple):
-    """A scan, its healthy reconstruction and its truth on working slices, (S, H, W) each."""
-
-    slices: FloatMap
-    healthy: FloatMap
-    brain: BoolArray
-    label: BoolArray
-    spacing_mm: tuple[float, float, float]
-    kind: str
-
-
-def reconstruct(predictor: Predictor, cases: Iterable[Case], every: int) -> list[Stack]:
-    """Reconstruct every n-th slice of each scan."""
-    stacks = []
-    for case in cases:
-        volume = read_nifti(case.image)
-        ready = prepare(volume, read_mask(str(case.mask), volume, "brain mask"), predictor.config.data)
-        label = prepare_label(read_mask(str(case.label), volume, "lesion label"), ready.grid)[::every]
-        x, brain = ready.slices[::every], ready.mask[::every]
-        healthy = predictor.reconstruct(torch.from_numpy(x), torch.from_numpy(brain), (0, case.id)).mean.numpy()
-        kind = str(read_json(case.image.with_name(f"{case.stem}.json")).get("SyntheticLesion"))
-        stacks.append(Stack(x, healthy, brain, label, ready.grid.spacing_mm, kind))
-    return stacks
-
-
-def auprc(stacks: Iterable[Stack], score: ScoreConfig) -> dict[str, float]:
-    """Average the AUPRC of scans by lesion kind, and the absolute residual off the lesions (`healthy_l1`)."""
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    off = []
-    for stack in stacks:
-        values = anomaly_map(stack.slices, stack.healthy, stack.brain, stack.spacing_mm, score)
-        found[stack.kind].append(voxel_metrics(values, stack.brain, stack.label, 0.0).auprc)
-        off.append(float(np.abs(stack.slices - stack.healthy)[stack.brain & ~stack.label].mean()))
-    return {kind: float(np.nanmean(v)) if v else float("nan") for kind, v in found.items()} | {
-        "healthy_l1": float(np.mean(off))
-    }
-
-
-def auprc_by_kind(predictor: Predictor, cases: Iterable[Case], every: int) -> dict[str, float]:
-    """Score a model with its own settings."""
-    return auprc(reconstruct(predictor, cases, every), predictor.config.score)
-
-
 def try_settings(predictor: Predictor, cases: Iterable[Case], every: int) -> list[str]:
     """Reconstruct once, score many times; return the rows of a table."""
     stacks = reconstruct(predictor, cases, every)
@@ -176,18 +110,17 @@ def try_settings(predictor: Predictor, cases: Iterable[Case], every: int) -> lis
     return lines
 
 
-@main.command()
-@run_option
-@click.option("--set", "overrides", multiple=True, help="Settings chosen on validation, such as score.median_mm=6.")
-def export(run: Path, overrides: tuple[str, ...]) -> None:
+def export(options: argparse.Namespace) -> dict[str, Any]:
     """Write the packaged model: half-precision weights, chosen settings, threshold from held-out healthy brains."""
+    run = options.run
     stored = load_model_folder(run / "model")
-    config: Config = override(stored.config, overrides)
+    config: Config = override(stored.config, options.set)
     weights = {name: value.half() if value.is_floating_point() else value for name, value in stored.weights.items()}
     save_model(PACKAGED, weights, config, None, card(stored.card))
     found: Calibration = calibrate_model(PACKAGED, data_of(run) / "cases.csv", split="val")
     size = (PACKAGED / "model.safetensors").stat().st_size / 2**20
     print(f"{PACKAGED}: {size:.1f} MiB, threshold {found.threshold:.3f} from {found.n_scans} healthy synthetic brains")
+    return {}
 
 
 def card(trained: str) -> str:
@@ -219,28 +152,23 @@ where the brain ends.
     )
 
 
-@main.command()
-@run_option
-@click.option("--json", "json_path", type=click.Path(path_type=Path))
-@click.option("--modality", "modalities", multiple=True, default=("t2", "flair", "t1"), show_default=True)
-def test(run: Path, json_path: Path | None, modalities: tuple[str, ...]) -> None:
+def test(options: argparse.Namespace) -> dict[str, Any]:
     """Score the packaged model and the plain baselines on seeds that it never saw, and on real scans if present."""
     results: dict[str, Any] = {"cohort": TEST}
-    for modality in modalities:
-        out = run.with_name(f"{run.name}-test-{modality}")
+    for modality in options.contrasts:
+        out = options.run.with_name(f"{options.run.name}-test-{modality}")
         table = synthesise(out / "data", modality=modality, **TEST)  # type: ignore[arg-type]
         rows = {"maediff-phantom": score_model("phantom", table, out, "-phantom")}
         rows |= score_baselines(find_cases(table), load_model("phantom", "cpu").config)
         results[modality] = rows
         show(modality, rows)
-    results["mslub"] = real_scans()
-    if json_path:
-        save_results(json_path, results)
+    results["mslub"] = real_scans(options.data)
+    return results
 
 
-def real_scans() -> dict[str, Any]:
-    """Score the packaged model on the two MS patients of ../shared/data: a smoke test, not a benchmark."""
-    folder = shared_data("mslub")
+def real_scans(data: Path) -> dict[str, Any]:
+    """Score the packaged model on two MS patients, if their scans are there: a smoke test, not a benchmark."""
+    folder = shared_data("mslub", data)
     if folder is None:
         return {}
     predictor = load_model("phantom", "cpu")
@@ -274,5 +202,30 @@ def show(modality: str, rows: dict[str, Any]) -> None:
         print(f"{modality:6} {method:16}", {kind: round(m["auprc"], 3) for kind, m in kinds.items()}, flush=True)
 
 
+STEPS = {"train": train_model, "refine": refine, "choose": choose, "export": export, "test": test}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("step", choices=STEPS, help="what to do; in this order")
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/phantom"), metavar="RUN", help="run folder (%(default)s)"
+    )
+    parser.add_argument("--config", default="small", help="train: preset or YAML file (%(default)s)")
+    parser.add_argument("--contrast", default="t2", choices=MODALITIES, help="choose: of the cohort (%(default)s)")
+    parser.add_argument("--subjects", type=int, default=6, metavar="N", help="choose: scans (%(default)s)")
+    parser.add_argument("--every", type=int, default=2, metavar="N", help="choose: take every n-th slice (%(default)s)")
+    parser.add_argument(
+        "--times", nargs="+", default=TIMES, metavar="T", help="choose: timesteps; 100,300 averages two"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="export: setting chosen before")
+    parser.add_argument("--contrasts", nargs="+", default=["t2", "flair", "t1"], help="test: of the cohorts")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(lambda options: STEPS[options.step](options), add_options, arguments)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import described, run, say, table
+from benchmarks.common import Benchmark, say, table
 from benchmarks.speed.timing import copies, load, random_predictor
 from maediff.config import load_config
 from maediff.inference.cohort import CaseOutcome
 from maediff.jobs.infer import infer
 from maediff.model_folder import save_model
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=("cluster.json",))
 SHAPE, SPACING_MM = (24, 28, 12), 8.0  # seconds a cohort: what is tested is not the network
 
 
@@ -122,13 +123,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark."""
-    parser = described("robustness.cluster", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--scans", type=int, default=40, help="scans (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="Dask workers (%(default)s)")
-    options = parser.parse_args(arguments)
-    return run(lambda: measure(options), options.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ under a final name, which must be whole, and hidden ones, of which there must be
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -24,10 +25,11 @@ import torch
 from click.testing import CliRunner
 from maediff.cli import app
 
-from benchmarks.common import described, run, say, table
-from benchmarks.robustness.kill import OVERRIDES, half_written, sound_or_refused
+from benchmarks.common import Benchmark, say, table
+from benchmarks.robustness.small_jobs import SMALL, half_written, sound_or_refused
 from maediff.errors import OutputError
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/robustness.md", results=("full_disk.json",))
 SHARES = (0.0, 0.5)
 COMMANDS = ("synth", "train", "calibrate", "infer", "evaluate", "report")
 _ROOM = 64 * 2**20
@@ -43,7 +45,7 @@ def arguments(command: str, place: Path, target: Path) -> list[str]:
     """
     data, model = str(place / "data" / "cases.csv"), str(place / "run" / "model")
     out, device = str(target / command), ["--device", "cpu"]
-    settings = [part for text in OVERRIDES for part in ("--set", text)]
+    settings = [part for text in SMALL for part in ("--set", text)]
     return {
         "synth": ["synth", "-o", out, "--subjects", "8", "--spacing", "8"],
         "train": ["train", "-c", "quick", "-i", data, "-o", out, *device, *settings],
@@ -155,13 +157,16 @@ def measure(place: Path) -> dict[str, Any]:
     return {"attempts": rows}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse arguments and run."""
-    parser = described("robustness.full_disk", __doc__ or "")
-    args = parser.parse_args(argv)
+def measure_all(_: argparse.Namespace) -> dict[str, Any]:
+    """Try every command with every fault, in a temporary folder."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        return run(lambda: measure(Path(place)), args.json)
+        return measure(Path(place))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure_all, None, arguments)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ fit, becomes a predictor. Warnings count as errors; an input may take 60 s and 2
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -22,16 +23,17 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.common import described, run, say
+from benchmarks.common import Benchmark, say
 from benchmarks.robustness.mutations import BORDERS, Border
 from maediff.errors import MAEDiffError
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/robustness.md", results=("fuzz.json",))
 SECONDS = 60  # a busy machine may take its time
 MEMORY_BYTES = 2 * 2**30
 MAX_MESSAGE = 4000
@@ -161,21 +163,28 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse arguments and run."""
-    parser = described("robustness.fuzz", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--inputs", type=int, default=12_000, help="how many over all borders (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the mutations")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations (%(default)s)")
     parser.add_argument("--border", choices=sorted(BORDERS), help="this border alone")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="this input alone, with its traceback")
-    args = parser.parse_args(argv)
-    names = [args.border] if args.border else list(BORDERS)
-    job: Callable[[Path], dict[str, Any]] = lambda place: measure(args.inputs, args.seed, names, place)  # noqa: E731
+
+
+def measure_all(options: argparse.Namespace) -> dict[str, Any]:
+    """Fuzz what the command line asks for."""
+    names = [options.border] if options.border else list(BORDERS)
     with tempfile.TemporaryDirectory() as place:
-        if args.only is not None:
-            print(json.dumps(show(BORDERS[names[0]], args.seed, args.only, Path(place))))
-            return 0
-        return run(lambda: job(Path(place)), args.json)
+        if options.only is None:
+            return measure(options.inputs, options.seed, names, Path(place))
+        found = show(BORDERS[names[0]], options.seed, options.only, Path(place))
+    print(json.dumps(found))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure_all, add_options, arguments)
 
 
 if __name__ == "__main__":

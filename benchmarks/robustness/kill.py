@@ -12,51 +12,31 @@ that imports are paid once.
 
 from __future__ import annotations
 
-import csv
-import json
+import argparse
 import math
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 
-from benchmarks.common import described, run, say
+from benchmarks.common import Benchmark, say
+from benchmarks.robustness.small_jobs import SMALL, half_written, is_hidden, read, sound_or_refused
 from maediff.config import Config, load_config
 from maediff.data.synthesis import synthesise
-from maediff.errors import ModelError
 from maediff.files import file_sha256
 from maediff.jobs.infer import infer
 from maediff.jobs.train import train
-from maediff.model_folder import verify_model_folder
-from maediff.staging import CHECKSUMS
 
-OVERRIDES = (
-    *("train.max_steps=12", "train.val_every=6", "train.checkpoint_every=2", "train.batch_size=4"),
-    *("data.size=[32,32]", "data.spacing_mm=8", "partition.window=16", "partition.stride=16"),
-)
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/robustness.md", results=("kill.json",))
 IN_A_ROW = 5
-_TIMES = {
-    "seconds",
-    "written",
-    "images_per_second",
-    "status",
-    "message",
-    "arguments",
-    "counts",
-    "machine",
-    "resume",
-    "pace",
-}
-"""What differs between any two runs, or says how a run came to its end."""
 Job = Callable[[Path], None]
 
 
@@ -98,35 +78,6 @@ def kill_at(moment: float, work: Callable[[], None]) -> float | None:
     return used
 
 
-def half_written(folder: Path) -> Iterator[str]:
-    """Name the files that carry a final name and are not whole."""
-    for path in folder.rglob("*"):
-        if _hidden(path, folder) or not path.is_file():
-            continue
-        try:
-            read(path)
-        except Exception as error:
-            yield f"{path.relative_to(folder)}: {error}"
-
-
-def read(path: Path) -> object:
-    """Read a file to its end, as something that compares equal to another reading of equal content."""
-    if path.name.endswith(".nii.gz"):
-        np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)
-    if path.suffix == ".pt":
-        return _plain(torch.load(path, weights_only=True))
-    if path.suffix == ".json":
-        return _timeless(json.loads(path.read_text()))
-    if path.suffix in {".csv", ".tsv"}:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-        return [_timeless(row) for row in rows]
-    if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            return {name: arrays[name].tobytes() for name in arrays}
-    return path.read_bytes()
-
-
 @dataclass
 class Comparison:
     """Files of a killed job against those of an undisturbed one.
@@ -154,17 +105,6 @@ class Comparison:
                 self.different.append(f"{killed.name}/{name}: differs")
 
 
-def sound_or_refused(model: Path) -> bool:
-    """Tell whether a model folder verifies; one that does not is refused, never used."""
-    if not (model / CHECKSUMS).is_file():
-        return True
-    try:
-        verify_model_folder(model)
-    except ModelError:
-        return False
-    return True
-
-
 def measure(name: str, job: Job, place: Path, kills: int, rng: np.random.Generator) -> dict[str, Any]:
     """Kill a job until enough kills were made.
 
@@ -188,8 +128,8 @@ def measure(name: str, job: Job, place: Path, kills: int, rng: np.random.Generat
             torn += half_written(folder)
             refused += not sound_or_refused(folder / "model")
             files = [path for path in folder.rglob("*") if path.is_file()]
-            hidden += sum(_hidden(path, folder) and path.suffix != ".lock" for path in files)
-            present.append(sum(not _hidden(path, folder) for path in files))
+            hidden += sum(is_hidden(path, folder) and path.suffix != ".lock" for path in files)
+            present.append(sum(not is_hidden(path, folder) for path in files))
         kill_at(math.inf, lambda folder=folder: job(folder))  # type: ignore[misc]
         found.add(calm, folder)
         episodes += 1
@@ -209,12 +149,16 @@ def measure(name: str, job: Job, place: Path, kills: int, rng: np.random.Generat
     }
 
 
-def measure_all(place: Path, kills: int, seed: int, overrides: Sequence[str] = OVERRIDES) -> dict[str, Any]:
+def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     """Kill both jobs, half of the times each."""
+    torch.set_num_threads(1)  # the jobs fork
+    kills, seed = options.kills, options.seed
     rng = np.random.default_rng(seed)
     shares = {"train": kills - kills // 2, "infer": kills // 2}
-    made = jobs(place, load_config("quick", overrides), seed)
-    parts = {name: measure(name, job, place, shares[name], rng) for name, job in made.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        made = jobs(place, load_config("quick", SMALL), seed)
+        parts = {name: measure(name, job, place, shares[name], rng) for name, job in made.items()}
     return {"kills": sum(part["kills"] for part in parts.values()), "seed": seed, **parts}
 
 
@@ -231,37 +175,19 @@ def _processor_seconds(pid: int | None) -> float | None:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
-
-
 def _may_hold_times(name: str) -> bool:
     return name.endswith((".json", ".csv", ".tsv", ".pt"))
 
 
-def _timeless(row: Any) -> Any:
-    if not isinstance(row, dict):
-        return row
-    return {key: value for key, value in row.items() if key not in _TIMES}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.dtype, value.shape, value.numpy().tobytes()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse arguments and run."""
-    parser = described("robustness.kill", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--kills", type=int, default=100, help="how many (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the cohort and of the moments")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)  # the jobs fork
-    with tempfile.TemporaryDirectory() as place:
-        return run(lambda: measure_all(Path(place), args.kills, args.seed), args.json)
+    parser.add_argument("--seed", type=int, default=0, help="of the cohort and of the moments (%(default)s)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure_all, add_options, arguments)
 
 
 if __name__ == "__main__":

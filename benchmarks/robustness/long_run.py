@@ -9,6 +9,7 @@ scans 5, 50 and the last, and the growth from the median of scans 5 to 24 to tha
 
 from __future__ import annotations
 
+import argparse
 import gc
 import statistics
 import sys
@@ -21,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import described, run, say, table
-from benchmarks.robustness.kill import OVERRIDES
+from benchmarks.common import Benchmark, say, table
+from benchmarks.robustness.small_jobs import SMALL
 from maediff.config import load_config
 from maediff.data.synthesis import synthesise
 from maediff.jobs.infer import infer
@@ -30,6 +31,7 @@ from maediff.methods.build import build_network
 from maediff.model_folder import save_model
 from maediff.volume import read_nifti, write_like
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/robustness.md", results=("long_run.json",))
 MIB = 2**20
 
 
@@ -56,14 +58,23 @@ def make_scans(folder: Path, count: int) -> Path:
     return folder / "scans"
 
 
-def measure(place: Path, count: int) -> dict[str, Any]:
-    """Score the scans and watch."""
+def watch(place: Path, count: int) -> list[dict[str, float]]:
+    """Score scans and read the state of the process as each one ends."""
     scans = make_scans(place, count)
-    config = load_config("quick", OVERRIDES)
+    config = load_config("quick", SMALL)
     torch.manual_seed(0)
     save_model(place / "model", build_network(config).state_dict(), config, None, "# Random\n")
     seen: list[dict[str, float]] = []
     infer(place / "model", scans, place / "out", device="cpu", preview=True, on_case=lambda _: seen.append(state()))
+    return seen
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Score the scans and tell what grew."""
+    torch.set_num_threads(1)
+    count = options.scans
+    with tempfile.TemporaryDirectory() as place:
+        seen = watch(Path(place), count)
     shown = sorted({min(5, count), min(50, count), count})
     print(table(["scan", *seen[0]], [[number, *seen[number - 1].values()] for number in shown]))
     early, late = seen[4:24] or seen, seen[-20:]
@@ -75,14 +86,14 @@ def measure(place: Path, count: int) -> dict[str, Any]:
     return {"scans": count, "at_scan": {str(number): seen[number - 1] for number in shown}, "growth": growth}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse arguments and run."""
-    parser = described("robustness.long_run", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--scans", type=int, default=200, help="how many (%(default)s)")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place:
-        return run(lambda: measure(Path(place), args.scans), args.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.common import described, run, say, table
+from benchmarks.common import Benchmark, say, table
 from benchmarks.speed.timing import load, precision, random_predictor
 from maediff.config import load_config
 from maediff.hardware import resolve_device, synchronize
 from maediff.inference.cost import window_inputs
+
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=("compile.json", "compile_frozen.json"))
 
 
 def measure_preset(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -85,15 +87,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark."""
-    parser = described("speed.compile", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--presets", nargs="+", default=["small", "paper"], help="what to compile (%(default)s)")
     parser.add_argument("--windows", type=int, default=8, help="windows a pass (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of timing; their median counts (%(default)s)")
     parser.add_argument("--freeze", action="store_true", help="let the compiler fold the weights in (freezing)")
-    options = parser.parse_args(arguments)
-    return run(lambda: measure(options), options.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import described, run, say, table
-from benchmarks.quality.methods import Patient
+from benchmarks.common import Benchmark, say, table
+from benchmarks.quality.patients import Patient
 from benchmarks.speed.timing import load
 from maediff.config import override
 from maediff.data.cases import find_cases
@@ -30,6 +30,7 @@ from maediff.evaluation import bootstrap_ci, voxel_metrics
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=("context_lgg.json", "together_lgg.json"))
 BOOTSTRAP = 2000
 
 
@@ -92,9 +93,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark."""
-    parser = described("speed.context", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--model", required=True, help="model folder, or phantom")
     parser.add_argument("--cases", type=Path, required=True, help="table of labelled scans")
     parser.add_argument("--split", help="only rows of this split")
@@ -105,8 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--together", type=int, nargs="+", default=[], help="infer.together to try (none)")
     parser.add_argument("--window", type=int, help="side of the windows, pixels (that of training)")
     parser.add_argument("--stride", type=int, help="step of the windows, pixels (that of the model)")
-    options = parser.parse_args(arguments)
-    return run(lambda: measure(options), options.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

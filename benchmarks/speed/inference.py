@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import described, run, say, table
+from benchmarks.common import Benchmark, say, table
 from benchmarks.speed.timing import load, network_of, precision, random_predictor, whole_run, write_scan
 from maediff.config import load_config, override
 from maediff.hardware import matmul_flops, resolve_device, synchronize
@@ -43,6 +43,7 @@ from maediff.methods.maediff.memory import choose_batch, window_bytes
 from maediff.methods.maediff.partition import window_grid
 from maediff.model_folder import save_model
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=("inference.json",))
 Row = dict[str, float]
 SMALL = (46, 55, 23)
 CONTEXTS = ("slice", "brain", "24")
@@ -218,15 +219,17 @@ def seeing(predictor: Predictor, context: str) -> Predictor:
     return replace(predictor, config=override(predictor.config, [f"infer.context={context}"]))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark."""
-    parser = described("speed.inference", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--recommended", default="small", help="preset recommended for this device (%(default)s)")
     parser.add_argument("--context", default="16", help="infer.context of speedup_same_network (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of timing; their median counts (%(default)s)")
     parser.add_argument("--slices", type=int, default=2, help="slices to time the engines on (%(default)s)")
-    options = parser.parse_args(arguments)
-    return run(lambda: measure(options), options.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

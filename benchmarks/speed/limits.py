@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import described, run, table
+from benchmarks.common import Benchmark, table
 from benchmarks.speed.timing import ByteCounter, copy_bytes, load
 from maediff.config import load_config
 from maediff.hardware import matmul_flops, resolve_device
 from maediff.inference.cost import window_flops, window_inputs
 from maediff.methods.maediff.reconstructor import Reconstructor
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=("limits.json",))
 PRESETS = ("small", "base", "paper")
 
 
@@ -65,12 +66,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"device": str(device), "ceilings": top, "window_pass": passes, **load()}
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("--presets", nargs="+", default=PRESETS, help="presets to count (%(default)s)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = described("speed.limits", __doc__ or "")
-    parser.add_argument("--presets", nargs="+", default=PRESETS, help="presets to count (%(default)s)")
-    options = parser.parse_args(arguments)
-    return run(lambda: measure(options), options.json)
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import described, run, say, table
+from benchmarks.common import Benchmark, say, table
 from benchmarks.speed.timing import copies, load, random_predictor, whole_run, write_scan
 from maediff.config import load_config
 from maediff.hardware import resolve_device
 from maediff.model_folder import save_model
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=("memory.json",))
 SIZES = ((91, 109, 91), (128, 154, 128), (182, 218, 182))
 SMALL, SMALL_MM, FEW = (24, 28, 12), 8.0, 5
 LIMIT_MIB = 2048
@@ -65,13 +66,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark."""
-    parser = described("speed.memory", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--preset", default="small", help="preset (%(default)s, the one recommended for CPUs)")
     parser.add_argument("--many", type=int, default=50, help="scans of the larger cohort (%(default)s)")
-    options = parser.parse_args(arguments)
-    return run(lambda: measure(options), options.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

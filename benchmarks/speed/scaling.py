@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import described, run, say, table
+from benchmarks.common import Benchmark, say, table
 from benchmarks.speed.timing import copies, load, random_predictor, whole_run
 from maediff.config import load_config
 from maediff.hardware import resolve_device
 from maediff.model_folder import save_model
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=("scaling.json",))
 SHAPE, SPACING_MM = (24, 28, 12), 8.0
 MILLION = 10**6
 MACHINES = (1, 10, 100, 1000)
@@ -83,16 +84,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark."""
-    parser = described("speed.scaling", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--preset", default="quick", help="preset (%(default)s)")
     parser.add_argument(
         "--counts", type=int, nargs="+", default=(1, 10, 50, 200), help="sizes of cohorts (%(default)s)"
     )
     parser.add_argument("--workers", type=int, nargs="*", default=(1, 2), help="Dask workers (%(default)s)")
-    options = parser.parse_args(arguments)
-    return run(lambda: measure(options), options.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.common import ROOT, described, run, table
+from benchmarks.common import ROOT, Benchmark, table
 from benchmarks.speed.timing import load
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=("startup.json",))
 COMMANDS = {
     "python": [sys.executable, "-c", "pass"],
     "import maediff": [sys.executable, "-c", "import maediff"],
@@ -43,12 +44,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": medians, "runs": options.runs, **load()}
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("--runs", type=int, default=9, help="runs of each command, after one to warm up (%(default)s)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = described("speed.startup", __doc__ or "")
-    parser.add_argument("--runs", type=int, default=9, help="runs of each command, after one to warm up (%(default)s)")
-    options = parser.parse_args(arguments)
-    return run(lambda: measure(options), options.json)
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

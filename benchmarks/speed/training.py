@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import described, run, say, table
+from benchmarks.common import Benchmark, say, table
 from benchmarks.speed.timing import load
 from maediff.config import Config, load_config, override
 from maediff.data.slices import SliceSet
@@ -28,6 +28,7 @@ from maediff.hardware import resolve_device
 from maediff.training.loop import fit
 from maediff.training.pace import Pace
 
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=("training.json",))
 WARM_UP_STEPS = 3
 
 
@@ -70,14 +71,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return results | load()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark."""
-    parser = described("speed.training", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     parser.add_argument("--presets", nargs="+", default=("tiny", "small"), help="presets (%(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=(0, 1), help="loader processes (%(default)s)")
     parser.add_argument("--seconds", type=float, default=25.0, help="about how long each trains (%(default)s)")
-    options = parser.parse_args(arguments)
-    return run(lambda: measure(options), options.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

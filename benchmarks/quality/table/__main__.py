@@ -7,7 +7,8 @@
                                                    one cell anew, elsewhere
 
 A cell is a JSON file, RESULTS/DATA/METHOD.json, or METHOD.seedN.json for another seed of the training. Cohorts, run
-folders and models lie in --work; an interrupted training goes on from its checkpoint.
+folders and models lie in --work; an interrupted training goes on from its checkpoint. A cell that cannot be computed
+here, for want of scans or of a model, is named and shown as not computed.
 """
 
 from __future__ import annotations
@@ -20,51 +21,42 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import ROOT, described, run, save_results, say
+from benchmarks.common import RESULTS, ROOT, AbsentError, Benchmark, save_results, say
 from benchmarks.quality.table.cells import compute
 from benchmarks.quality.table.render import draw, markdown, write_markdown
 from benchmarks.quality.table.rows import DATA_SETS, ROWS, cell_path
 from maediff.errors import GeometryError, InputError
 
-RESULTS = ROOT / "benchmarks" / "results" / "table"
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/benchmark.md", results=("table",))
+CELLS = RESULTS / "table"
+WORK = ROOT / "runs" / "table"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compute and render."""
-    options = parser().parse_args(arguments)
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Compute what is missing and render."""
     torch.set_num_threads(options.threads)
-
-    def job() -> dict[str, Any]:
-        if not options.render:
-            _compute(options)
-        print(markdown(options.results))
-        if options.page:
-            write_markdown(options.page, options.results)
-            draw(options.page.parent / "images" / "benchmark.svg", options.results)
-            say(f"rendered {options.page}")
-        return {}
-
-    return run(job, None)
+    if not options.render:
+        _compute(options)
+    print(markdown(options.results))
+    if options.page:
+        write_markdown(options.page, options.results)
+        draw(options.page.parent / "images" / "benchmark.svg", options.results)
+        say(f"rendered {options.page}")
+    return {}
 
 
-def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
-    result = described("quality.table", __doc__ or "")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
     names = [row.name for row in ROWS]
-    result.add_argument(
-        "--work", type=Path, default=ROOT / "runs" / "table", metavar="DIR", help="models (%(default)s)"
-    )
-    result.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="cells (%(default)s)")
-    result.add_argument("--data-set", nargs="+", choices=DATA_SETS, default=list(DATA_SETS), help="columns")
-    result.add_argument("--method", nargs="+", choices=names, default=names, help="rows")
-    result.add_argument("--seed", type=int, default=0, metavar="N", help="of the training (%(default)s)")
-    result.add_argument("--again", action="store_true", help="compute cells that are there already, too")
-    result.add_argument(
-        "--page", type=Path, metavar="FILE", help="also write the table into this page, the figure beside it"
-    )
-    result.add_argument("--render", action="store_true", help="compute nothing")
-    result.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
-    return result
+    parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="models (%(default)s)")
+    parser.add_argument("--results", type=Path, default=CELLS, metavar="DIR", help="cells (%(default)s)")
+    parser.add_argument("--data-set", nargs="+", choices=DATA_SETS, default=list(DATA_SETS), help="columns")
+    parser.add_argument("--method", nargs="+", choices=names, default=names, help="rows")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the training (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="compute cells that are there already, too")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also write the table into this page, and its figure")
+    parser.add_argument("--render", action="store_true", help="compute nothing")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
 
 
 def _compute(options: argparse.Namespace) -> None:
@@ -79,10 +71,18 @@ def _compute(options: argparse.Namespace) -> None:
             say(f"{name} {row.name}")
             try:
                 found = compute(DATA_SETS[name], row, options.work, options.data, cell_of, seed=options.seed)
+            except AbsentError as error:
+                say(f"  not computed: {error}")
+                continue
             except (GeometryError, InputError) as error:
                 found = {"refused": str(error).replace(f"{options.data.resolve()}/", "")}
                 say(f"  refused: {found['refused']}")
             save_results(path, found)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, add_options, arguments)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import maediff
-from benchmarks.common import say
-from benchmarks.quality.lgg_flair import write_cases
-from benchmarks.quality.methods import FloatMap, Mask, Patient, validated_threshold
+from benchmarks.common import AbsentError, say
+from benchmarks.quality.methods import FloatMap, validated_threshold
+from benchmarks.quality.patients import Mask, Patient, write_cases
 from benchmarks.quality.settings import reconstruct
 from benchmarks.quality.table.rows import DATA_SETS, DataSet, Row, config_of, lesion_kinds, variant
 from maediff.calibration import Calibration, calibrate
@@ -86,7 +86,7 @@ def compute(
         The cell, ready for JSON.
 
     Raises:
-        InputError: The cell that this one builds on is not there.
+        AbsentError: Scans, or the cell or the model that this one builds on, are not there.
         MAEDiffError: What the method refuses.
     """
     cases = work / data.name / "cases.csv"
@@ -279,8 +279,12 @@ def _transfer(
     cell = read_json(built_on).get("results", {})
     if "refused" in cell:
         raise InputError(f"refused on {other.name}, where it would have to train: {cell['refused']}")
-    if "timestep" not in cell:
-        raise InputError(f"{built_on} holds no trained method; compute the cell {other.name} {row.name} first")
-    predictor = load_model(work / other.name / variant(row.name, seed) / "model", "cpu")
+    model = work / other.name / variant(row.name, seed) / "model"
+    if "timestep" not in cell or not model.is_dir():
+        raise AbsentError(
+            f"{built_on} and {model} must hold the method trained on {other.name}; "
+            f"compute the cell {other.name} {row.name} first, with --again if it is stored"
+        )
+    predictor = load_model(model, "cpu")
     rows = _test(predictor, data, cases, cell["timestep"], cell["thresholds"])
     return {"trained_on": other.name, "timestep": cell["timestep"], "thresholds": cell["thresholds"], "patients": rows}

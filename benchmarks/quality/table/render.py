@@ -140,7 +140,12 @@ def _data_set(results: Path, data: DataSet, cells: Cells) -> list[str]:
     if compared and data.trained_on is None:
         parts += ["Paired differences in AUPRC over the same scans, and p of a two-sided paired bootstrap:"]
         parts += [_differences(scored, cells, compared)]
-    return parts + (["Refused:\n\n" + "\n".join(refused)] if refused else [])
+    if refused:
+        parts.append("Refused:\n\n" + "\n".join(refused))
+    absent = [row.title for row in ROWS if row.tried_on(data.name) and row.name not in cells]
+    if absent:
+        parts.append(f"Not computed: {'; '.join(absent)}.")
+    return parts
 
 
 def _quality(rows: Sequence[Row], cells: Cells) -> str:

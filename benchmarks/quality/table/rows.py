@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common import ROOT, data_folder
-from benchmarks.quality.lgg_flair import row, split_rows
+from benchmarks.common import data_folder
+from benchmarks.quality.patients import CONFIG, row, split_rows
 from maediff.config import Config, ScoreConfig, load_config
 from maediff.data.cases import find_cases
 from maediff.data.lesions import KINDS
@@ -200,7 +200,7 @@ DATA_SETS = {
     "lgg_flair": DataSet(
         "lgg_flair",
         "real FLAIR, gliomas",
-        str(ROOT / "benchmarks" / "quality" / "lgg_flair.yaml"),
+        str(CONFIG),
         ScoreConfig(sign="bright", median_mm=15.0, erode_mm=4.0),
         _lgg_cases,
         budget_tflop=20.0,
@@ -209,7 +209,7 @@ DATA_SETS = {
     "mslub": DataSet(
         "mslub",
         "real FLAIR, multiple sclerosis (2 patients: a smoke test)",
-        str(ROOT / "benchmarks" / "quality" / "lgg_flair.yaml"),
+        str(CONFIG),
         ScoreConfig(sign="bright", median_mm=0.0, erode_mm=4.0),
         _mslub_cases,
         trained_on="lgg_flair",
