@@ -82,11 +82,6 @@ class Benchmark:
         parts = Path(self.file).resolve().relative_to(ROOT).with_suffix("").parts
         return ".".join(part for part in parts if part != "__main__")
 
-    @property
-    def question(self) -> str:
-        """First line of the docstring."""
-        return (self.doc or "").splitlines()[0]
-
     def parser(self) -> argparse.ArgumentParser:
         """Build the command line: the docstring as help, and the options that all benchmarks share."""
         parser = argparse.ArgumentParser(

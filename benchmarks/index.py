@@ -5,16 +5,14 @@ python -m benchmarks.index
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Iterator
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
 
-import benchmarks
-from benchmarks.common import ROOT, Benchmark
-from maediff.files import write_text
-
-INDEX = ROOT / "benchmarks" / "README.md"
+FOLDER = Path(__file__).resolve().parent
+INDEX = FOLDER / "README.md"
 ROOMS = ("speed", "quality", "robustness", "release")
 HEAD = """# Benchmarks
 
@@ -29,36 +27,56 @@ Scripts are never imported as libraries: what several of them need is in modules
 """
 
 
-def scripts() -> Iterator[str]:
-    """Name the modules of this folder that can be run, by room and name."""
-    for room in ROOMS:
-        for path in sorted((ROOT / "benchmarks" / room).rglob("*.py")):
-            if "\nBENCHMARK = " in path.read_text(encoding="utf-8"):
-                yield ".".join(path.relative_to(ROOT).with_suffix("").parts)
+@dataclass(frozen=True)
+class Entry:
+    """A line of the index.
+
+    Attributes:
+        module: Name as `python -m` wants it.
+        question: First line of the docstring.
+        page: Page of the repository that says what was found.
+        results: Stored results, below `benchmarks/results`.
+    """
+
+    module: str
+    question: str
+    page: str
+    results: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """Render the line."""
+        results = ", ".join(f"[{name}](results/{name})" for name in self.results) or "-"
+        page = f"[{Path(self.page).name}](../{self.page})"
+        return f"| `{self.module}` | {self.question} | {results} | {page} |"
+
+
+def entries(room: str) -> Iterator[Entry]:
+    """Read the scripts of a folder, by name; none is imported, so that this takes no time."""
+    for path in sorted((FOLDER / room).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        question = (ast.get_docstring(tree) or "").split("\n")[0]
+        parts = path.relative_to(FOLDER.parent).with_suffix("").parts
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "BENCHMARK":
+                assert isinstance(node.value, ast.Call)
+                found = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.value.keywords}
+                yield Entry(".".join(part for part in parts if part != "__main__"), question, **found)
 
 
 def markdown() -> str:
     """Render the index."""
     parts = [HEAD]
     for room in ROOMS:
-        found = [import_module(name).BENCHMARK for name in scripts() if name.split(".")[1] == room]
-        title = import_module(f"{benchmarks.__name__}.{room}").__doc__ or ""
-        parts.append(
-            f"## {room}\n\n{title.strip()}\n\n| `python -m …` | question | results | page |\n|---|---|---|---|\n"
-        )
-        parts[-1] += "\n".join(map(_line, found)) + "\n"
+        title = ast.get_docstring(ast.parse((FOLDER / room / "__init__.py").read_text(encoding="utf-8")))
+        lines = ["| `python -m …` | question | results | page |", "|---|---|---|---|"]
+        lines += [entry.line() for entry in entries(room)]
+        parts.append(f"## {room}\n\n{title}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
-
-
-def _line(benchmark: Benchmark) -> str:
-    results = ", ".join(f"[{name}](results/{name})" for name in benchmark.results) or "-"
-    page = f"[{Path(benchmark.page).name}](../{benchmark.page})"
-    return f"| `{benchmark.module}` | {benchmark.question} | {results} | {page} |"
 
 
 def main() -> int:
     """Write the index."""
-    write_text(INDEX, markdown())
+    INDEX.write_text(markdown(), encoding="utf-8")
     return 0
 
 

@@ -44,20 +44,24 @@ def test_help(name, capsys):
     assert f"python -m benchmarks.{name.removesuffix('.__main__')} " in capsys.readouterr().out
 
 
+def entries():
+    index = module("index")
+    return [entry for room in index.ROOMS for entry in index.entries(room)]
+
+
 def test_the_index_is_that_of_the_scripts():
     index = module("index")
     assert index.INDEX.read_text(encoding="utf-8") == index.markdown(), "run python -m benchmarks.index"
-    assert sorted(index.scripts()) == [f"benchmarks.{name}" for name in scripts() if name != "index"]
+    listed = {entry.module for entry in entries()}
+    assert listed == {f"benchmarks.{name}".removesuffix(".__main__") for name in scripts() if name != "index"}
 
 
 def test_the_index_leads_to_results_and_pages_that_are_there():
-    stored = set()
-    for name in module("index").scripts():
-        benchmark = import_module(name).BENCHMARK
-        stored |= set(benchmark.results)
-        assert all((ROOT / "benchmarks" / "results" / result).exists() for result in benchmark.results), name
-        assert benchmark.module in (ROOT / benchmark.page).read_text(encoding="utf-8"), f"{benchmark.page} of {name}"
-        assert benchmark.question.endswith((".", "?")), name
+    for entry in entries():
+        assert all((ROOT / "benchmarks" / "results" / name).exists() for name in entry.results), entry
+        assert entry.module in (ROOT / entry.page).read_text(encoding="utf-8"), entry
+        assert entry.question.endswith((".", "?")), entry
+    stored = {name for entry in entries() for name in entry.results}
     assert stored == {path.name for path in (ROOT / "benchmarks" / "results").iterdir()}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.common import Benchmark, say, table
 from maediff.demo import run_demo
 
-BENCHMARK = Benchmark(__file__, __doc__, page="README.md")
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md")
 
 
 def measure(output: Path, seed: int, quick: bool) -> Mapping[str, Any]:
