@@ -66,7 +66,8 @@ def test_maps_lie_in_the_space_of_the_scan(predictors, make_scan, name, align):
         np.testing.assert_allclose(image.affine, scan.affine, atol=1e-4)
         assert int(image.header["qform_code"]) == int(scan.header["qform_code"])
         assert int(image.header["sform_code"]) == int(scan.header["sform_code"])
-        assert (image.get_fdata()[~brain] == 0).all()
+        outside = scan.get_fdata() if kind == "reconstruction" else np.zeros(shape)
+        assert (image.get_fdata()[~brain] == outside[~brain]).all()
     assert result.anomaly.dtype == result.reconstruction.dtype == np.float32
     assert np.isfinite(result.anomaly).all()
     assert np.isfinite(result.reconstruction).all()
@@ -81,6 +82,28 @@ def test_a_flipped_scan_gives_the_flipped_map(predictors, make_scan, align):
     turned_over = predictors[align].predict(make_scan(flipped((0, 1, 2)), SHAPE))
     np.testing.assert_allclose(turned_over.anomaly[::-1, ::-1, ::-1], straight.anomaly, atol=2e-3)
     assert turned_over.score == pytest.approx(straight.score, rel=1e-3)
+
+
+@pytest.mark.parametrize("align", ["voxel", "world"])
+def test_names_and_the_order_of_voxels_change_nothing(predictors, make_scan, tmp_path, align):
+    scan = make_scan(RAS, SHAPE)
+    nib.save(scan, tmp_path / "one.nii.gz")
+    data = np.asarray(scan.dataobj)[::-1].transpose(2, 0, 1)
+    affine = flipped((0,))[:, [2, 0, 1, 3]]
+    nib.save(nib.Nifti1Image(data, affine), tmp_path / "other_name.nii")
+    one, other = (predictors[align].predict(tmp_path / name) for name in ("one.nii.gz", "other_name.nii"))
+    np.testing.assert_allclose(other.anomaly.transpose(1, 2, 0)[::-1], one.anomaly, atol=2e-3)
+    assert other.score == pytest.approx(one.score, rel=1e-4)
+
+
+def test_outside_the_brain_the_reconstruction_is_the_scan(predictors, make_scan):
+    scan = make_scan(RAS, SHAPE)
+    data = np.asarray(scan.dataobj)
+    scored = np.where(data > 0, (data - 500) / 100, -5).astype(np.float32)  # z-scored, with its own background
+    result = predictors["world"].predict(nib.Nifti1Image(scored, scan.affine))
+    assert (result.brain_mask == (data > 0)).all()
+    assert (result.reconstruction[data == 0] == -5).all()
+    assert result.background.level == -5
 
 
 def test_a_result_depends_on_scan_and_seed_alone(predictors, make_scan, tmp_path):

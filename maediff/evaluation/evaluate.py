@@ -21,8 +21,10 @@ from maediff.evaluation.strata import Stratum
 from maediff.evaluation.voxel import NAN, VoxelMetrics, voxel_metrics
 from maediff.files import write_json
 from maediff.tables import write_table
-from maediff.typing import BoolArray
+from maediff.typing import Array, BoolArray
 from maediff.volume import Volume, read_mask, read_nifti
+from maediff.working.brainmask import largest_component
+from maediff.working.foreground import Background
 
 logger = logging.getLogger(__name__)
 
@@ -186,10 +188,11 @@ def measure(
 def brain_of(output: OutputCase, truth: Truth | None, like: Volume) -> tuple[BoolArray, str]:
     """Find the brain in which a scan is scored, and say where it came from.
 
-    The reference's brain mask, else the one that infer used, else where the reconstruction or the map is not zero.
+    The reference's brain mask, else the one that infer used, else what is not background in the reconstruction, which
+    outside the brain is the scan, else where the map is not zero.
 
     Raises:
-        MAEDiffError: The mask cannot be used.
+        MAEDiffError: The mask cannot be used, or the one that infer used is gone.
     """
     if truth is not None and truth.mask is not None:
         return read_mask(truth.mask, like, "brain mask"), "reference"
@@ -201,9 +204,19 @@ def brain_of(output: OutputCase, truth: Truth | None, like: Volume) -> tuple[Boo
             "the reference table"
         )
     if "reconstruction" in output.files:
-        brain: BoolArray = read_nifti(output.files["reconstruction"]).data != 0
-        return brain | (like.data > 0), "non-zero reconstruction"
+        brain = _not_background(output, read_nifti(output.files["reconstruction"]).data)
+        return brain | (like.data > 0), "reconstruction"
     return like.data > 0, "non-zero map"
+
+
+def _not_background(output: OutputCase, reconstruction: Array) -> BoolArray:
+    """Find the brain of a scan that had no mask, by the background that its sidecar records."""
+    if "background" not in output.sidecar:  # of a version whose reconstructions are zero outside the brain
+        return np.asarray(reconstruction != 0)
+    found = output.sidecar["background"]
+    if not found:  # a whole head that was accepted as it is
+        return np.ones(reconstruction.shape, bool)
+    return largest_component(Background(float(found["level"]), float(found["tolerance"])).outside(reconstruction))
 
 
 def _score(output: OutputCase, truths: Reference) -> CaseResult:

@@ -366,6 +366,7 @@ def _sidecar(case: Case, result: AnomalyResult, key: RunKey, folder: Path) -> di
         "volume_ml": result.volume_ml,
         "brain_volume_ml": result.brain_volume_ml,
         "seconds": round(result.seconds, 3),
+        "background": None if result.background is None else asdict(result.background),
         "notes": list(result.notes),
         "use": "research use only",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from maediff.methods.whole import Engine, engine
 from maediff.normative import UNITS, Locations
 from maediff.scoring import anomaly_mask, case_score, channel_residual, eroded, postprocess
 from maediff.typing import Array, BoolArray, FloatMap
-from maediff.volume import Volume, from_image, image_like, read_channel, read_mask, stem_of
+from maediff.volume import Volume, from_image, image_like, read_channel, read_mask
 from maediff.working import Prepared, prepare
+from maediff.working.foreground import Background
 
 Image = str | Path | nib.Nifti1Image | Volume
 WORKING_UNITS = "working units: 2 spans the scan's intensity scale"
@@ -40,8 +42,8 @@ class AnomalyResult:
     Attributes:
         volume: The scan; of several channels the first.
         anomaly: Anomaly map, float32, in `units`, never negative, zero outside the brain.
-        reconstruction: Healthy reconstruction in the scan's intensity units, zero outside the brain; of several
-            channels that of the first.
+        reconstruction: Healthy reconstruction in the scan's intensity units, outside the brain the scan itself; of
+            several channels that of the first.
         brain_mask: Where the map is defined.
         anomaly_mask: Voxels above the calibrated threshold; None where the model has no calibration.
         uncertainty: Standard deviation of the reconstruction over noise draws and timesteps, working units, the mean
@@ -53,6 +55,7 @@ class AnomalyResult:
         notes: What a user should be told about this scan.
         seconds: Time taken.
         units: Of the map: working units, or standard deviations where the model has healthy residuals by place.
+        background: What was taken as background; None if a brain mask was given, or if there is none.
     """
 
     volume: Volume
@@ -68,6 +71,7 @@ class AnomalyResult:
     notes: tuple[str, ...]
     seconds: float
     units: str = WORKING_UNITS
+    background: Background | None = None
 
     @property
     def volume_ml(self) -> float | None:
@@ -161,7 +165,8 @@ class Predictor:
             image: Path, nibabel image or :class:`~maediff.volume.Volume`, 3-D; for a model of several channels a list
                 of them in the order of its `data.channels`, on one voxel grid.
             mask: Brain mask on the same grid; without one, what is not background in a skull-stripped scan.
-            seed: Seed of the noise. The result depends on it, on the scan's file name and on the scan alone.
+            seed: Seed of the noise. The result depends on it and on the scan's content and place alone: not on its file
+                name, nor on the order in which its voxels are stored.
             on_batch: Told how many windows are done, of how many.
 
         Returns:
@@ -206,7 +211,7 @@ class Predictor:
         """Score a prepared scan: the rest of :meth:`predict`."""
         start = time.perf_counter()
         volume, prepared = scan.volume, scan.prepared
-        anomaly, reconstruction, deviation = self._maps(volume, prepared, (seed, _stem(volume)), on_batch)
+        anomaly, reconstruction, deviation = self._maps(volume, prepared, (seed, content_key(scan)), on_batch)
         calibrated = self.calibration
         score = case_score(anomaly, prepared.native_mask)
         if not (np.isfinite(score) and np.isfinite(anomaly).all() and np.isfinite(reconstruction).all()):
@@ -227,12 +232,13 @@ class Predictor:
             notes=prepared.notes,
             seconds=scan.seconds + time.perf_counter() - start,
             units=WORKING_UNITS if self.locations is None else UNITS,
+            background=prepared.background,
         )
 
     def residual(self, scan: PreparedScan, seed: int = 0) -> FloatMap:
         """Reconstruct a prepared scan and return its residual, before any filter, on the working grid (S, H, W)."""
         prepared = scan.prepared
-        mean, _ = self._healthy(prepared, (seed, _stem(scan.volume)))
+        mean, _ = self._healthy(prepared, (seed, content_key(scan)))
         return channel_residual(prepared.slices, mean.numpy(), self.config.score.sign)
 
     def _healthy(
@@ -254,7 +260,7 @@ class Predictor:
         mean, deviation = self._healthy(prepared, key, on_batch)
         several = mean.ndim == 4
         reconstruction = prepared.scale.inverse(prepared.to_native((mean[:, 0] if several else mean).numpy()))
-        reconstruction[~prepared.native_mask] = 0
+        reconstruction[~prepared.native_mask] = volume.data[~prepared.native_mask]
         if deviation is not None and several:
             deviation = deviation.mean(1)
         uncertainty = None if deviation is None else prepared.to_native(deviation.numpy())
@@ -288,8 +294,14 @@ class Predictor:
         return anomaly_mask(anomaly, self.calibration.threshold, volume.spacing_mm, self.config.score.min_size_mm3)
 
 
-def _stem(volume: Volume) -> str:
-    return stem_of(volume.source) if volume.source else ""
+def content_key(scan: PreparedScan) -> str:
+    """Name a scan by its content, for its noise: by the intensities of its brain in rising order.
+
+    Neither the file name nor the order of the voxels counts, so that a renamed scan, or the same one stored along other
+    axes, gets the same noise on its working grid. Two scans of equal content get equal noise.
+    """
+    values = np.sort(scan.volume.data[scan.prepared.native_mask])
+    return hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
 
 
 def _mask(mask: Image | Array, volume: Volume) -> BoolArray:

@@ -48,7 +48,8 @@ def untrained_maps(network: Untrained, volume: Volume, brain: BoolArray, config:
     """Make the anomaly map and what a healthy scan would look like, on the scan's own voxels.
 
     The map is in units of the brain's median over its dark end (intensity) or of standard deviations (zscore); the
-    healthy scan is the brain's median everywhere, or the mean of the healthy scans in this scan's units.
+    healthy scan is the brain's median everywhere, or the mean of the healthy scans in this scan's units; outside the
+    brain it is the scan.
 
     Args:
         network: What :func:`untrained_weights` collected.
@@ -63,13 +64,13 @@ def untrained_maps(network: Untrained, volume: Volume, brain: BoolArray, config:
     low, middle = np.percentile(volume.data[brain], [1.0, 50.0])
     if config.method == "intensity":
         values = intensity_map(volume.data, brain, config.score.sign)
-        healthy = np.where(brain, np.float32(middle), np.float32(0))
+        healthy = np.where(brain, np.float32(middle), volume.data)
     else:
         check_common_space(volume, "method zscore")
         parts = {name: value.cpu().numpy() for name, value in network.named_buffers()}
         statistics = HealthyStatistics(**{**parts, "affine": parts["affine"].astype(np.float64)})
         values = zscore_map(volume, brain, statistics, config.score.sign)
-        healthy = np.where(brain, low + (middle - low) * statistics.mean_on(volume), 0).astype(np.float32)
+        healthy = np.where(brain, low + (middle - low) * statistics.mean_on(volume), volume.data).astype(np.float32)
     return filter_map(values, brain, volume.spacing_mm, config.score), healthy
 
 

@@ -15,7 +15,7 @@ from maediff.files import read_json, write_json
 from maediff.paths import WRITTEN_IN, found_path, stored_path
 from maediff.tables import write_table
 from maediff.typing import Array, FloatMap
-from maediff.volume import Volume, grid_distance, read_nifti, write_like
+from maediff.volume import Volume, grid_distance, read_mask, read_nifti, write_like
 from maediff.working.resample import index_map, resample
 
 _SAME_MM = 0.1
@@ -109,13 +109,14 @@ def _restored(
     for kind, name in named.items():
         values = restore_map(_data(output.folder / name), sidecar, raw, order=0 if kind == "mask" else 1)
         if kind == "reconstruction":
-            values = _raw_units(values, sidecar)
+            brain = read_mask(prepared / "raw_space" / f"{output.case}_brainmask.nii.gz", raw, "brain mask")
+            values = np.where(brain, _raw_units(values, sidecar), raw.data)
         if kind == "mask":
             volume_ml = float(np.count_nonzero(values)) * raw.voxel_mm3 / 1000
         maps[kind] = write_like(folder / _raw_name(name), values, raw, np.uint8 if kind == "mask" else np.float32)
     if "anomaly" in maps:
-        brain = prepared / "raw_space" / f"{output.case}_brainmask.nii.gz"
-        facts: dict[str, Any] = {"image": stored_path(path, folder), "mask": stored_path(brain, folder)}
+        mask = prepared / "raw_space" / f"{output.case}_brainmask.nii.gz"
+        facts: dict[str, Any] = {"image": stored_path(path, folder), "mask": stored_path(mask, folder)}
         facts |= {WRITTEN_IN: str(folder.resolve())}
         facts |= {"volume_ml": None if math.isnan(volume_ml) else volume_ml}  # without a threshold there is none
         facts |= {"outputs": {kind: path.name for kind, path in maps.items()}, "restored": True}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maediff.errors import InputError, MAEDiffError
+from maediff.evaluation.evaluate import brain_of
 from maediff.evaluation.outputs import OutputCase
 from maediff.evaluation.reference import Reference
 from maediff.findings import Findings, locate, to_template
@@ -28,7 +29,7 @@ from maediff.report.figures import (
     plane_spacing_mm,
     scale_top,
 )
-from maediff.typing import Array
+from maediff.typing import Array, BoolArray
 from maediff.volume import Volume, read_mask, read_nifti
 
 logger = logging.getLogger(__name__)
@@ -143,9 +144,17 @@ def _extract(case: OutputCase, reference: Reference | None) -> tuple[_Scan, str]
         slices.append(_cut(layers, affine, "axial", largest, "with most of the lesion, which the map missed, "))
     findings = None
     if "mask" in layers:
-        inside = layers["reconstruction"] != 0 if "reconstruction" in layers else brain
+        inside = _brain(case, volume)
         findings = locate(layers["mask"], inside, affine, to_template(volume, case.image, case.sidecar), values=values)
     return _Scan(top, spread, window, slices, findings), note
+
+
+def _brain(case: OutputCase, volume: Volume) -> BoolArray:
+    """Find the brain that a scan was scored in; where its mask is gone, that is where the map is not zero."""
+    try:
+        return brain_of(case, None, volume)[0]
+    except MAEDiffError:
+        return np.asarray(volume.data > 0)
 
 
 def _cut(

@@ -15,6 +15,7 @@ from maediff.errors import InputError
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume
 from maediff.working.brainmask import brain_mask
+from maediff.working.foreground import Background, find_background
 from maediff.working.intensity import Scale, fit_scale
 from maediff.working.spatial import WorkingGrid, to_native, to_working, working_grid
 
@@ -31,6 +32,7 @@ class Prepared:
         scale: Intensity scale of the scan, of its first channel.
         native_mask: Brain (X, Y, Z).
         notes: What a user should be told about this scan.
+        background: What was taken as background; None if a brain mask was given, or if there is none.
     """
 
     slices: FloatMap
@@ -39,6 +41,7 @@ class Prepared:
     scale: Scale
     native_mask: BoolArray
     notes: tuple[str, ...]
+    background: Background | None = None
 
     def to_native(self, values: npt.NDArray[Any], order: int = 1) -> FloatMap:
         """Bring working values to the native voxels of the brain.
@@ -104,7 +107,8 @@ def prepare(
     ]
     slices = np.stack(stacks, 1) if others else stacks[0]
     said = dict.fromkeys((*volume.notes, *(note for channel in others for note in channel.notes), *notes))
-    return Prepared(slices, share >= 0.5, grid, scales[0], native_mask, tuple(said))
+    background = find_background(volume.data) if mask is None else None
+    return Prepared(slices, share >= 0.5, grid, scales[0], native_mask, tuple(said), background)
 
 
 def _working(scaled: FloatMap, native_mask: BoolArray, grid: WorkingGrid, share: FloatMap, clip: float) -> FloatMap:

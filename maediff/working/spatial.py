@@ -237,4 +237,5 @@ def _in_plane_size(least: int, size: int, name: str) -> int:
 
 
 def _on_lattice(start: float, centre: float | None, spacing: float) -> float:
-    return start if centre is None else centre + round((start - centre) / spacing) * spacing
+    """Move a start to the nearest voxel centre; of two equally near the lower one, whichever way the voxels run."""
+    return start if centre is None else centre + math.floor((start - centre) / spacing + 0.5 - 1e-4) * spacing
