@@ -22,6 +22,14 @@ SUFFIXES = (".nii.gz", ".nii")
 MAX_VOXELS = 2**31
 SPACING_RANGE_MM = (0.02, 50.0)
 _MAX_EXTRA_BYTES = 64 * 2**20  # header extensions before the voxels, and padding behind them
+_EXTENSION_FLAG = 4  # bytes between a header and the voxels
+_POINTERS = (
+    (b"version https://git-lfs", "a pointer of Git LFS"),
+    (b"/annex/objects", "a pointer of git-annex"),
+    (b"../.git/annex/objects", "a pointer of git-annex"),
+    (b"<!doctype", "a web page"),
+    (b"<html", "a web page"),
+)
 _MAX_DEFLATE_RATIO = 1100  # deflate cannot shrink zeros by more than 1032 : 1
 READ_ERRORS = (
     OSError,
@@ -48,8 +56,13 @@ def check_file(path: Path) -> Any:
         InputError: Missing, not NIfTI, truncated, 2-D or 4-D, or implausibly large.
         GeometryError: Zero spacing.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist; check the path")
+    if path.is_symlink() and not _exists(path):
+        raise InputError(
+            f"{path} is a link to a file that is not here ({path.readlink()}); fetch its content (git-annex: "
+            "`git annex get`, DataLad: `datalad get`) or mend the link"
+        )
+    if not _exists(path):
+        raise InputError(f"{path} does not exist or lies in a folder that cannot be read; check the path")
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a .nii or .nii.gz file")
     if not path.name.lower().endswith(SUFFIXES):
@@ -72,6 +85,13 @@ def check_file(path: Path) -> Any:
             "copy or convert it again"
         )
     return header
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder on the way cannot be read
+        return False
 
 
 def check_memory(num_voxels: int, num_bytes: int, name: str) -> None:
@@ -126,6 +146,10 @@ def _raw_header(path: Path) -> Any:
             block = stream.read(540)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path}: {_first_line(error)}; copy or convert it again") from error
+    if not block:
+        raise InputError(f"{path} is empty (no bytes): a copy or download did not finish; copy or convert it again")
+    if pointer := next((name for start, name in _POINTERS if block.lstrip().lower().startswith(start)), None):
+        raise InputError(f"{path} is {pointer}, not a scan; fetch the file itself")
     header = _parse_header(block)
     if header is None:
         raise InputError(f"{path} is not NIfTI: it has no NIfTI header; convert it (for example with dcm2niix)")
@@ -147,8 +171,45 @@ def _parse_header(block: bytes) -> Any:
 
 
 def is_gzip(path: Path) -> bool:
-    """Tell a packed file by its name."""
-    return path.name.lower().endswith(".gz")
+    """Tell a packed file by its first bytes: names are wrong both ways; by its name if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(2) == b"\x1f\x8b"
+    except OSError:
+        return path.name.lower().endswith(".gz")
+
+
+def with_usable_offset(content: bytes, header: Any, name: str) -> bytes:
+    """Mend a file whose header says that its voxels start inside the header; some tools leave 0 there.
+
+    They then start behind the header: at the byte that lets the file end with the last voxel, else at the usual one.
+
+    Args:
+        content: The whole file, unpacked.
+        header: Its header, from :func:`check_file`.
+        name: What messages call the file.
+
+    Returns:
+        The file with its voxels at the usual byte.
+
+    Raises:
+        InputError: The stated byte is neither 0 nor behind the header.
+    """
+    offset, size = float(header["vox_offset"]), len(header.binaryblock)
+    if offset >= size + _EXTENSION_FLAG:
+        return content
+    if not (offset == 0 or size <= offset):  # NaN, negative or within the header
+        raise InputError(
+            f"{name} says that its voxels start at byte {offset:g}; 0 or {size + _EXTENSION_FLAG} and more is "
+            "possible: its header is damaged, convert it again"
+        )
+    shape = [int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])]]
+    unexplained = len(content) - math.prod(shape) * int(header["bitpix"]) // 8
+    start = int(offset) or (size if unexplained == size else size + _EXTENSION_FLAG)
+    mended = header.copy()
+    mended["vox_offset"] = size + _EXTENSION_FLAG
+    block: bytes = mended.binaryblock
+    return block + bytes(_EXTENSION_FLAG) + content[start:]
 
 
 def unreadable(name: str, error: BaseException) -> InputError:

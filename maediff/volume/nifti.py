@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from maediff.volume.checks import (
     squeezed,
     unpacked,
     unreadable,
+    with_usable_offset,
 )
 
 __all__ = [
@@ -293,11 +294,25 @@ def write_like(path: str | Path, data: Array, like: Volume, dtype: npt.DTypeLike
 def _read(path: Path) -> Volume:
     header = check_file(path)
     kind: Any = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    packed = is_gzip(path)
     try:
-        image = kind.from_bytes(unpacked(path, header)) if is_gzip(path) else kind.from_filename(path)
+        if packed or not float(header["vox_offset"]) >= kind.header_class.single_vox_offset:
+            content = unpacked(path, header) if packed else path.read_bytes()
+            image = kind.from_bytes(with_usable_offset(content, header, str(path)))
+        else:
+            image = kind.from_filename(path)
     except READ_ERRORS as error:
         raise unreadable(str(path), error) from error
-    return _from_nibabel(image, path)
+    volume = _from_nibabel(image, path)
+    return replace(volume, notes=(*volume.notes, *_file_notes(path, header, packed=packed)))
+
+
+def _file_notes(path: Path, header: Any, *, packed: bool) -> Iterable[str]:
+    """Say what is odd about a file that can be read all the same."""
+    if packed != path.name.lower().endswith(".gz"):
+        yield f"the file is {'gzipped' if packed else 'not gzipped'}, other than its name says"
+    if float(header["vox_offset"]) == 0:
+        yield "the header says that voxels start at byte 0; they were read from behind the header"
 
 
 def _from_nibabel(image: Any, source: Path | None) -> Volume:
