@@ -147,6 +147,11 @@ def set_option(example: str) -> Callable[[F], F]:
 
 split_option = click.option("--split", help="Only rows with this value in the split column.")
 channel_option = click.option("--channel", help="Which image_<channel> column to read where a table has several.")
+pattern_option = click.option(
+    "--pattern",
+    metavar="GLOB",
+    help="Which files of a folder are scans, such as '*_t1.nii.gz'; '*' takes all, label maps included.",
+)
 series_option = click.option("--series", type=int, help="DICOM Series Number, where folders hold several series.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 

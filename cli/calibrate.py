@@ -16,6 +16,7 @@ from ._options import (
     jobs_option,
     json_option,
     model_option,
+    pattern_option,
     split_option,
     talk,
 )
@@ -43,6 +44,7 @@ from ._options import (
 )
 @split_option
 @channel_option
+@pattern_option
 @device_option
 @jobs_option
 @json_option
@@ -55,6 +57,7 @@ def command(
     locations: bool,
     split: str | None,
     channel: str | None,
+    pattern: str | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -71,7 +74,15 @@ def command(
     from ._console import say
 
     calibration = calibrate_model(
-        model, source, split=split, channel=channel, device=device, rate=rate, locations=locations, on_case=say
+        model,
+        source,
+        split=split,
+        channel=channel,
+        pattern=pattern,
+        device=device,
+        rate=rate,
+        locations=locations,
+        on_case=say,
     )
     if as_json:
         click.echo(json.dumps(calibration.to_dict(), indent=2))

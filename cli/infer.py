@@ -22,6 +22,7 @@ from ._options import (
     min_size_option,
     model_option,
     output_option,
+    pattern_option,
     rate_option,
     seed_option,
     set_option,
@@ -78,6 +79,7 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @set_option("infer.draws=4")
 @split_option
 @channel_option
+@pattern_option
 @device_option
 @jobs_option
 @seed_option
@@ -102,6 +104,7 @@ def command(
     overrides: tuple[str, ...],
     split: str | None,
     channel: str | None,
+    pattern: str | None,
     device: str,
     seed: int,
     as_json: bool,
@@ -127,6 +130,7 @@ def command(
         "overwrite": overwrite,
         "split": split,
         "channel": channel,
+        "pattern": pattern,
         "overrides": overrides,
         "threshold": threshold,
         "rate": rate,

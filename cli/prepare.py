@@ -7,7 +7,16 @@ from pathlib import Path
 import click
 
 from . import EXIT_ERROR, EXIT_SOME_FAILED
-from ._options import Command, channel_option, examples, input_option, output_option, series_option, talk
+from ._options import (
+    Command,
+    channel_option,
+    examples,
+    input_option,
+    output_option,
+    pattern_option,
+    series_option,
+    talk,
+)
 
 METHODS = ("auto", "given", "stripped", "hd-bet", "synthstrip", "template")
 
@@ -34,6 +43,7 @@ METHODS = ("auto", "given", "stripped", "hd-bet", "synthstrip", "template")
 @click.option("--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan.")
 @click.option("--scale/--no-scale", default=True, help="In-mask percentiles 1 and 99 to 0 and 1000.")
 @channel_option
+@pattern_option
 @series_option
 @click.option("--overwrite", is_flag=True, help="Prepare again what is finished.")
 @talk
@@ -48,6 +58,7 @@ def command(
     mask: Path | None,
     scale: bool,
     channel: str | None,
+    pattern: str | None,
     series: int | None,
     overwrite: bool,
 ) -> None:
@@ -70,6 +81,7 @@ def command(
             settings,
             mask=mask,
             channel=channel,
+            pattern=pattern,
             series=series,
             overwrite=overwrite,
             on_start=progress.start,

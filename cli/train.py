@@ -15,6 +15,7 @@ from ._options import (
     input_option,
     jobs_option,
     output_option,
+    pattern_option,
     set_option,
     split_option,
     talk,
@@ -36,6 +37,7 @@ from ._options import (
 @click.option("--resume", is_flag=True, help="Go on exactly from the run's last checkpoint.")
 @split_option
 @channel_option
+@pattern_option
 @device_option
 @jobs_option
 @talk
@@ -48,6 +50,7 @@ def command(
     resume: bool,
     split: str | None,
     channel: str | None,
+    pattern: str | None,
     device: str,
 ) -> None:
     """Train a model on healthy scans.
@@ -71,6 +74,7 @@ def command(
             device=device,
             split=split,
             channel=channel,
+            pattern=pattern,
             on_case=progress.case,
             on_progress=progress.step,
         )

@@ -83,13 +83,13 @@ def _parts(path: Path) -> tuple[str, str, str]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text atomically (see :func:`atomic_path`).
+    """Write UTF-8 text atomically (see :func:`atomic_path`); bytes of file names that are not UTF-8 are escaped.
 
     Raises:
         OutputError: The file cannot be written.
     """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -71,6 +71,20 @@ def stored_places(text: object, folder: str | Path, record: Mapping[str, Any]) -
     return list(dict.fromkeys(Path(os.path.normpath(base / text)) for base in bases))  # links are resolved already
 
 
+def readable(text: str) -> str:
+    r"""Make a file name that is not UTF-8 fit for output: such bytes are read as Windows-1252, like most of them are.
+
+    Example:
+        >>> readable("M\udcfcller"), readable("Müller")
+        ('Müller', 'Müller')
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(text).decode("cp1252", errors="replace")
+    return text
+
+
 def without_names(text: str) -> str:
     """Hide user names in a text for people: the own home folder and others become ``~``.
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from os.path import commonpath
 from pathlib import Path
 
 from maediff.data.bids import BidsName
+from maediff.data.pairing import best_fit, is_brain_mask, is_lesion_label
 from maediff.data.rows import path_cell, read_participants
+from maediff.data.search import describe_left_out, is_nifti, is_result, judge, named_label, other_formats
+from maediff.data.walk import LeftOut, Walk, walk
 from maediff.errors import ConfigError, InputError
+from maediff.paths import readable
 from maediff.tables import given, listed, read_table
 from maediff.volume import SUFFIXES, stem_of
 
@@ -22,11 +27,36 @@ logger = logging.getLogger(__name__)
 TABLES = (".csv", ".tsv")
 BIDS_SUFFIXES = ("T1w", "T2w", "FLAIR")
 BRAIN_SUFFIXES = ("brainmask", "brain_mask", "desc-brain_mask", "mask")
-LABEL_SUFFIXES = ("label", "lesion", "tumour", "tumor", "seg", "dseg")
-_NOT_A_SCAN = re.compile(
-    r"(^|[_.-])(brain)?mask$|(^|[_-])(d?seg|probseg|labels?|lesions?|tumou?r|roi)$|anomaly|[_-]reconstruction|uncertainty",
-    re.IGNORECASE,
+LABEL_SUFFIXES = (
+    *(
+        "label",
+        "lesion",
+        "tumour",
+        "tumor",
+        "seg",
+        "dseg",
+        "label-lesion_mask",
+        "lesion_mask",
+        "roi",
+        "gt",
+        "consensus_gt",
+    ),
+    *("wmh", "msk"),
 )
+_LABEL_FOLDERS = (("images", "labels"), ("images", "masks"), ("image", "label"), ("image", "mask"))
+
+
+@dataclass(frozen=True)
+class Search:
+    """What :func:`search_cases` found.
+
+    Attributes:
+        cases: Cases in a fixed order, with unique ids.
+        left_out: Files and folders that are not used, and why.
+    """
+
+    cases: tuple[Case, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +101,20 @@ def find_cases(
     channel: str | None = None,
     channels: Sequence[str] = (),
 ) -> list[Case]:
+    """List the scans of a source, see :func:`search_cases`."""
+    return list(search_cases(source, mask, split, channel, channels).cases)
+
+
+def search_cases(
+    source: str | Path,
+    mask: str | Path | None = None,
+    split: str | None = None,
+    channel: str | None = None,
+    channels: Sequence[str] = (),
+    *,
+    pattern: str | None = None,
+    exclude: Iterable[str | Path] = (),
+) -> Search:
     """List the scans of a source.
 
     - A NIfTI file: one case. A brain mask beside it (``<stem>_brainmask``, ``<stem>_brain_mask``, ``<stem>_mask``,
@@ -78,7 +122,11 @@ def find_cases(
     - A table ``.csv`` or ``.tsv`` with columns ``image[,mask][,label][,subject][,session][,split]``, paths relative to
       the table; several channels as ``image_t1,image_t2,...``, of which ``channel`` chooses one.
     - A folder with ``dataset_description.json`` is a BIDS data set; one with a ``cases.csv`` or ``cases.tsv`` stands
-      for that table; any other is searched for NIfTI files that are not masks, labels or results.
+      for that table; any other is searched for NIfTI files that are not masks, labels or results, by their voxels and
+      by their names (:func:`maediff.data.search.judge`). Links are followed, hidden folders and results of MAEDiff
+      are not searched.
+
+    What a folder holds beside scans, and is not used, is told as a warning.
 
     Whether files of a cohort can be read shows when they are read, so that one bad scan does not stop the others.
 
@@ -88,9 +136,9 @@ def find_cases(
         split: Keep only this split (tables, and BIDS with a ``split`` column in ``participants.tsv``).
         channel: Contrast to choose, for example ``flair``, where the source has several.
         channels: Contrasts that belong together, for a model that sees several; the source is a table then.
-
-    Returns:
-        Cases in a fixed order, with unique ids.
+        pattern: Of a folder, take the NIfTI files whose name or path below the folder fits, such as ``*_t1.nii.gz``,
+            and judge none of them; ``*`` takes all.
+        exclude: Folders not to search, such as that of the results.
 
     Raises:
         InputError: Nothing there, no scans, a table without the columns needed, an unknown split or channel.
@@ -111,13 +159,19 @@ def find_cases(
             f"{columns}"
         )
     if source.is_file() and source.suffix.lower() not in TABLES:
-        return [_single(source, mask, split)]
+        return Search((_single(source, mask, split),))
     if mask is not None:
         raise InputError(
             f"a brain mask can be given for a single scan, not for {source}; use a table with a mask column"
         )
-    cases = _from_folder(source, channel, channels) if source.is_dir() else _from_table(source, channel, channels)
-    return _unique_ids(cases if split is None else _of_split(cases, split, source))
+    if pattern is not None and not (source.is_dir() and _is_plain(source)):
+        raise InputError(f"pattern {pattern!r} is for a folder of scans; {source} is a table or a BIDS data set")
+    if source.is_dir():
+        found = _from_folder(source, channel, channels, pattern, [Path(path) for path in exclude])
+    else:
+        found = Search(tuple(_from_table(source, channel, channels)))
+    cases = list(found.cases) if split is None else _of_split(list(found.cases), split, source)
+    return replace(found, cases=tuple(_unique_ids(cases)))
 
 
 def channels_of(source: str | Path) -> tuple[str, ...]:
@@ -154,14 +208,13 @@ def shard(cases: Sequence[Case], k: int, n: int) -> list[Case]:
 
 
 def looks_like_scan(path: Path) -> bool:
-    """Tell a scan from masks, labels, results and hidden files, by its name.
+    """Tell a scan from masks, labels, results and hidden files, by its name alone.
 
     Example:
         >>> [looks_like_scan(Path(n)) for n in ("a_t1.nii.gz", "a_brainmask.nii", "a_anomaly-mask.nii.gz", "a.txt")]
         [True, False, False, False]
     """
-    nifti = path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
-    return nifti and not _NOT_A_SCAN.search(stem_of(path))
+    return is_nifti(path) and not is_result(path) and not named_label(path)
 
 
 def _single(path: Path, mask: str | Path | None, split: str | None) -> Case:
@@ -174,44 +227,100 @@ def _single(path: Path, mask: str | Path | None, split: str | None) -> Case:
 
 
 def _plain_case(path: Path) -> Case:
-    stem = stem_of(path)
-    brain, label = _companion(path, BRAIN_SUFFIXES), _companion(path, LABEL_SUFFIXES)
+    stem = readable(stem_of(path))
+    brain, label = _companion(path, BRAIN_SUFFIXES), _companion(path, LABEL_SUFFIXES) or _label_elsewhere(path)
     if brain:
         logger.info("%s: brain mask %s", path.name, brain.name)
     return Case(stem, path, brain, label, subject=stem, session=None, split=None, stem=stem)
 
 
 def _companion(path: Path, suffixes: Iterable[str]) -> Path | None:
-    """Find ``<stem>_<suffix>`` beside a scan, else the same with the last part of the stem (the contrast) replaced."""
+    """Find ``<stem>_<suffix>`` beside a scan, else the same with the last part of the stem (the contrast) replaced.
+
+    Parts are joined by ``_`` or, as in BraTS, by ``-``.
+    """
     stem = stem_of(path)
-    bases = [stem, *([stem.rpartition("_")[0]] if "_" in stem else [])]
-    for base in bases:
-        for suffix in suffixes:
-            for ending in SUFFIXES:
-                candidate = path.with_name(f"{base}_{suffix}{ending}")
-                with suppress(OSError):  # a name that the file system finds too long
-                    if candidate.is_file():
-                        return candidate
+    bases = [(stem, "_"), (stem, "-"), *((stem.rpartition(mark)[0], mark) for mark in "_-" if mark in stem)]
+    names = (f"{base}{mark}{suffix}{ending}" for base, mark in bases for suffix in suffixes for ending in SUFFIXES)
+    return next((found for name in names if _present(found := path.with_name(name)) and found != path), None)
+
+
+def _label_elsewhere(path: Path) -> Path | None:
+    """Find the label of a scan in the sibling folder where nnU-Net and the Medical Segmentation Decathlon keep it."""
+    stem, folder = stem_of(path), path.parent
+    for images, labels in _LABEL_FOLDERS:
+        if folder.name.lower().startswith(images):
+            place = folder.with_name(f"{labels}{folder.name[len(images) :]}")
+            for name in dict.fromkeys((stem, re.sub(r"_\d{4}$", "", stem))):
+                for ending in SUFFIXES:
+                    if _present(place / f"{name}{ending}"):
+                        return place / f"{name}{ending}"
     return None
 
 
-def _from_folder(folder: Path, channel: str | None, channels: Sequence[str]) -> list[Case]:
-    if (folder / "dataset_description.json").is_file():
-        return _from_bids(folder, channel)
+def _present(path: Path) -> bool:
+    """Check whether a file is there; a link whose target is missing is, and fails when it is read."""
+    try:
+        return path.is_file() or path.is_symlink()
+    except OSError:  # a name that the file system finds too long
+        return False
+
+
+def _is_plain(folder: Path) -> bool:
+    return not (folder / "dataset_description.json").is_file() and _table_in(folder) is None
+
+
+def _table_in(folder: Path) -> Path | None:
+    """Find the table of scans that a folder stands for; one of results is none."""
     for name in ("cases.csv", "cases.tsv"):
         table = folder / name
         if table.is_file() and any(c == "image" or c.startswith("image_") for c in read_table(table).columns):
-            logger.info("%s: using its table %s", folder, name)
-            return _from_table(table, channel, channels)
-    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and looks_like_scan(p)]
+            return table
+    return None
+
+
+def _from_folder(
+    folder: Path, channel: str | None, channels: Sequence[str], pattern: str | None, exclude: Sequence[Path]
+) -> Search:
+    if (folder / "dataset_description.json").is_file():
+        return _from_bids(folder, channel)
+    if (table := _table_in(folder)) is not None:
+        logger.info("%s: using its table %s", folder, table.name)
+        return Search(tuple(_from_table(table, channel, channels)))
+    found = walk(folder, exclude)
+    paths, left_out = _scans_of(folder, found, pattern)
     if channel is not None:
         paths = [p for p in paths if re.search(rf"(^|[_-]){re.escape(channel)}w?$", stem_of(p), re.IGNORECASE)]
+    cases = [_plain_case(path) for path in paths]
+    used = {path for case in cases for path in (case.mask, case.label)}
+    left_out = [item for item in left_out if item.path not in used]
     if not paths:
-        wanted = "" if channel is None else f" of channel {channel!r} (names that end in _{channel})"
-        raise InputError(
-            f"{folder} holds no scans{wanted}: no .nii or .nii.gz file other than masks, labels and results"
-        )
-    return [_plain_case(path) for path in paths]
+        raise InputError(_no_scans(folder, found, left_out, channel))
+    if left_out:
+        logger.warning("%s: not taken for scans: %s", folder, readable(describe_left_out(left_out, folder)))
+    return Search(tuple(cases), tuple(left_out))
+
+
+def _scans_of(folder: Path, found: Walk, pattern: str | None) -> tuple[list[Path], list[LeftOut]]:
+    """Judge the files of a folder, or take those that a pattern fits."""
+    if pattern is not None:
+        files = [path for path in found.files if is_nifti(path)]
+        fitting = [p for p in files if fnmatch(p.name, pattern) or fnmatch(p.relative_to(folder).as_posix(), pattern)]
+        return fitting, list(found.left_out)
+    judged = judge(found.files)
+    for path in judged.despite_name:
+        logger.warning("%s is taken for a scan: its name says mask or label, its voxels say scan", readable(str(path)))
+    return list(judged.scans), [*found.left_out, *judged.left_out]
+
+
+def _no_scans(folder: Path, found: Walk, left_out: Sequence[LeftOut], channel: str | None) -> str:
+    wanted = "" if channel is None else f" of channel {channel!r} (names that end in _{channel})"
+    others = other_formats(found.files)
+    return (
+        f"{folder} holds no scans{wanted}: no .nii or .nii.gz file other than masks, labels and results"
+        + (f"; left out: {readable(describe_left_out(left_out, folder))}" if left_out else "")
+        + (f"; {others} files must be converted to NIfTI first" if others else "")
+    )
 
 
 def _from_table(path: Path, channel: str | None, channels: Sequence[str]) -> list[Case]:
@@ -230,6 +339,9 @@ def _from_table(path: Path, channel: str | None, channels: Sequence[str]) -> lis
     repeated = [str(image) for image, count in Counter(case.image for case in cases).items() if count > 1]
     if repeated:
         raise InputError(f"table {path} names {repeated[0]} more than once; keep one row a scan")
+    same = [name for name, count in Counter(case.bids.scan for case in cases if case.bids).items() if count > 1]
+    if same:
+        raise InputError(f"table {path} gives two scans the BIDS name {same[0]}, so that their maps would be one file")
     return cases
 
 
@@ -252,7 +364,7 @@ def _image_column(columns: list[str], channel: str | None, path: Path) -> str:
 
 
 def _table_case(row: Mapping[str, str], images: Sequence[Path], folder: Path) -> Case:
-    stem = stem_of(images[0])
+    stem = readable(stem_of(images[0]))
     return Case(
         id=stem,
         image=images[0],
@@ -267,30 +379,50 @@ def _table_case(row: Mapping[str, str], images: Sequence[Path], folder: Path) ->
     )
 
 
-def _from_bids(root: Path, channel: str | None) -> list[Case]:
+def _from_bids(root: Path, channel: str | None) -> Search:
     suffixes = [s for s in BIDS_SUFFIXES if channel is None or s.lower() in (channel.lower(), f"{channel.lower()}w")]
-    images = _bids_images(root)
+    images, left_out = _bids_images(root)
     contrasts = Counter(_entities(path) for path in images)
     images = [path for path in images if stem_of(path).rpartition("_")[2] in suffixes]
     if not images:
         names = ", ".join(f"*_{suffix}.nii.gz" for suffix in suffixes or BIDS_SUFFIXES)
         raise InputError(f"BIDS data set {root} holds no scans: looked for sub-*/[ses-*/]anat/{names}")
-    people = read_participants(root)
-    splits = {name: given(facts, "split") for name, facts in people.items()}
-    find = _derivative_finder(root)
-    return [_bids_case(path, root, splits, find, alone=contrasts[_entities(path)] == 1) for path in images]
+    splits = {name: given(facts, "split") for name, facts in read_participants(root).items()}
+    finder = _Derivatives(root, images)
+    cases = [_bids_case(path, root, splits, finder, alone=contrasts[_entities(path)] == 1) for path in images]
+    if left_out:
+        logger.warning("%s: left out: %s", root, readable(describe_left_out(left_out, root)))
+    return Search(tuple(cases), tuple(left_out))
 
 
-def _bids_images(root: Path) -> list[Path]:
-    """List the anatomical scans of a data set; phase, real and imaginary parts are none."""
+def _bids_images(root: Path) -> tuple[list[Path], list[LeftOut]]:
+    """List the anatomical scans of a data set. Phase, real and imaginary parts and second files of a scan are not."""
+    left_out = [
+        LeftOut(folder, f"cannot be read: {reason}")
+        for folder in sorted(root.glob("sub-*"))
+        if (reason := _why_unreadable(folder))
+    ]
     found = (path for pattern in ("sub-*/anat/*", "sub-*/ses-*/anat/*") for path in root.glob(pattern))
-    return sorted(
-        path
-        for path in found
-        if looks_like_scan(path)
-        and stem_of(path).rpartition("_")[2] in BIDS_SUFFIXES
-        and not re.search(r"_part-(phase|real|imag)_", path.name)
-    )
+    scans: dict[tuple[Path, str], Path] = {}
+    for path in sorted(found):  # x.nii before x.nii.gz
+        suffix = stem_of(path).rpartition("_")[2]
+        part = re.search(r"_part-(phase|real|imag)_", path.name)
+        if is_nifti(path) and not is_result(path) and suffix in BIDS_SUFFIXES and not part:
+            key = path.parent, stem_of(path)
+            if key in scans:
+                left_out.append(LeftOut(scans[key], f"the same scan is there as {path.name}"))
+            scans[key] = path
+    return sorted(scans.values()), left_out
+
+
+def _why_unreadable(folder: Path) -> str:
+    try:
+        with os.scandir(folder):
+            return ""
+    except NotADirectoryError:
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _entities(path: Path) -> str:
@@ -298,44 +430,48 @@ def _entities(path: Path) -> str:
     return stem_of(path).rpartition("_")[0]
 
 
-Finder = Callable[[str, str, str], "Path | None"]
-
-
-def _bids_case(path: Path, root: Path, splits: Mapping[str, str | None], find: Finder, *, alone: bool) -> Case:
+def _bids_case(path: Path, root: Path, splits: Mapping[str, str | None], finder: _Derivatives, *, alone: bool) -> Case:
     stem = stem_of(path)
     entities, _, suffix = stem.rpartition("_")
     folder = path.parent.relative_to(root).as_posix()
     parts = dict(part.split("-", 1) for part in entities.split("_") if "-" in part)
     subject = folder.split("/")[0]
     return Case(
-        id=stem,
+        id=readable(stem),
         image=path,
-        mask=find(folder, entities, "desc-brain_mask"),
-        label=find(folder, entities, "label-lesion_mask"),
-        subject=subject,
+        mask=finder.find(path, folder, is_brain_mask),
+        label=finder.find(path, folder, is_lesion_label),
+        subject=readable(subject),
         session=f"ses-{parts['ses']}" if "ses" in parts else None,
         split=splits.get(subject),
-        stem=stem,
+        stem=readable(stem),
         bids=BidsName(folder, entities, suffix, alone),
     )
 
 
-def _derivative_finder(root: Path) -> Finder:
-    """Look beside the scan, in derivatives/masks, then in the other derivatives; full entities before the subject's."""
-    derivatives = sorted(p for p in root.glob("derivatives/*") if p.is_dir() and p.name != "masks")
-    roots = [root, root / "derivatives" / "masks", *derivatives]
+class _Derivatives:
+    """Masks and labels of a data set: beside the scan, in derivatives/masks, then in the other derivatives."""
 
-    def find(folder: str, entities: str, name: str) -> Path | None:
-        short = "_".join(part for part in entities.split("_") if part.startswith(("sub-", "ses-")))
-        for base in dict.fromkeys((entities, short)):
-            for place in roots:
-                for ending in SUFFIXES:
-                    candidate = place / folder / f"{base}_{name}{ending}"
-                    if candidate.is_file():
-                        return candidate
-        return None
+    def __init__(self, root: Path, images: Sequence[Path]) -> None:
+        others = sorted(p for p in root.glob("derivatives/*") if p.is_dir() and p.name != "masks")
+        self.roots = [root, root / "derivatives" / "masks", *others]
+        self.stems: dict[Path, list[str]] = {}
+        for path in images:
+            self.stems.setdefault(path.parent, []).append(stem_of(path))
+        self.listed: dict[Path, list[Path]] = {}
 
-    return find
+    def find(self, scan: Path, folder: str, wanted: Callable[[str], bool]) -> Path | None:
+        """Find the file of a kind that belongs to a scan; one that may and is not taken is told."""
+        candidates = [path for root in self.roots for path in self._files(root / folder) if wanted(stem_of(path))]
+        found, note = best_fit(stem_of(scan), candidates, self.stems[scan.parent])
+        if note:
+            logger.warning("%s is not paired: %s", scan.name, note)
+        return found
+
+    def _files(self, folder: Path) -> list[Path]:
+        if folder not in self.listed:
+            self.listed[folder] = sorted(path for path in folder.glob("*") if is_nifti(path))
+        return self.listed[folder]
 
 
 def _of_split(cases: list[Case], split: str, source: Path) -> list[Case]:

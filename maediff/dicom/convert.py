@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from maediff.data.cases import looks_like_scan
+from maediff.data.walk import walk
 from maediff.dicom.files import is_dicom_file, series_folders
 from maediff.dicom.series import read_dicom
 from maediff.errors import InputError, OutputError
@@ -28,8 +29,12 @@ class Converted:
     message: str = ""
 
 
-def holds_dicom(source: str | Path) -> bool:
+def holds_dicom(source: str | Path, exclude: Iterable[Path] = ()) -> bool:
     """Tell whether a source is DICOM: such a file, or a folder with such files and no scans of other kinds.
+
+    Args:
+        source: File or folder.
+        exclude: Folders not to search, such as that of the results.
 
     Raises:
         InputError: It holds DICOM and NIfTI scans.
@@ -39,8 +44,9 @@ def holds_dicom(source: str | Path) -> bool:
         return is_dicom_file(source)
     if not source.is_dir() or (source / "dataset_description.json").is_file() or (source / "cases.csv").is_file():
         return False
-    nifti = next((path for path in source.rglob("*") if looks_like_scan(path)), None)
-    dicom = next((path for path in source.rglob("*") if is_dicom_file(path)), None)
+    files = walk(source, exclude).files
+    nifti = next((path for path in files if looks_like_scan(path)), None)
+    dicom = next((path for path in files if is_dicom_file(path)), None)
     if nifti and dicom:
         raise InputError(f"{source} holds DICOM files ({dicom.parent}) and NIfTI scans ({nifti}); give one kind")
     return dicom is not None
@@ -68,7 +74,7 @@ def convert_dicom(source: str | Path, out: str | Path, series: int | None = None
 
 
 def _converted(source: Path, out: Path, series: int | None) -> Iterator[Converted]:
-    for case, folder in series_folders(source).items():
+    for case, folder in series_folders(source, [out]).items():
         try:
             volume = read_dicom(folder, series)
             yield Converted(case, write_like(out / f"{case}.nii.gz", volume.data, volume))

@@ -76,7 +76,7 @@ def export_dicom(
     results, out = Path(results), Path(out)
     found = [
         _export(case, folder, results, out, number=series, trust_names=trust_names)
-        for case, folder in series_folders(Path(dicom)).items()
+        for case, folder in series_folders(Path(dicom), [out]).items()
     ]
     if all(item.status == "no map" for item in found):
         raise InputError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from maediff.data.walk import walk
 from maediff.errors import ConfigError, InputError
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
@@ -47,11 +49,12 @@ def dicom_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if is_dicom_file(path)]
 
 
-def series_folders(source: Path) -> dict[str, Path]:
+def series_folders(source: Path, exclude: Iterable[Path] = ()) -> dict[str, Path]:
     """Find the folders that hold DICOM files, in the tree below a folder; each should hold one series.
 
     Args:
         source: Folder, or a multi-frame file.
+        exclude: Folders not to search, such as that of the results.
 
     Returns:
         Folders by case: their path below ``source``, joined by ``_``; the name of ``source`` itself where it holds
@@ -62,7 +65,7 @@ def series_folders(source: Path) -> dict[str, Path]:
     """
     if not source.exists():
         raise InputError(f"{source} does not exist; give a DICOM file or a folder of series")
-    places = [source, *sorted(path for path in source.rglob("*") if path.is_dir())] if source.is_dir() else [source]
+    places = sorted({path.parent for path in walk(source, exclude).files}) if source.is_dir() else [source]
     folders = [place for place in places if dicom_files(place)]
     if not folders:
         raise InputError(f"{source} holds no DICOM files; each series lies in a folder of its own")

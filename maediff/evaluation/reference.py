@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from maediff.data.pairing import fits
 from maediff.data.rows import path_cell, read_participants
+from maediff.data.walk import walk
 from maediff.errors import InputError
 from maediff.evaluation.outputs import OutputCase
 from maediff.paths import stored_places
@@ -16,9 +18,19 @@ from maediff.tables import given, read_table
 from maediff.volume import SUFFIXES, stem_of
 
 _LABEL = r"lesions?|tumou?r|labels?|d?seg|segmentation|truth|gt"
-_ENDINGS = re.compile(rf"(?:_(?:(?:desc|label)-)?(?:{_LABEL}|brain|brainmask|mask))+$", re.IGNORECASE)
+_ENDINGS = re.compile(
+    rf"(?:[_-](?:(?:desc|label)-[a-z0-9]*)?(?:{_LABEL}|brain|brainmask|mask|roi)|_label-[LR](?=_))+$", re.IGNORECASE
+)
+_PROCESSED = re.compile(
+    r"t[12](w|c|ce|gd|n|f|map)?|flair|pd|dwi|adc|swi|mprage|\d{4}|brain|ss|bet|stripped|n4|bfc|preproc(essed)?|reg|"
+    r"registered|mni\d*|norm(alized)?|resampled|1mm|2mm",
+    re.IGNORECASE,
+)
 _BRAIN = re.compile(r"(?:_(?:desc-)?brain(?:_?mask)?|_mask)$", re.IGNORECASE)
-_LESION = re.compile(rf"_(?:(?:desc|label)-)?(?:{_LABEL})(?:_mask)?$", re.IGNORECASE)
+_LESION = re.compile(
+    rf"[_-](?:(?:desc|label)-[a-z0-9]*)?(?:{_LABEL})(?:_(?:mask|roi))?$|_label-[LR](?:_desc-[a-z0-9]+)?_mask$",
+    re.IGNORECASE,
+)
 _PATHS = ("image", "mask", "label")
 HEALTHY_NAMES = frozenset({"", "none", "healthy", "no", "n/a", "0", "false"})
 
@@ -95,7 +107,7 @@ class Reference:
     def _stem(self, stem: str) -> list[Truth]:
         if stem in self._by_stem:
             return list(dict.fromkeys(self._by_stem[stem]))
-        shorter = [known for known in self._by_stem if stem.startswith(f"{known}_")] if self._prefixes else []
+        shorter = [known for known in self._by_stem if _names_scan(known, stem)] if self._prefixes else []
         return self._by_stem[max(shorter, key=len)] if shorter else []
 
     _prefixes = False  # label files may be named after the subject; table rows name the scan
@@ -115,7 +127,7 @@ class Reference:
 
     def _read_folder(self, folder: Path) -> None:
         self._prefixes = True
-        files = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES))
+        files = sorted(path for path in walk(folder).files if path.name.lower().endswith(SUFFIXES))
         labels = [path for path in files if _LESION.search(stem_of(path))]
         labels = labels or [path for path in files if not _BRAIN.search(stem_of(path))]
         if not labels:
@@ -128,6 +140,24 @@ class Reference:
             facts = people.get(patient, {})
             kind = _kind(facts["lesion"]) if "lesion" in facts else None
             self._by_stem[base].append(Truth(path, brains.get(base), patient, kind, tuple(facts.items())))
+
+
+def _names_scan(label: str, scan: str) -> bool:
+    """Check whether a label's name, less what says that it is a label, is the beginning of a scan's name.
+
+    BIDS names must agree in subject, session and grid. In others, what the scan's name has more may be its contrast and
+    how it was processed, so that ``patient1`` is not that of ``patient1_followup_t1``.
+
+    Example:
+        >>> _names_scan("sub-1", "sub-1_acq-3d_T1w"), _names_scan("sub-1", "sub-1_space-MNI_T1w")
+        (True, False)
+        >>> _names_scan("p1", "p1_t1"), _names_scan("p1", "p1_t1_brain"), _names_scan("p1", "p1_month12_t1")
+        (True, True, False)
+    """
+    rest = next((scan[len(label) + 1 :] for mark in "_-" if scan.startswith(f"{label}{mark}")), "")
+    if label.startswith("sub-") and scan.startswith("sub-"):
+        return bool(rest) and fits(scan, label)
+    return bool(rest) and all(_PROCESSED.fullmatch(part) for part in re.split(r"[_-]", rest))
 
 
 def _row_truth(

@@ -58,8 +58,11 @@ def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost 
         MAEDiffError: No scan can be used; this is what is wrong with the last.
     """
     todo = [item for item in planned if item.action == "infer"]
-    config, device, engine, network = predictor.config, predictor.device, predictor.reconstruct, predictor.network
-    if not (isinstance(engine, SlidingReconstructor) and isinstance(network, Reconstructor)):
+    config, device, network = predictor.config, predictor.device, predictor.network
+    if not isinstance(network, Reconstructor):
+        return None  # asked first: a method without a network has no engine
+    engine = predictor.reconstruct
+    if not isinstance(engine, SlidingReconstructor):
         return None
     if not todo:
         return Cost(0, 0, 0.0, 0, peak_rss_mib(), 0.0)

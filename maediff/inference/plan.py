@@ -9,7 +9,7 @@ from pathlib import Path
 
 from maediff.calibration import Calibration, with_threshold
 from maediff.config import Config, config_hash, load_config, override
-from maediff.data.cases import Case, find_cases
+from maediff.data.cases import Search, search_cases
 from maediff.data.cases import shard as shard_of
 from maediff.errors import MAEDiffError
 from maediff.inference.cohort import (
@@ -40,6 +40,7 @@ def plan_inference(
     overwrite: bool = False,
     split: str | None = None,
     channel: str | None = None,
+    pattern: str | None = None,
     overrides: Iterable[str] = (),
     threshold: float | None = None,
     rate: float | None = None,
@@ -47,7 +48,7 @@ def plan_inference(
     """List what :func:`maediff.infer` would do, without loading weights; arguments are the same."""
     folder = resolve_model(model)
     config = override(load_config(folder / "config.yaml"), overrides)
-    cases = cases_of(source, shard, config, mask=mask, split=split, channel=channel)
+    cases = cases_of(source, shard, config, mask=mask, split=split, channel=channel, pattern=pattern, exclude=out).cases
     chosen = None
     if threshold is not None or rate is not None:
         stored = read_calibration(folder)
@@ -103,10 +104,13 @@ def cases_of(
     mask: str | Path | None,
     split: str | None,
     channel: str | None,
-) -> list[Case]:
-    """List the scans of one part of a run, see :func:`~maediff.data.cases.find_cases`."""
-    cases = find_cases(source, mask=mask, split=split, channel=channel, channels=config.data.channels)
-    return shard_of(cases, *part)
+    pattern: str | None,
+    exclude: str | Path,
+) -> Search:
+    """List the scans of one part of a run, see :func:`~maediff.data.cases.search_cases`."""
+    channels = config.data.channels
+    found = search_cases(source, mask, split, channel, channels, pattern=pattern, exclude=[exclude])
+    return replace(found, cases=tuple(shard_of(found.cases, *part)))
 
 
 def _checked(item: PlannedCase) -> PlannedCase:

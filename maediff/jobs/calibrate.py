@@ -10,7 +10,7 @@ from pathlib import Path
 from maediff import card
 from maediff.calibration import Calibration, calibrate, count_scans
 from maediff.config import override
-from maediff.data.cases import Case, find_cases
+from maediff.data.cases import Case, search_cases
 from maediff.errors import InputError
 from maediff.inference.load import load_model
 from maediff.inference.locations import fit_locations, left_out_maps
@@ -27,6 +27,7 @@ def calibrate_model(
     device: str = "auto",
     split: str | None = None,
     channel: str | None = None,
+    pattern: str | None = None,
     rate: float | None = None,
     locations: bool = False,
     on_case: Callable[[str], None] | None = None,
@@ -42,6 +43,7 @@ def calibrate_model(
         device: Where to compute.
         split: Use only rows of this split.
         channel: Which `image_<channel>` column of a table.
+        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
         rate: Share of healthy brain voxels above the threshold; the model's `score.false_positive_rate` where None.
         locations: Also collect healthy residuals by place; the scans must lie in one template's space.
         on_case: Told the name of each scan.
@@ -55,7 +57,8 @@ def calibrate_model(
     stored = load_model(folder, device)
     config = override(stored.config, [f"score.locations={str(locations).lower()}"])
     predictor = replace(stored, config=config, locations=None)
-    cases = find_cases(source, split=split, channel=channel, channels=predictor.config.data.channels)
+    channels = predictor.config.data.channels
+    cases = search_cases(source, split=split, channel=channel, channels=channels, pattern=pattern).cases
     labelled = [case.id for case in cases if case.label]
     if labelled:
         raise InputError(

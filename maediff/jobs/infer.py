@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maediff.data.bids import DERIVATIVE_FILES, describe_derivatives
+from maediff.data.walk import LeftOut, as_facts
 from maediff.files import remove_leftovers
 from maediff.inference.cluster import ScanTask, connect, infer_on_cluster
 from maediff.inference.cohort import CaseOutcome, CaseTable, InferSummary, Outputs, PlannedCase, infer_cases, table_name
@@ -33,6 +34,7 @@ def infer(
     preview: bool = False,
     split: str | None = None,
     channel: str | None = None,
+    pattern: str | None = None,
     overrides: Iterable[str] = (),
     scheduler: str | None = None,
     workers: int | None = None,
@@ -55,6 +57,7 @@ def infer(
         preview: Also write a PNG a scan.
         split: Only rows of this split.
         channel: Which `image_<channel>` column of a table.
+        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
         overrides: Changes of the model's configuration, see :func:`~maediff.inference.load.load_model`.
         scheduler: Address of a Dask scheduler, whose workers score the scans; `out` and scans on shared storage.
         workers: Score the scans in this many processes on this machine, where no scheduler is given.
@@ -75,7 +78,10 @@ def infer(
     alone = scheduler is None and workers is None
     # the workers have the devices
     predictor = load_model(model, device if alone else "cpu", overrides, threshold=threshold, rate=rate)
-    cases = cases_of(source, shard, predictor.config, mask=mask, split=split, channel=channel)
+    found = cases_of(
+        source, shard, predictor.config, mask=mask, split=split, channel=channel, pattern=pattern, exclude=out
+    )
+    cases = found.cases
     table = out / table_name(shard)
     on_result = _preview if preview else None
     arguments: dict[str, Any] = {
@@ -88,7 +94,14 @@ def infer(
         "scheduler": scheduler,
         "workers": workers,
     }
-    arguments |= {"split": split, "channel": channel, "overrides": overrides, "threshold": threshold, "rate": rate}
+    arguments |= {
+        "split": split,
+        "channel": channel,
+        "pattern": pattern,
+        "overrides": overrides,
+        "threshold": threshold,
+        "rate": rate,
+    }
     with folder_lock(out, shard):
         for name in (table.name, "run.json", *DERIVATIVE_FILES) if shard == (1, 1) else (table.name,):
             remove_leftovers(out / name)
@@ -112,7 +125,7 @@ def infer(
                 )
                 summary = infer_on_cluster(client, cases, task, rows, on_case=on_case)
         where = str(predictor.device) if alone else f"{device} on Dask workers"
-        _record_inference(out, arguments, predictor, summary, seed=seed, device=where)
+        _record_inference(out, arguments, predictor, summary, left_out=found.left_out, seed=seed, device=where)
         suffixes = [case.bids.suffix for case in cases if case.bids]
         if suffixes:
             describe_derivatives(out, suffixes)
@@ -120,12 +133,19 @@ def infer(
 
 
 def _record_inference(
-    out: Path, arguments: dict[str, Any], predictor: Predictor, summary: InferSummary, *, seed: int, device: str
+    out: Path,
+    arguments: dict[str, Any],
+    predictor: Predictor,
+    summary: InferSummary,
+    *,
+    seed: int,
+    device: str,
+    left_out: Sequence[LeftOut],
 ) -> None:
     hashes = {"model": predictor.model_hash, "config": predictor.config_hash}
     counts = {"done": summary.done, "skipped": summary.skipped, "failed": summary.failed}
     calibrated = predictor.calibration.to_dict() if predictor.calibration else None
-    facts = {"counts": counts, "calibration": calibrated}
+    facts = {"counts": counts, "calibration": calibrated, "left_out": as_facts(left_out)}
     write_run(out, run_record("infer", arguments, seed=seed, device=device, hashes=hashes, **facts))
 
 

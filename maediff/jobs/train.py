@@ -16,8 +16,9 @@ import torch
 from maediff import card
 from maediff.calibration import count_scans
 from maediff.config import UNTRAINED, Config, config_hash, dump_yaml
-from maediff.data.cases import Case, find_cases
+from maediff.data.cases import Case, search_cases
 from maediff.data.slices import SliceSet, healthy_slices
+from maediff.data.walk import LeftOut, as_facts
 from maediff.errors import InputError
 from maediff.files import remove_leftovers, write_text
 from maediff.hardware import resolve_device
@@ -47,6 +48,7 @@ def train(
     device: str = "auto",
     split: str | None = None,
     channel: str | None = None,
+    pattern: str | None = None,
     on_case: Callable[[str], None] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Path:
@@ -64,6 +66,7 @@ def train(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         split: Learn from rows of this split instead of "train".
         channel: Which `image_<channel>` column of a table.
+        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
         on_case: Called with the name of each scan as it is read, before the first step.
         on_progress: Called at the first step and at every logged one.
 
@@ -86,6 +89,7 @@ def train(
             device=chosen,
             split=split,
             channel=channel,
+            pattern=pattern,
             on_case=on_case,
             on_progress=on_progress,
         )
@@ -112,14 +116,19 @@ def _train(
     device: torch.device,
     split: str | None,
     channel: str | None,
+    pattern: str | None,
     on_case: Callable[[str], None] | None,
     on_progress: OnProgress | None,
 ) -> Path:
     check_trainable(config)
     learn: list[Case] = []
     held_out: list[Case] = []
+    left_out: tuple[LeftOut, ...] = ()
     if not config.heads.enabled:
-        learn, held_out = split_cases(find_cases(source, channel=channel, channels=config.data.channels), config, split)
+        channels = config.data.channels
+        found = search_cases(source, channel=channel, channels=channels, pattern=pattern, exclude=[run_dir])
+        learn, held_out = split_cases(found.cases, config, split)
+        left_out = found.left_out
     if processes.is_main():
         write_text(run_dir / "config.yaml", dump_yaml(config))
     cache = run_dir / "cache"
@@ -149,6 +158,7 @@ def _train(
         )
     if processes.is_main():
         arguments = {"source": Path(source), "run_dir": run_dir, "resume": resume, "split": split, "channel": channel}
+        arguments |= {"pattern": pattern}
         _finish_training(
             config,
             run_dir,
@@ -157,6 +167,7 @@ def _train(
             held_out=held_out,
             arguments=arguments,
             device=device,
+            left_out=left_out,
         )
     processes.wait_for_all()  # so that the model folder is there when any of them returns
     return run_dir / "model"
@@ -171,6 +182,7 @@ def _finish_training(
     held_out: Sequence[Case],
     arguments: Mapping[str, Any],
     device: torch.device,
+    left_out: Sequence[LeftOut],
 ) -> None:
     """Write the model folder, calibrate it and write `run.json`."""
     training, validation = slices
@@ -190,6 +202,7 @@ def _finish_training(
     facts = {
         "slices": describe_slices(training, validation),
         "failed": [*training.failed, *validation.failed],
+        "left_out": as_facts(left_out),
         "pace": asdict(result.pace) if result.pace else None,
     }
     record = run_record("train", arguments, seed=config.train.seed, device=str(device), hashes=hashes, **facts)

@@ -16,6 +16,7 @@ import numpy as np
 from maediff._version import __version__
 from maediff.data.bids import SPACE
 from maediff.data.cases import Case
+from maediff.data.walk import as_facts
 from maediff.errors import InputError, MAEDiffError, OutputError
 from maediff.files import file_sha256, read_json, write_json
 from maediff.paths import WRITTEN_IN, stored_path
@@ -81,6 +82,7 @@ def prepare_cohort(
     mask: str | Path | None = None,
     channel: str | None = None,
     series: int | None = None,
+    pattern: str | None = None,
     overwrite: bool = False,
     on_start: Callable[[int], None] | None = None,
     on_case: Callable[[PreparedCase], None] | None = None,
@@ -100,6 +102,7 @@ def prepare_cohort(
         channel: The only ``image_<channel>`` column wanted of a table; without it, all of them are brought to the grid
             and the brain of the first, to which mask and label belong.
         series: DICOM Series Number, where folders hold several series.
+        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
         overwrite: Prepare again what is finished.
         on_start: Called once with the number of scans, before the first is prepared.
         on_case: Told the outcome of each scan.
@@ -112,7 +115,7 @@ def prepare_cohort(
     out, settings = Path(out), settings or PrepareSettings()
     if out.resolve() == Path(source).resolve():
         raise InputError(f"{out} holds the raw scans; choose another folder for the prepared ones")
-    raw = raw_scans(Path(source), out / "raw", mask=mask, channel=channel, series=series)
+    raw = raw_scans(Path(source), out / "raw", mask=mask, channel=channel, series=series, pattern=pattern)
     if on_start:
         on_start(sum(max(1, len(scan.channels)) for scan in raw.scans))
     outcomes: list[PreparedCase] = []
@@ -139,9 +142,10 @@ def prepare_cohort(
         "channel": channel,
         "series": series,
     }
-    arguments["overwrite"] = overwrite
+    arguments |= {"pattern": pattern, "overwrite": overwrite}
     counts = {status: summary.count(status) for status in ("done", "skipped", "failed")}
-    write_run(out, run_record("prepare", arguments | {"settings": settings.to_dict()}, counts=counts))
+    arguments |= {"settings": settings.to_dict()}
+    write_run(out, run_record("prepare", arguments, counts=counts, left_out=as_facts(raw.left_out)))
     return summary
 
 

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from maediff.data.cases import Case, channels_of, find_cases
+from maediff.data.cases import Case, channels_of, find_cases, search_cases
+from maediff.data.walk import LeftOut
 from maediff.dicom import convert_dicom, holds_dicom
 from maediff.errors import InputError
 
@@ -28,14 +29,21 @@ class RawScan:
 
 @dataclass(frozen=True)
 class RawScans:
-    """Scans and the names of their channels; a single channel has none."""
+    """Scans, the names of their channels (a single channel has none), and what of the source is not used."""
 
     scans: tuple[RawScan, ...]
     channels: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def raw_scans(
-    source: Path, folder: Path, *, mask: str | Path | None, channel: str | None, series: int | None
+    source: Path,
+    folder: Path,
+    *,
+    mask: str | Path | None,
+    channel: str | None,
+    series: int | None,
+    pattern: str | None = None,
 ) -> RawScans:
     """List the scans of a source; a table with several ``image_<channel>`` columns gives scans of several channels.
 
@@ -45,19 +53,21 @@ def raw_scans(
         mask: Brain mask of a single scan.
         channel: The only channel wanted, of several.
         series: DICOM Series Number, where folders hold several series.
+        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
 
     Raises:
         InputError: No scan found, a channel that a row lacks, or an option that does not go with the source.
         ConfigError: The source is DICOM, and pydicom or highdicom is missing.
     """
-    if holds_dicom(source):
+    if holds_dicom(source, [folder.parent]):
         if channel is not None:
             raise InputError(f"{source} is DICOM, which has no channel {channel!r}; leave the channel out")
         return RawScans(_from_dicom(source, folder, mask, series))
     names = channels_of(source) if channel is None else ()
     if len(names) < 2:
-        cases = find_cases(source, mask=mask, channel=channel or next(iter(names), None))
-        return RawScans(tuple(RawScan(case.id, (case,)) for case in cases))
+        wanted = channel or next(iter(names), None)
+        found = search_cases(source, mask, channel=wanted, pattern=pattern, exclude=[folder.parent])
+        return RawScans(tuple(RawScan(case.id, (case,)) for case in found.cases), left_out=found.left_out)
     if mask is not None:
         raise InputError(f"a brain mask can be given for a single scan, not for {source}; use its mask column")
     return RawScans(_several_channels(source, names), names)

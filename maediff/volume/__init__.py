@@ -12,6 +12,7 @@ from maediff.volume.nifti import (
     read_channel,
     read_mask,
     read_nifti,
+    read_voxels,
     stem_of,
     write_like,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "read_channel",
     "read_mask",
     "read_nifti",
+    "read_voxels",
     "stem_of",
     "write_like",
 ]

@@ -147,12 +147,16 @@ def _raw_header(path: Path) -> Any:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path}: {_first_line(error)}; copy or convert it again") from error
     if not block:
-        raise InputError(f"{path} is empty (no bytes): a copy or download did not finish; copy or convert it again")
+        raise InputError(
+            f"{path} is not NIfTI: it is empty (no bytes), a copy or download did not finish; copy or convert it again"
+        )
     if pointer := next((name for start, name in _POINTERS if block.lstrip().lower().startswith(start)), None):
         raise InputError(f"{path} is {pointer}, not a scan; fetch the file itself")
     header = _parse_header(block)
     if header is None:
-        raise InputError(f"{path} is not NIfTI: it has no NIfTI header; convert it (for example with dcm2niix)")
+        packed = not path.name.lower().endswith(".gz") or is_gzip(path)
+        what = "it has no NIfTI header" if packed else "it is not a gzipped file, and has no NIfTI header"
+        raise InputError(f"{path} is not NIfTI: {what}; convert it (for example with dcm2niix)")
     if not 1 <= int(header["dim"][0]) <= 7:
         raise InputError(f"{path} claims {int(header['dim'][0])} axes; its NIfTI header is damaged")
     return header

@@ -47,6 +47,7 @@ __all__ = [
     "new_header",
     "read_mask",
     "read_nifti",
+    "read_voxels",
     "stem_of",
     "write_like",
 ]
@@ -125,6 +126,16 @@ def read_nifti(path: str | Path) -> Volume:
     volume = _read(path)
     check_intensities(volume.data, str(path))
     return volume
+
+
+def read_voxels(path: str | Path) -> Array:
+    """Read the values of a file (X, Y, Z), float32, without asking whether they are those of a scan.
+
+    Raises:
+        InputError: As :func:`read_nifti`, but for NaN, Inf and constant images.
+        GeometryError: As :func:`read_nifti`.
+    """
+    return _read(Path(path)).data
 
 
 def from_image(image: nib.Nifti1Image | str | Path | Volume) -> Volume:
@@ -295,8 +306,9 @@ def _read(path: Path) -> Volume:
     header = check_file(path)
     kind: Any = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     packed = is_gzip(path)
+    named_packed = path.name.lower().endswith(".gz")
     try:
-        if packed or not float(header["vox_offset"]) >= kind.header_class.single_vox_offset:
+        if packed or named_packed or not float(header["vox_offset"]) >= kind.header_class.single_vox_offset:
             content = unpacked(path, header) if packed else path.read_bytes()
             image = kind.from_bytes(with_usable_offset(content, header, str(path)))
         else:
@@ -304,12 +316,12 @@ def _read(path: Path) -> Volume:
     except READ_ERRORS as error:
         raise unreadable(str(path), error) from error
     volume = _from_nibabel(image, path)
-    return replace(volume, notes=(*volume.notes, *_file_notes(path, header, packed=packed)))
+    return replace(volume, notes=(*volume.notes, *_file_notes(header, packed=packed, named_packed=named_packed)))
 
 
-def _file_notes(path: Path, header: Any, *, packed: bool) -> Iterable[str]:
+def _file_notes(header: Any, *, packed: bool, named_packed: bool) -> Iterable[str]:
     """Say what is odd about a file that can be read all the same."""
-    if packed != path.name.lower().endswith(".gz"):
+    if packed != named_packed:
         yield f"the file is {'gzipped' if packed else 'not gzipped'}, other than its name says"
     if float(header["vox_offset"]) == 0:
         yield "the header says that voxels start at byte 0; they were read from behind the header"
