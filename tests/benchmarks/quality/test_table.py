@@ -19,7 +19,7 @@ from maediff.errors import InputError
 from maediff.inference.load import load_model
 from maediff.working import lesion_slices
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("benchmarks_importable")
 
 

@@ -33,7 +33,7 @@ from maediff.working import prepare
 
 AFFINE, SHAPE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -80], [0, 0, 10, -55], [0, 0, 0, 1]]), (17, 20, 12)
 TWO = "data.channels=[t1, t2]"
-MSLUB = Path(__file__).parents[2] / "shared" / "data" / "mslub"
+MSLUB = Path(__file__).parents[3] / "shared" / "data" / "mslub"
 
 
 def write_table(folder, make_scan, subjects=3):

@@ -19,7 +19,7 @@ from maediff.evaluation import Estimate, dice
 from maediff.scoring import anomaly_map
 from maediff.volume import read_nifti
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("benchmarks_importable")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGED = ("maediff", "cli", "configs", "pyproject.toml", "README.md", "LICENSE")
 SOURCES = sorted((ROOT / "maediff").rglob("*.py"))
 

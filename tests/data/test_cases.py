@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from maediff.data.cases import BidsName, find_cases, looks_like_scan, shard
 from maediff.errors import ConfigError, InputError
 
-SCANS = Path(__file__).parents[1] / "../shared/data"
+SCANS = Path(__file__).parents[2] / "../shared/data"
 
 
 def touch(root, *names):

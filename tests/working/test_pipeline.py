@@ -20,7 +20,7 @@ from maediff.working.brainmask import bounding_box, brain_mask, largest_componen
 from maediff.working.foreground import is_whole_head
 from maediff.working.intensity import Scale, fit_scale
 
-SCANS = Path(__file__).parents[1] / "../shared/data"
+SCANS = Path(__file__).parents[2] / "../shared/data"
 needs_scans = pytest.mark.skipif(not SCANS.is_dir(), reason="real scans (../shared/data) are not here")
 
 

@@ -23,7 +23,7 @@ from maediff.data.synthesis import plan_cohort, synthesise
 from maediff.errors import ConfigError
 
 COARSE = 4.0  # mm; laws do not depend on the grid, and 4 mm is quick
-REAL = Path(__file__).parents[1] / "../shared/data/mslub"
+REAL = Path(__file__).parents[2] / "../shared/data/mslub"
 BRIGHT = ("t2", "flair")
 FROZEN = [250196, 393.83, 112.01, 201.61, 382.15, 569.99]  # voxels of brain; mean, deviation, 5, 50, 95 % in it
 
