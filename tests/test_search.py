@@ -51,6 +51,7 @@ def put(root, name, data):
         (PARTS, "labels"),
         (PARTS.astype(np.float32), "labels"),
         (PARTS.astype(np.int16) * 500, "labels"),
+        (np.where(INSIDE & (abs(GRID[0]) < 1), 1.37, PARTS).astype(np.float32), "labels"),
         (POINT, "labels"),
         (SHARES, "shares"),
         (0 * POINT, "unknown"),

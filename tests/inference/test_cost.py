@@ -11,6 +11,8 @@ from maediff.inference.cost import window_flops
 from maediff.inference.load import load_model
 from maediff.inference.plan import plan_inference
 from maediff.jobs.infer import estimate_inference, infer
+from maediff.methods.build import Untrained
+from maediff.model_folder import save_model
 
 AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
 
@@ -65,3 +67,9 @@ def test_no_usable_scan_is_an_error(model, scans, tmp_path):
     plan = plan_inference(model, scans / "a.nii.gz", tmp_path / "out")
     with pytest.raises(InputError, match=r"a\.nii\.gz"):
         estimate_inference(model, plan, device="cpu")
+
+
+def test_the_cost_without_a_network_is_not_estimated(tiny, scans, tmp_path):
+    model = tmp_path / "untrained"
+    save_model(model, Untrained({}).state_dict(), tiny("method=intensity"), None, "# Intensity\n")
+    assert estimate_inference(model, plan_inference(model, scans, tmp_path / "out"), device="cpu") is None

@@ -95,3 +95,10 @@ def test_the_own_home_is_shortened(monkeypatch):
     assert without_names("cannot read /data/people/jane/x") == "cannot read ~/x"
     assert without_names("/data/people/janet/x") == "/data/people/janet/x"
     assert without_names("/mnt/data/people/jane/x") == "/mnt/data/people/jane/x"
+
+
+def test_without_a_home_folder_nothing_is_hidden_and_nothing_fails(monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(f"uid not found: {uid}")))
+    assert without_names("/data/x and /home/jane/y") == "/data/x and ~/y"
+    assert stored_path("/study/raw/a.nii", "/study/out") == "../raw/a.nii"
