@@ -41,6 +41,8 @@ def command(*, source: Path, dicom: Path, out: Path, series: int | None, trust_n
     for item in found:
         if item.status != "done":
             say(f"{item.case}: {item.status}{': ' if item.message else ''}{item.message}")
+        elif item.notes:
+            say(f"{item.case}: {'; '.join(item.notes)}")
     done, failed = (sum(item.status == status for item in found) for status in ("done", "failed"))
     say(f"{sum(len(item.files) for item in found)} DICOM files of {done} series: {out}")
     if failed:

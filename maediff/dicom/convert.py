@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 from maediff.data.cases import looks_like_scan
 from maediff.data.walk import walk
 from maediff.dicom.files import is_dicom_file, series_folders
+from maediff.dicom.objects import blame
 from maediff.dicom.series import read_dicom
-from maediff.errors import InputError, OutputError
+from maediff.errors import ConfigError, InputError, MAEDiffError, OutputError
 from maediff.volume import write_like
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,13 @@ class Converted:
         case: Its name: the folder below the source.
         path: The NIfTI file; None where it failed.
         message: Why it failed.
+        notes: What a user should be told.
     """
 
     case: str
     path: Path | None
     message: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def holds_dicom(source: str | Path, exclude: Iterable[Path] = ()) -> bool:
@@ -77,8 +83,15 @@ def _converted(source: Path, out: Path, series: int | None) -> Iterator[Converte
     for case, folder in series_folders(source, [out]).items():
         try:
             volume = read_dicom(folder, series)
-            yield Converted(case, write_like(out / f"{case}.nii.gz", volume.data, volume))
-        except OutputError:
+            path = write_like(out / f"{case}.nii.gz", volume.data, volume)
+        except (ConfigError, OutputError):  # of no single series
             raise
-        except InputError as error:
+        except MAEDiffError as error:
             yield Converted(case, None, str(error))
+        except Exception as error:  # whatever the packages raise for one series must not stop the others
+            log.debug("case %s failed: %s", case, blame(error))
+            yield Converted(case, None, f"the DICOM series in {folder} cannot be read: {blame(error)}")
+        else:
+            for note in volume.notes:
+                log.warning("%s: %s", folder, note)
+            yield Converted(case, path, notes=volume.notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +15,20 @@ import numpy as np
 
 from maediff._version import __version__
 from maediff.dicom.files import packages, series_folders
+from maediff.dicom.headers import export_headers, export_number, name_sources
+from maediff.dicom.objects import blame
 from maediff.dicom.series import Series, quiet, read_series
-from maediff.errors import GeometryError, InputError, OutputError
+from maediff.errors import ConfigError, GeometryError, InputError, MAEDiffError, OutputError
 from maediff.files import atomic_path, file_sha256, read_json
 from maediff.paths import found_path
 from maediff.typing import Array
 from maediff.volume import GRID_TOLERANCE_VOXELS, read_mask, read_nifti
 from maediff.working.resample import index_map, resample
 
+log = logging.getLogger(__name__)
+
 _SAME_SCAN = 0.9  # correlation; heads of two people in one place stay well below
 _MAX_LO = 64  # characters of a DICOM long string
-_SERIES_NUMBER = 90000  # plus the input's: far from what scanners count
-# Attributes that an image must have, if only empty, and that de-identified ones often lack.
-_MAY_BE_EMPTY = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
-    *("StudyTime", "ReferringPhysicianName"),
-)
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,14 @@ class Exported:
         status: ``done``, ``failed``, or ``no map`` where the results hold none of it.
         files: The DICOM files written.
         message: Why it failed.
+        notes: Header values that were cleared or brought to the form of the standard, by name.
     """
 
     case: str
     status: Literal["done", "failed", "no map"]
     files: tuple[Path, ...] = ()
     message: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def export_dicom(
@@ -92,22 +93,33 @@ def _export(case: str, folder: Path, results: Path, out: Path, *, number: int | 
         return Exported(case, "no map")
     try:
         series = read_series(folder, number)
-        anomaly = read_nifti(path)
-        sidecar = read_json(results / f"{case}_anomaly.json")
         if not trust_names:
-            _check_scan(sidecar, results, series)
-        make = partial(_parametric_map, str(sidecar.get("units") or "residual, working units"))
-        files = [_write(out, path, make, series, on_grid(anomaly.data, anomaly.affine, series, path))]
-        path = results / f"{case}_anomaly-mask.nii.gz"
-        if path.is_file():
-            mask = read_mask(path, anomaly, "anomaly mask")
-            make = partial(_segmentation, _facts(sidecar))
-            files.append(_write(out, path, make, series, on_grid(mask, anomaly.affine, series, path)))
-    except OutputError:
+            _check_scan(read_json(results / f"{case}_anomaly.json"), results, series)
+        return _exported(case, path, series, out)
+    except (ConfigError, OutputError):  # of no single series
         raise
-    except InputError as error:
+    except MAEDiffError as error:
         return Exported(case, "failed", message=str(error))
-    return Exported(case, "done", tuple(files))
+    except Exception as error:  # whatever the packages raise for one series must not stop the others
+        log.debug("case %s failed: %s", case, blame(error))
+        return Exported(case, "failed", message=f"the series in {folder} cannot be exported: {blame(error)}")
+
+
+def _exported(case: str, path: Path, series: Series, out: Path) -> Exported:
+    """Write the map of a series, and its mask if there is one."""
+    anomaly = read_nifti(path)
+    sidecar = read_json(path.with_name(f"{case}_anomaly.json"))
+    if not series.frames[0].image.get("SeriesInstanceUID"):
+        raise InputError(f"DICOM images in {series.folder} lack SeriesInstanceUID; what is exported must refer to it")
+    headers, notes = export_headers(series.frames, series.grid, packages()[0])
+    make = partial(_parametric_map, str(sidecar.get("units") or "residual, working units"), headers)
+    files = [_write(out, path, make, series, on_grid(anomaly.data, anomaly.affine, series, path))]
+    path = path.with_name(f"{case}_anomaly-mask.nii.gz")
+    if path.is_file():
+        mask = read_mask(path, anomaly, "anomaly mask")
+        make = partial(_segmentation, _facts(sidecar), headers)
+        files.append(_write(out, path, make, series, on_grid(mask, anomaly.affine, series, path)))
+    return Exported(case, "done", tuple(files), notes=(*series.notes, *notes))
 
 
 def on_grid(values: Array, affine: Array, series: Series, path: Path) -> Array:
@@ -169,9 +181,8 @@ def _facts(sidecar: Mapping[str, Any]) -> dict[str, str]:
 
 def _write(out: Path, path: Path, make: Callable[..., Any], series: Series, values: Array) -> Path:
     """Make a DICOM object of an array on the grid of the series, and write it atomically."""
-    sources = [_filled(image) for image in series.images]
     name = path.name.removesuffix(".nii.gz")
-    key = f"{sources[0].SeriesInstanceUID} {name} {file_sha256(path)}"
+    key = f"{series.frames[0].image.SeriesInstanceUID} {name} {file_sha256(path)}"
     common = {
         "series_instance_uid": _uid("series", key),
         "sop_instance_uid": _uid("instance", key),
@@ -182,13 +193,14 @@ def _write(out: Path, path: Path, make: Callable[..., Any], series: Series, valu
         "device_serial_number": "0",
     }
     with quiet():
-        made = make(sources, series.grid.with_array(values), common)
+        made = make(series.grid.with_array(values), common)
+        name_sources(made, series.frames, packages()[0])
         with atomic_path(out / f"{name}.dcm") as temporary:
             made.save_as(temporary)
     return out / f"{name}.dcm"
 
 
-def _parametric_map(units: str, sources: Sequence[Any], grid: Any, common: Mapping[str, Any]) -> Any:
+def _parametric_map(units: str, headers: Sequence[Any], grid: Any, common: Mapping[str, Any]) -> Any:
     pydicom, hd = packages()
     low, high = float(grid.array.min()), float(grid.array.max())
     mapping = hd.pm.RealWorldValueMapping(
@@ -199,20 +211,25 @@ def _parametric_map(units: str, sources: Sequence[Any], grid: Any, common: Mappi
         slope=1.0,
         intercept=0.0,
     )
+    window = hd.VOILUTTransformation(
+        window_center=(low + high) / 2,
+        window_width=high - low if high > low else 1.0,  # a map of zeros has no width
+        voi_lut_function="LINEAR_EXACT",
+    )
     return hd.pm.ParametricMap(
-        sources,
+        headers,
         grid.astype(np.float32),
         **common,
-        series_number=_SERIES_NUMBER + int(sources[0].get("SeriesNumber") or 0),
+        series_number=export_number(headers[0], 0),
         series_description="MAEDiff anomaly map, research use only",
         content_label="ANOMALY_MAP",
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        voi_lut_transformations=[hd.VOILUTTransformation(window_center=(low + high) / 2, window_width=high - low)],
+        voi_lut_transformations=[window],
     )
 
 
-def _segmentation(parameters: Mapping[str, str], sources: Sequence[Any], grid: Any, common: Mapping[str, Any]) -> Any:
+def _segmentation(parameters: Mapping[str, str], headers: Sequence[Any], grid: Any, common: Mapping[str, Any]) -> Any:
     pydicom, hd = packages()
     codes = pydicom.sr.codedict.codes
     description = hd.seg.SegmentDescription(
@@ -227,23 +244,15 @@ def _segmentation(parameters: Mapping[str, str], sources: Sequence[Any], grid: A
         anatomic_regions=[codes.SCT.Brain],
     )
     return hd.seg.Segmentation(
-        sources,
+        headers,
         grid.astype(np.uint8),
         "BINARY",
         [description],
         **common,
-        series_number=_SERIES_NUMBER + 1 + int(sources[0].get("SeriesNumber") or 0),
+        series_number=export_number(headers[0], 1),
         series_description="MAEDiff anomaly mask, research use only",
         content_label="ANOMALY_MASK",
     )
-
-
-def _filled(image: Any) -> Any:
-    """Add, empty, what every image must say and de-identified ones often lack."""
-    for name in _MAY_BE_EMPTY:
-        if name not in image:
-            setattr(image, name, "")
-    return image
 
 
 def _uid(kind: str, key: str) -> str:

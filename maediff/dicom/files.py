@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +13,11 @@ from maediff.data.walk import walk
 from maediff.errors import ConfigError, InputError
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
-_DIRECTORY = "DICOMDIR"  # an index of files, no image
+_HEAD_BYTES = 1024
+_DIRECTORY = rb"1\.2\.840\.10008\.1\.3\.10"  # SOP class of an index of files, called DICOMDIR, DIRFILE or otherwise
+# What an object without a preamble begins with.
+_FIRST_GROUPS, _LAST_FIRST_ELEMENT = (0x0002, 0x0008), 0x0018
+_LONG_TYPES = (b"OB", b"OW", b"SQ", b"UN", b"UT")
 
 
 def packages() -> tuple[Any, Any]:
@@ -31,15 +37,51 @@ def packages() -> tuple[Any, Any]:
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Tell a DICOM file by its first bytes, whatever its name is."""
-    if path.name.upper() == _DIRECTORY or not path.is_file():
-        return False
+    """Check by its first bytes whether a file is a DICOM object, whatever its name is; an index of files is none."""
+    head = _head(path)
+    return (_has_magic(head) or _starts_with_element(head)) and not re.search(_DIRECTORY + rb"(?![0-9.])", head)
+
+
+def has_preamble(path: Path) -> bool:
+    """Check whether a DICOM file begins as the standard wants; older ones begin with their first element."""
+    return _has_magic(_head(path))
+
+
+def _head(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
     try:
         with path.open("rb") as stream:
-            stream.seek(_MAGIC_AT)
-            return stream.read(len(_MAGIC)) == _MAGIC
+            return stream.read(_HEAD_BYTES)
     except OSError:
-        return False
+        return b""
+
+
+def _has_magic(head: bytes) -> bool:
+    return head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
+
+
+def _starts_with_element(head: bytes) -> bool:
+    """Check for a first element of group 0002 or 0008 that is followed by another one of that group.
+
+    Explicit VR names its type, implicit VR is followed by four bytes of length; both in either byte order.
+    """
+    for order, big in (("<", False), (">", True)):
+        try:
+            group, element, length = struct.unpack_from(f"{order}HHI", head)
+            if group not in _FIRST_GROUPS or element > _LAST_FIRST_ELEMENT:
+                continue
+            vr = head[4:6]
+            if vr.isalpha() and vr.isupper() and vr not in _LONG_TYPES:
+                (length,) = struct.unpack_from(f"{order}H", head, 6)
+            elif big:
+                continue
+            following = struct.unpack_from(f"{order}H", head, 8 + length)
+        except struct.error:
+            continue
+        if following[0] in (group, *_FIRST_GROUPS):
+            return True
+    return False
 
 
 def dicom_files(folder: Path) -> list[Path]:

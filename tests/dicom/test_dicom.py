@@ -6,6 +6,7 @@ Places follow DICOM PS3.3 C.7.6.2.1.1, and intensities tell the place; dcm2niix 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from maediff.cli import app
 
-from maediff.dicom import convert_dicom, export_dicom, holds_dicom, read_dicom
+from maediff.dicom import convert_dicom, export_dicom, frames, holds_dicom, read_dicom
 from maediff.errors import ConfigError, GeometryError, InputError
 from maediff.rawhead import PrepareSettings, prepare_cohort, restore_cohort
 from maediff.volume import read_nifti, write_like
@@ -26,10 +27,14 @@ hd = pytest.importorskip("highdicom")
 
 from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
 from pydicom.uid import (  # noqa: E402
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEGLSLossless,
+    MediaStorageDirectoryStorage,
     MRImageStorage,
     RLELossless,
+    SecondaryCaptureImageStorage,
     generate_uid,
 )
 
@@ -144,6 +149,70 @@ class TestReading:
         volume = read_dicom(write_multi_frame(tmp_path / "merged.dcm"))
         np.testing.assert_allclose(volume.data, expected(volume.affine, volume.data.shape), atol=0.26)
 
+    def test_monochrome1_is_turned_and_told(self, tmp_path):
+        def turn(data, _k):
+            data.PhotometricInterpretation = "MONOCHROME1"
+            data.PixelData = (4095 - np.frombuffer(data.PixelData, np.uint16)).tobytes()
+
+        usual, turned = read_dicom(write_series(tmp_path / "a")), read_dicom(write_series(tmp_path / "b", change=turn))
+        np.testing.assert_allclose(turned.data - turned.data.min(), usual.data - usual.data.min())
+        assert "MONOCHROME1" in turned.notes[0]
+
+    @pytest.mark.parametrize("name", ["DIRFILE", "DICOMDIR_1", "DICOMDIR"])
+    def test_an_index_beside_a_series_is_no_image(self, name, tmp_path):
+        folder = write_series(tmp_path / "in" / "s")
+        for place in (folder, tmp_path / "in"):
+            index = FileDataset("", {}, file_meta=FileMetaDataset(), preamble=bytes(128))
+            index.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            index.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+            index.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+            index.FileSetID, index.DirectoryRecordSequence = "SECRET", [pydicom.Dataset()]
+            index.save_as(place / name, enforce_file_format=True)
+        (item,) = convert_dicom(tmp_path / "in", tmp_path / "out")
+        assert (item.case, item.message) == ("s", "")
+
+    @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+    def test_files_without_preamble_and_of_either_byte_order_are_read(self, syntax, tmp_path):
+        plain = read_dicom(write_series(tmp_path / "a"))
+        folder = write_series(tmp_path / "b")
+        for path in folder.iterdir():
+            data = pydicom.dcmread(path)
+            if syntax == ExplicitVRBigEndian:
+                data.PixelData = data.pixel_array.astype(">u2").tobytes()
+            data.preamble, data.file_meta = None, FileMetaDataset()
+            data.save_as(
+                path,
+                implicit_vr=syntax == ImplicitVRLittleEndian,
+                little_endian=syntax != ExplicitVRBigEndian,
+                enforce_file_format=False,
+            )
+        assert holds_dicom(folder)
+        np.testing.assert_array_equal(read_dicom(folder).data, plain.data)
+
+    def test_a_file_that_was_copied_counts_once(self, tmp_path, caplog):
+        folder = write_series(tmp_path / "s")
+        shutil.copy(folder / "IM000_3", folder / "IM000_3 (1)")
+        assert read_dicom(folder).data.shape == (COLUMNS, ROWS, SLICES)
+        assert "1 files are copies" in caplog.text
+
+    def test_overlays_in_unused_bits_are_no_intensities(self, tmp_path):
+        def draw(data, _k):
+            data.BitsStored, data.HighBit = 12, 11
+            data.add_new(0x60000100, "US", 16), data.add_new(0x60000102, "US", 12)
+            data.PixelData = (np.frombuffer(data.PixelData, np.uint16) | 0x1000).tobytes()
+
+        drawn = read_dicom(write_series(tmp_path / "b", change=draw))
+        np.testing.assert_array_equal(drawn.data, read_dicom(write_series(tmp_path / "a")).data)
+
+    def test_phase_images_beside_the_scan_are_left_out(self, tmp_path):
+        folder = write_series(tmp_path / "s")
+        for path in list(folder.iterdir())[:3]:
+            data = pydicom.dcmread(path)
+            data.ImageType, data.SOPInstanceUID = ["ORIGINAL", "PRIMARY", "P", "ND"], generate_uid()
+            data.save_as(folder / f"{path.name}_phase")
+        (item,) = convert_dicom(folder, tmp_path / "out")
+        assert item.notes == ("3 slices that are phase images were left out",)
+
     def test_a_series_is_chosen_by_number(self, tmp_path):
         write_series(tmp_path / "s", "axial", number=3)
         folder = write_series(tmp_path / "s", "sagittal", number=4)
@@ -186,6 +255,16 @@ class TestRefused:
             (_set("ImageOrientationPatient", [0, 1, 0, 0, 0, -1], only=0), GeometryError, "localizer"),
             (_set("ImagePositionPatient", [-20, -30, 10], only=5), GeometryError, "share 11 slice positions"),
             (_set("PixelData", b"12"), InputError, "no regular volume"),
+            (_set("ImagePositionPatient", [1, 2], only=4), InputError, "ImagePositionPatient that cannot be used: 3 n"),
+            (_set("ImageOrientationPatient", None), InputError, "lack ImageOrientationPatient"),
+            (_set("ImageOrientationPatient", [1, 0, 0]), InputError, "ImageOrientationPatient that cannot be used"),
+            (_set("ImageOrientationPatient", [0] * 6), GeometryError, "no pair of perpendicular unit vectors"),
+            (_set("PixelSpacing", [0, 0]), InputError, "PixelSpacing that cannot be used: 2 positive numbers"),
+            (_set("RescaleSlope", 0), InputError, "RescaleSlope that cannot be used"),
+            (_set("ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), InputError, "Siemens mosaics"),
+            (_set("ImageType", ["ORIGINAL", "PRIMARY", "P"]), InputError, "no magnitude images"),
+            (_set("SOPClassUID", SecondaryCaptureImageStorage), InputError, "of modality MR, stored as Secondary Cap"),
+            (_set("FrameOfReferenceUID", "1.2.3", only=2), GeometryError, "different frames of reference: 2 of them"),
         ],
     )
     def test_a_bad_header_is_told(self, change, kind, said, tmp_path):
@@ -216,6 +295,41 @@ class TestRefused:
         (folder / "IM000_3").write_bytes(bytes(128) + b"DICM" + b"garbage" * 9)
         with pytest.raises(InputError, match=r"IM000_3 .*copy it again"):
             read_dicom(folder)
+
+    def test_two_series_of_one_number_are_not_told_apart_by_it(self, tmp_path):
+        write_series(tmp_path / "s", "axial", number=3)
+        folder = write_series(tmp_path / "s", "sagittal", number=4)
+        for path in folder.glob("*_4"):
+            data = pydicom.dcmread(path)
+            data.SeriesNumber = 3
+            data.save_as(path)
+        with pytest.raises(InputError, match=r"number 3 \(12 images\), number 3 .* do not tell them apart"):
+            read_dicom(folder, 3)
+
+    def test_whatever_a_series_raises_stops_no_other_and_tells_no_value(self, tmp_path, monkeypatch):
+        def fail(_image, _folder):
+            raise Bad("Doe^Jane")
+
+        class Bad(Exception):
+            pass
+
+        write_series(tmp_path / "in" / "a")
+        write_series(tmp_path / "in" / "b")
+        right = frames._count
+        monkeypatch.setattr(
+            frames, "_count", lambda image, folder: (fail if folder.name == "a" else right)(image, folder)
+        )
+        bad, good = convert_dicom(tmp_path / "in", tmp_path / "out")
+        assert "Bad in" in bad.message
+        assert "Doe" not in bad.message
+        assert good.path.is_file()
+        write_like(
+            tmp_path / "maps" / "a_anomaly.nii.gz", read_dicom(tmp_path / "in" / "b").data, read_nifti(good.path)
+        )
+        shutil.copy(tmp_path / "maps" / "a_anomaly.nii.gz", tmp_path / "maps" / "b_anomaly.nii.gz")
+        found = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "dicom")
+        assert [item.status for item in found] == ["failed", "done"]
+        assert "Doe" not in found[0].message
 
     def test_two_kinds_of_scans_are_not_guessed_between(self, tmp_path, make_scan):
         write_series(tmp_path / "s")
@@ -337,6 +451,93 @@ class TestExport:
         assert "SECRET" not in caplog.text + "".join(capfd.readouterr()) + item.message
         assert not recwarn.list
         assert item.status == "done"
+
+    @pytest.mark.filterwarnings("ignore")  # of writing such files
+    @pytest.mark.parametrize(
+        ("name", "value", "kept"),
+        [
+            ("PatientBirthDate", "1970", ""),
+            ("PatientBirthDate", "19700000", ""),
+            ("PatientBirthDate", "1970-01-02", "19700102"),
+            ("StudyDate", "2024.01.02", "20240102"),
+            ("StudyTime", "10:11:12.25", "101112.25"),
+            ("StudyTime", "99", ""),
+            ("PatientSex", "female", "F"),
+            ("PatientSex", "unknown", ""),
+            ("PatientAge", "thirty years", "thirty years"),
+            ("StudyID", "7" * 30, "7" * 30),
+            ("AccessionNumber", "A" * 99, "A" * 99),
+            ("SeriesNumber", 2**31 - 5, None),
+            ("SeriesNumber", -3, None),
+            ("SliceThickness", None, None),
+        ],
+    )
+    def test_values_that_no_standard_allows_stop_no_export(self, name, value, kept, tmp_path):
+        volume = read_dicom(write_series(tmp_path / "in", change=_set(name, value)))
+        write_like(tmp_path / "maps" / "in_anomaly.nii.gz", volume.data / 1000, volume)
+        write_like(tmp_path / "maps" / "in_anomaly-mask.nii.gz", volume.data > 1000, volume, np.uint8)
+        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out")
+        assert item.status == "done", item.message
+        for path, number in zip(item.files, (90000, 90001), strict=True):
+            made = pydicom.dcmread(path)
+            if kept is not None:
+                assert str(made.get(name, "")) == kept
+            assert made.SeriesNumber == number + 3 * (name != "SeriesNumber")
+        changed = name == "SeriesNumber" or (kept is not None and kept != value)
+        assert [note.split()[0] for note in item.notes] == [name] * changed
+        assert not any(str(value) in note for note in item.notes)
+
+    @pytest.mark.filterwarnings("ignore")  # of writing such files
+    @pytest.mark.parametrize(
+        ("characters", "person", "told"),
+        [
+            (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう", True),
+            (["ISO 2022 IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう", True),
+            (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동", True),
+            (["ISO 2022 IR 6", "ISO 2022 IR 100"], "Müller^Jürgen", True),
+            ("ISO_IR 100", "Müller^Jürgen", False),
+            ("ISO_IR_100", "Müller^Jürgen", True),
+            ("ISO 2022 IR 100", "Müller^Jürgen", True),
+            ("ISO_IR 144", "Люкceмбypг", False),
+            ("GB18030", "Wang^XiaoDong=王^小东", False),
+            ("ISO_IR 192", "Müller=王^小东", False),
+            (None, "Müller^Jürgen", True),
+            ("klingon", "Plain^Name", False),
+        ],
+    )
+    def test_names_in_any_character_set_arrive(self, characters, person, told, tmp_path):
+        def name(data, _k):
+            data.PatientName = person
+            if characters is not None:
+                data.SpecificCharacterSet = characters
+
+        def encode_name(path):  # as the bytes of that set, which pydicom would not write for all of these
+            data = pydicom.dcmread(path)
+            assert str(data.PatientName) == person, path
+
+        folder = write_series(tmp_path / "in", change=name)
+        if characters not in (None, "klingon"):
+            encode_name(next(folder.iterdir()))
+        volume = read_dicom(folder)
+        write_like(tmp_path / "maps" / "in_anomaly.nii.gz", volume.data / 1000, volume)
+        (item,) = export_dicom(tmp_path / "maps", folder, tmp_path / "out")
+        assert item.status == "done", item.message
+        assert str(pydicom.dcmread(item.files[0]).PatientName) == person
+        assert bool(item.notes) == told
+
+    def test_a_map_of_zeros_is_exported(self, tmp_path):
+        volume = read_dicom(write_series(tmp_path / "in"))
+        write_like(tmp_path / "maps" / "in_anomaly.nii.gz", 0 * volume.data, volume)
+        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out")
+        assert item.status == "done", item.message
+        assert not hd.imread(item.files[0]).get_volume(dtype=np.float32).array.any()
+
+    def test_orientations_that_differ_by_rounding_are_exported(self, tmp_path):
+        turned = _set("ImageOrientationPatient", [1, 1e-6, 0, -1e-6, 1, 0], only=3)
+        volume = read_dicom(write_series(tmp_path / "in", change=turned))
+        write_like(tmp_path / "maps" / "in_anomaly.nii.gz", volume.data, volume)
+        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out")
+        assert item.status == "done", item.message
 
     def test_a_map_on_another_grid_is_refused(self, exported, tmp_path):
         _, volume, _ = exported
