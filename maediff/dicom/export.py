@@ -22,7 +22,7 @@ from maediff.errors import ConfigError, GeometryError, InputError, MAEDiffError,
 from maediff.files import atomic_path, file_sha256, read_json
 from maediff.paths import found_path
 from maediff.typing import Array
-from maediff.volume import GRID_TOLERANCE_VOXELS, read_mask, read_nifti
+from maediff.volume import GRID_TOLERANCE_VOXELS, read_map, read_mask, read_nifti
 from maediff.working.resample import index_map, resample
 
 log = logging.getLogger(__name__)
@@ -107,11 +107,12 @@ def _export(case: str, folder: Path, results: Path, out: Path, *, number: int | 
 
 def _exported(case: str, path: Path, series: Series, out: Path) -> Exported:
     """Write the map of a series, and its mask if there is one."""
-    anomaly = read_nifti(path)
+    anomaly = read_map(path)
     sidecar = read_json(path.with_name(f"{case}_anomaly.json"))
     if not series.frames[0].image.get("SeriesInstanceUID"):
         raise InputError(f"DICOM images in {series.folder} lack SeriesInstanceUID; what is exported must refer to it")
-    headers, notes = export_headers(series.frames, series.grid, packages()[0])
+    with quiet():
+        headers, notes = export_headers(series.frames, series.grid, packages()[0])
     make = partial(_parametric_map, str(sidecar.get("units") or "residual, working units"), headers)
     files = [_write(out, path, make, series, on_grid(anomaly.data, anomaly.affine, series, path))]
     path = path.with_name(f"{case}_anomaly-mask.nii.gz")

@@ -22,7 +22,7 @@ from maediff.evaluation.voxel import NAN, VoxelMetrics, voxel_metrics
 from maediff.files import write_json
 from maediff.tables import write_table
 from maediff.typing import Array, BoolArray
-from maediff.volume import Volume, read_mask, read_nifti
+from maediff.volume import Volume, read_map, read_mask
 from maediff.working.brainmask import largest_component
 from maediff.working.foreground import Background
 
@@ -204,7 +204,7 @@ def brain_of(output: OutputCase, truth: Truth | None, like: Volume) -> tuple[Boo
             "the reference table"
         )
     if "reconstruction" in output.files:
-        brain = _not_background(output, read_nifti(output.files["reconstruction"]).data)
+        brain = _not_background(output, read_map(output.files["reconstruction"]).data)
         return brain | (like.data > 0), "reconstruction"
     return like.data > 0, "non-zero map"
 
@@ -234,7 +234,7 @@ def _score(output: OutputCase, truths: Reference) -> CaseResult:
 
 
 def _compare(output: OutputCase, truth: Truth) -> CaseResult:
-    volume = read_nifti(output.files["anomaly"])
+    volume = read_map(output.files["anomaly"])
     if truth.label is None and truth.lesion is not None:
         raise InputError(f"the reference says {truth.lesion} but names no label; add the lesion mask or clear the kind")
     label = np.zeros(volume.data.shape, bool) if truth.label is None else read_mask(truth.label, volume, "label")

@@ -30,7 +30,7 @@ from maediff.report.figures import (
     scale_top,
 )
 from maediff.typing import Array, BoolArray
-from maediff.volume import Volume, read_mask, read_nifti
+from maediff.volume import Volume, read_map, read_mask, read_nifti
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def build_gallery(cases: Sequence[OutputCase], reference: Reference | None) -> G
 
 
 def _extract(case: OutputCase, reference: Reference | None) -> tuple[_Scan, str]:
-    volume = read_nifti(case.files["anomaly"])
+    volume = read_map(case.files["anomaly"])
     layers, note = _layers(case, volume, reference)
     values, affine = layers["map"], volume.affine
     brain = values > 0
@@ -184,10 +184,10 @@ def _layers(case: OutputCase, volume: Volume, reference: Reference | None) -> tu
         else:
             notes.append("The scan's grid is not that of its map, so it is not shown.")
     if "reconstruction" in case.files:
-        layers["reconstruction"] = read_nifti(case.files["reconstruction"]).data
+        layers["reconstruction"] = read_map(case.files["reconstruction"]).data
     layers["map"] = np.where(volume.data > 0, volume.data, 0)
     if "uncertainty" in case.files:
-        layers["uncertainty"] = read_nifti(case.files["uncertainty"]).data
+        layers["uncertainty"] = read_map(case.files["uncertainty"]).data
     if "mask" in case.files:
         layers["mask"] = read_mask(case.files["mask"], volume, "anomaly mask")
     if reference is not None:

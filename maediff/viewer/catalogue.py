@@ -24,7 +24,7 @@ from maediff.errors import InputError, MAEDiffError
 from maediff.evaluation.outputs import OutputCase, read_outputs
 from maediff.report.figures import colour_table, grey_window, high_value, most_anomalous_voxel, scale_top
 from maediff.typing import BoolArray
-from maediff.volume import SUFFIXES, Volume, image_like, read_nifti
+from maediff.volume import SUFFIXES, Volume, image_like, read_map, read_nifti
 
 SCAN = "scan"
 KINDS = (SCAN, "reconstruction", "anomaly", "mask", "uncertainty")
@@ -86,7 +86,7 @@ class Catalogue:
             InputError: No finished case has this number, or its map cannot be read.
         """
         case = self._finished(number)
-        anomaly = read_nifti(self._inside(case.files["anomaly"]))
+        anomaly = read_map(self._inside(case.files["anomaly"]))
         scan, note = _scan(case, anomaly)
         layers = [kind for kind in KINDS if (kind in case.files if kind != SCAN else scan is not None)]
         shown = scan if scan is not None else self._reconstruction(case)
@@ -111,7 +111,7 @@ class Catalogue:
         """
         case = self._finished(number)
         if kind == SCAN:
-            scan, note = _scan(case, read_nifti(self._inside(case.files["anomaly"])))
+            scan, note = _scan(case, read_map(self._inside(case.files["anomaly"])))
             if scan is None:
                 raise InputError(note)
             return gzip.compress(image_like(scan.data, scan).to_bytes(), compresslevel=1)
@@ -126,12 +126,12 @@ class Catalogue:
         return self.cases[number]
 
     def _reconstruction(self, case: OutputCase) -> Volume | None:
-        return read_nifti(self._inside(case.files["reconstruction"])) if "reconstruction" in case.files else None
+        return read_map(self._inside(case.files["reconstruction"])) if "reconstruction" in case.files else None
 
     def _uncertainty_top(self, case: OutputCase, brain: BoolArray) -> float | None:
         if "uncertainty" not in case.files:
             return None
-        spread = read_nifti(self._inside(case.files["uncertainty"])).data
+        spread = read_map(self._inside(case.files["uncertainty"])).data
         return scale_top([high_value(spread, brain)], None)
 
     def _inside(self, path: Path) -> Path:

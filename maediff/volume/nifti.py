@@ -45,6 +45,7 @@ __all__ = [
     "grid_distance",
     "image_like",
     "new_header",
+    "read_map",
     "read_mask",
     "read_nifti",
     "read_voxels",
@@ -136,6 +137,21 @@ def read_voxels(path: str | Path) -> Array:
         GeometryError: As :func:`read_nifti`.
     """
     return _read(Path(path)).data
+
+
+def read_map(path: str | Path) -> Volume:
+    """Read a map that was made of a scan; it may hold one value only, as that of a scan without any anomaly does.
+
+    Args:
+        path: A ``.nii`` or ``.nii.gz`` file with one real-valued 3-D image.
+
+    Raises:
+        InputError: As :func:`read_nifti`, constant maps apart.
+        GeometryError: As :func:`read_nifti`.
+    """
+    volume = _read(Path(path))
+    check_finite(volume.data, str(path))
+    return volume
 
 
 def from_image(image: nib.Nifti1Image | str | Path | Volume) -> Volume:

@@ -180,12 +180,8 @@ class TestReading:
             if syntax == ExplicitVRBigEndian:
                 data.PixelData = data.pixel_array.astype(">u2").tobytes()
             data.preamble, data.file_meta = None, FileMetaDataset()
-            data.save_as(
-                path,
-                implicit_vr=syntax == ImplicitVRLittleEndian,
-                little_endian=syntax != ExplicitVRBigEndian,
-                enforce_file_format=False,
-            )
+            implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
+            pydicom.dcmwrite(path, data, implicit_vr=implicit, little_endian=little, force_encoding=True)
         assert holds_dicom(folder)
         np.testing.assert_array_equal(read_dicom(folder).data, plain.data)
 
@@ -511,13 +507,7 @@ class TestExport:
             if characters is not None:
                 data.SpecificCharacterSet = characters
 
-        def encode_name(path):  # as the bytes of that set, which pydicom would not write for all of these
-            data = pydicom.dcmread(path)
-            assert str(data.PatientName) == person, path
-
         folder = write_series(tmp_path / "in", change=name)
-        if characters not in (None, "klingon"):
-            encode_name(next(folder.iterdir()))
         volume = read_dicom(folder)
         write_like(tmp_path / "maps" / "in_anomaly.nii.gz", volume.data / 1000, volume)
         (item,) = export_dicom(tmp_path / "maps", folder, tmp_path / "out")
