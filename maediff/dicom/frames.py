@@ -19,12 +19,12 @@ from maediff.errors import GeometryError, InputError
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 _OF_OBJECTS = ("SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Rows", "Columns", "PixelData")
-# Geometry of a frame: attribute, how many numbers it has, functional group that holds it.
-_GEOMETRY = (
-    ("PixelSpacing", 2, "PixelMeasuresSequence"),
-    ("ImageOrientationPatient", 6, "PlaneOrientationSequence"),
-    ("ImagePositionPatient", 3, "PlanePositionSequence"),
-)
+# Geometry of a frame, in the order of Frame: how many numbers an attribute has, and its functional group.
+_GEOMETRY = {
+    "PixelSpacing": (2, "PixelMeasuresSequence"),
+    "ImageOrientationPatient": (6, "PlaneOrientationSequence"),
+    "ImagePositionPatient": (3, "PlanePositionSequence"),
+}
 _UNEVEN = 0.01  # share of the slice distance
 _TURNED = 1e-3  # direction cosines
 _NOT_UNIT = 1e-2  # cosines of three decimals stay well below
@@ -201,22 +201,30 @@ def _component(image: Any, index: int) -> str:
 
 
 def _frame(image: Any, index: int, folder: Path) -> Frame:
-    values = {}
-    for name, count, group in _GEOMETRY:
-        try:
-            found = lookup(image, index, name, group)
-        except ValueError:  # a decimal string that is none
-            found = ()
-        if found is None or found == "":
-            raise InputError(f"DICOM images in {folder} lack {name}; export the series again, whole")
-        values[name] = numbers(found, count)
-        if values[name] is None or (name == "PixelSpacing" and not (values[name] > 0).all()):
-            raise InputError(
-                f"DICOM images in {folder} have a {name} that cannot be used: {count} "
-                f"{'positive ' if name == 'PixelSpacing' else ''}numbers are needed; export the series again"
-            )
-    spacing, orientation, position = (values[name] for name, _, _ in _GEOMETRY)
-    return Frame(image, index, spacing, orientation, position)
+    return Frame(image, index, *(_geometry(image, index, name, folder) for name in _GEOMETRY))
+
+
+def _geometry(image: Any, index: int, name: str, folder: Path) -> FloatArray:
+    """Read an attribute that places a frame.
+
+    Raises:
+        InputError: It is missing, or does not hold the numbers that it should.
+    """
+    count, group = _GEOMETRY[name]
+    try:
+        found = lookup(image, index, name, group)
+    except ValueError:  # a decimal string that is none
+        found = ()
+    if found is None or found == "":
+        raise InputError(f"DICOM images in {folder} lack {name}; export the series again, whole")
+    value = numbers(found, count)
+    positive = name == "PixelSpacing"
+    if value is None or (positive and value.min() <= 0):
+        raise InputError(
+            f"DICOM images in {folder} have a {name} that cannot be used: {count} {'positive ' * positive}numbers are "
+            "needed; export the series again"
+        )
+    return value
 
 
 def _check_alike(frames: Sequence[Frame], folder: Path) -> None:

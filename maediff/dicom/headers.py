@@ -94,7 +94,7 @@ def name_sources(made: Any, frames: Sequence[Frame], pydicom: Any) -> None:
             for source in derivation.SourceImageSequence:
                 _name(source, names[str(source.ReferencedSOPInstanceUID)], with_frame=True)
     for holder, name in ((made, "SourceImageSequence"), *((i, "ReferencedInstanceSequence") for i in _series(made))):
-        unique = {}
+        unique: dict[str, Any] = {}
         for source in holder.get(name, ()):
             reference = pydicom.Dataset()
             reference.ReferencedSOPInstanceUID = source.ReferencedSOPInstanceUID
