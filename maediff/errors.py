@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 
+def one_line(error: BaseException) -> str:
+    """Say in a line why one scan of several failed: an error's text, and its kind if MAEDiff did not expect it.
+
+    Example:
+        >>> one_line(InputError("no scan")), one_line(KeyError("x"))
+        ('no scan', "unexpected KeyError: 'x'")
+    """
+    text = " ".join(str(error).split())
+    return text if isinstance(error, MAEDiffError) else f"unexpected {type(error).__name__}: {text}".rstrip(": ")
+
+
 class MAEDiffError(Exception):
     """Base of every error that MAEDiff raises on purpose.
 

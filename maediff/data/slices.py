@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from maediff.config import DataConfig
 from maediff.data.cases import Case
-from maediff.errors import InputError, MAEDiffError
+from maediff.errors import InputError, one_line
 from maediff.files import atomic_path
 from maediff.typing import Array, BoolArray
 from maediff.volume import read_channel, read_mask, read_nifti
@@ -70,9 +70,9 @@ def healthy_slices(
             on_case(case.id)
         try:
             parts.append((case, _read(case, config)))
-        except MAEDiffError as error:
-            failed.append((case.id, str(error)))
-            log.warning("left out %s: %s", case.id, error)
+        except Exception as error:  # whatever is wrong with a scan must not stop the others
+            failed.append((case.id, one_line(error)))
+            log.warning("left out %s: %s", case.id, one_line(error))
     if not any(len(part.images) for _, part in parts):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
         raise InputError(f"none of {len(cases)} scans gave a healthy slice to train on. {reasons}".strip())

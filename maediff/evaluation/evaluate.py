@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from maediff.errors import ConfigError, InputError, MAEDiffError
+from maediff.errors import ConfigError, InputError, one_line
 from maediff.evaluation.bootstrap import Estimate, VoxelHistogram, bootstrap_ci, histogram, pooled
 from maediff.evaluation.case import case_auroc_estimate
 from maediff.evaluation.lesion import LesionMetrics, lesion_metrics
@@ -225,12 +225,13 @@ def _score(output: OutputCase, truths: Reference) -> CaseResult:
         return CaseResult(output.case, FAILED, score=output.score, message=message)
     try:
         truth = truths.find(output)
-    except InputError as error:
-        return CaseResult(output.case, NO_REFERENCE, score=output.score, message=str(error))
+    except Exception as error:  # whatever is wrong with a scan must not stop the others
+        return CaseResult(output.case, NO_REFERENCE, score=output.score, message=one_line(error))
     try:
         return _compare(output, truth)
-    except MAEDiffError as error:
-        return CaseResult(output.case, UNUSABLE, truth.patient, truth.lesion, score=output.score, message=str(error))
+    except Exception as error:
+        message = one_line(error)
+        return CaseResult(output.case, UNUSABLE, truth.patient, truth.lesion, score=output.score, message=message)
 
 
 def _compare(output: OutputCase, truth: Truth) -> CaseResult:

@@ -17,7 +17,7 @@ from maediff._version import __version__
 from maediff.data.bids import SPACE
 from maediff.data.cases import Case
 from maediff.data.walk import as_facts
-from maediff.errors import InputError, MAEDiffError, OutputError
+from maediff.errors import InputError, OutputError, one_line
 from maediff.files import file_sha256, read_json, write_json
 from maediff.paths import WRITTEN_IN, stored_path
 from maediff.provenance import run_record, write_run
@@ -176,10 +176,9 @@ def _prepared(case: Case, first: Case | None, out: Path, settings: PrepareSettin
         write_json(files.sidecar, record | {"key": key, "seconds": round(time.perf_counter() - start, 1)})
     except OutputError:
         raise
-    except (MAEDiffError, MemoryError, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever is wrong with a scan must not stop the others
         log.debug("case %s failed", case.id, exc_info=True)
-        text = " ".join((str(error) or type(error).__name__).split())
-        return PreparedCase(case.id, "failed", message=text)
+        return PreparedCase(case.id, "failed", message=one_line(error))
     seconds, brain, notes = time.perf_counter() - start, record["brain_mask"], "; ".join(record["notes"])
     return PreparedCase(case.id, "done", brain["method"], brain["volume_ml"], seconds, notes)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from maediff.errors import InputError
 from maediff.evaluation.curves import Curves, scan_curves, voxel_curves
 from maediff.evaluation.evaluate import SCORED, CaseResult
 from maediff.evaluation.outputs import OutputCase
@@ -101,6 +100,6 @@ def _kind(case: OutputCase, truths: Reference | None) -> str:
         return "this cohort"
     try:
         truth = truths.find(case)
-    except InputError:
+    except Exception:  # evaluation says what is wrong with it
         return "truth unknown"
     return truth.lesion or ("lesion" if truth.label else "healthy")

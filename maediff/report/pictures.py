@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maediff.errors import InputError, MAEDiffError
+from maediff.errors import InputError, MAEDiffError, one_line
 from maediff.evaluation.evaluate import brain_of
 from maediff.evaluation.outputs import OutputCase
 from maediff.evaluation.reference import Reference
@@ -113,9 +113,9 @@ def build_gallery(cases: Sequence[OutputCase], reference: Reference | None) -> G
     for case in cases:
         try:
             scans[case.case], note = _extract(case, reference)
-        except MAEDiffError as error:
-            logger.warning("no pictures of %s: %s", case.case, error)
-            note = f"No pictures: {error}"
+        except Exception as error:  # whatever is wrong with a scan must not stop the others
+            logger.warning("no pictures of %s: %s", case.case, one_line(error))
+            note = f"No pictures: {one_line(error)}"
         if note:
             notes[case.case] = note
     thresholds = [case.threshold for case in cases if case.threshold is not None]
