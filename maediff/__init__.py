@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from maediff._version import __version__
+from maediff.system import name_user
+
+name_user()  # before anything imports MONAI or PyTorch
 
 _HOMES = {
     "AnomalyResult": "maediff.inference.predictor",

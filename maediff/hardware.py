@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -38,6 +42,83 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device 'mps' is not here; use --device auto or cpu")
     return device
+
+
+class _Defaults:
+    """How many calls compute with the usual dtype now, and the one that the last to leave puts back."""
+
+    lock = threading.Lock()
+    inside = 0
+    dtype = torch.float32
+
+
+@contextmanager
+def usual_defaults() -> Iterator[None]:
+    """Create tensors as torch usually does, float32 on the CPU, whatever defaults the caller has set.
+
+    The default dtype belongs to the whole process: several threads may be inside, and the last one that leaves puts
+    the caller's back.
+
+    Example:
+        >>> with usual_defaults():
+        ...     torch.zeros(1).dtype
+        torch.float32
+    """
+    with _Defaults.lock:
+        if not _Defaults.inside:
+            _Defaults.dtype = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float32)
+        _Defaults.inside += 1
+    elsewhere = torch.get_default_device().type != "cpu"
+    try:
+        with torch.device("cpu") if elsewhere else nullcontext():
+            yield
+    finally:
+        with _Defaults.lock:
+            _Defaults.inside -= 1
+            if not _Defaults.inside:
+                torch.set_default_dtype(_Defaults.dtype)
+
+
+@contextmanager
+def kept_random_state(device: torch.device) -> Iterator[None]:
+    """Leave torch's global random state as it was, on the CPU and on a device that is computed on."""
+    index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+    with torch.random.fork_rng([index] if device.type == "cuda" else []):
+        yield
+
+
+class _Fork:
+    """Whether a model was loaded here, and whether this process was forked from one that had loaded one."""
+
+    loaded = False
+    after = False
+
+
+def note_loaded() -> None:
+    """Remember that a model was loaded in this process, so that its threads may run."""
+    _Fork.loaded = True
+
+
+def check_not_forked() -> None:
+    """Refuse to compute where torch would wait for threads that a fork did not copy.
+
+    Raises:
+        ConfigError: This process was forked from one that had loaded a model, and computes with several threads.
+    """
+    if _Fork.after and torch.get_num_threads() > 1:
+        raise ConfigError(
+            "this process was forked after load_model, and torch's threads are not copied by a fork: it would wait for "
+            "ever; load the model in the worker, start workers by 'spawn', or call torch.set_num_threads(1) in them"
+        )
+
+
+def _after_fork() -> None:
+    _Fork.after = _Fork.loaded
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -133,6 +133,8 @@ def numbers(value: Any, count: int) -> FloatArray | None:
         >>> numbers(["1", "2.5"], 2), numbers([1], 2), numbers("left", 1)
         (array([1. , 2.5]), None, None)
     """
+    if isinstance(value, str):  # of a text type, as some GE scanners store what should be decimal strings
+        value = value.split("\\")
     try:
         found = np.atleast_1d(np.asarray(value, np.float64))
     except (TypeError, ValueError):

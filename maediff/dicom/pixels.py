@@ -31,8 +31,11 @@ def intensities(frames: Sequence[Frame], folder: Path, pydicom: Any) -> tuple[Fl
         Intensities (slices, rows, columns), and what a user should be told.
 
     Raises:
-        InputError: Slope or intercept that cannot be used.
+        InputError: Pixels that cannot be decoded, or a slope or an intercept that cannot be used.
     """
+    scaled = {lookup(frame.image, frame.index, "RescaleSlope", _TRANSFORMATION) is not None for frame in frames}
+    if scaled == {True, False}:
+        raise InputError(f"some slices in {folder} have a RescaleSlope and others have none; export the series again")
     decoded: dict[int, npt.NDArray[Any]] = {}
     slices = []
     for frame in frames:
@@ -54,6 +57,14 @@ def intensities(frames: Sequence[Frame], folder: Path, pydicom: Any) -> tuple[Fl
 
 def _decoded(image: Any, folder: Path) -> npt.NDArray[Any]:
     """Decode all frames of an object, (frames, rows, columns)."""
+    wanted = (
+        int(image.Rows) * int(image.Columns) * int(image.get("NumberOfFrames") or 1) * int(image.BitsAllocated) // 8
+    )
+    if not image.file_meta.TransferSyntaxUID.is_compressed and len(image.PixelData) >= 2 * wanted:
+        raise InputError(
+            f"a DICOM image in {folder} holds {len(image.PixelData)} bytes of pixels and explains {wanted}: its Number "
+            "of Frames or its size is wrong; export the series again"
+        )
     try:
         return np.asarray(image.pixel_array).reshape(-1, int(image.Rows), int(image.Columns))
     except (*READ_ERRORS, MemoryError) as error:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maediff.errors import MAEDiffError
-from maediff.hardware import synchronize
+from maediff.hardware import synchronize, usual_defaults
 from maediff.inference.cohort import PlannedCase
 from maediff.inference.predictor import Predictor, PreparedScan
 from maediff.methods.maediff.layout import Plan
@@ -44,6 +44,7 @@ class Cost:
     seconds: float
 
 
+@usual_defaults()
 def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost | None:
     """Prepare the first usable scan that would be computed, time one batch, and multiply.
 
@@ -139,7 +140,7 @@ def window_inputs(
     mask = torch.zeros(batch, 1, *shape, device=device)
     mask[..., :window, :window] = 1
     return (
-        torch.randn(batch, network.channels, *shape, device=device),
+        torch.randn(batch, network.channels, *shape, generator=torch.Generator().manual_seed(0)).to(device),
         mask,
         torch.ones(batch, dtype=torch.long, device=device),
     )

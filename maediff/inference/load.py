@@ -12,7 +12,7 @@ import torch
 from maediff.calibration import Calibration, with_threshold
 from maediff.config import UNTRAINED, Config, override
 from maediff.errors import ConfigError, ModelError
-from maediff.hardware import resolve_device
+from maediff.hardware import kept_random_state, note_loaded, resolve_device, usual_defaults
 from maediff.inference.predictor import Predictor
 from maediff.methods.build import build_network, network_shapes
 from maediff.model_folder import StoredModel, load_model_folder, resolve_model
@@ -21,6 +21,7 @@ from maediff.normative import Locations
 log = logging.getLogger(__name__)
 
 
+@usual_defaults()
 def load_model(
     model: str | Path,
     device: str = "auto",
@@ -54,12 +55,14 @@ def load_model(
             f"diffusion.{{{', '.join(sorted(_FREE_DIFFUSION))}}}"
         )
     _check_shapes(config, stored.weights, model)
-    network = build_network(config, stored.weights)
+    with kept_random_state(torch.device("cpu")):  # random weights, until those of the model replace them
+        network = build_network(config, stored.weights)
     try:
         network.load_state_dict({name: value.float() for name, value in stored.weights.items()})
     except RuntimeError as error:
         raise ModelError(f"the weights of {model} do not fit its config.yaml: {str(error).splitlines()[0]}") from error
     network = network.to(chosen).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    note_loaded()
     calibration = Calibration.from_dict(stored.calibration) if stored.calibration else None
     if calibration and _maps_as(config) != _maps_as(stored.config):
         log.warning("the overrides change the maps, so the model's threshold does not apply: no anomaly mask")

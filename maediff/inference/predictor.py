@@ -17,7 +17,7 @@ from torch import nn
 from maediff.calibration import Calibration
 from maediff.config import Config, config_hash
 from maediff.errors import InputError, ModelError
-from maediff.hardware import use_bf16
+from maediff.hardware import check_not_forked, use_bf16, usual_defaults
 from maediff.inference.untrained import check_common_space, untrained_maps
 from maediff.methods.build import Untrained
 from maediff.methods.maediff.sliding import Healthy
@@ -152,6 +152,7 @@ class Predictor:
         bf16 = use_bf16(self.device, self.config.infer.precision)
         return engine(self.network, self.config, self.device, bf16=bf16)
 
+    @usual_defaults()
     def predict(
         self,
         image: Images,
@@ -180,6 +181,7 @@ class Predictor:
         """
         return self.score(self.prepare(image, mask), seed, on_batch)
 
+    @usual_defaults()
     def prepare(self, image: Images, mask: Image | Array | None = None) -> PreparedScan:
         """Read a scan and bring it to the working grid: the part of :meth:`predict` that needs no network.
 
@@ -205,6 +207,7 @@ class Predictor:
             raise InputError(f"the model sees {wanted} and was given {len(given)}; give them in this order")
         return given
 
+    @usual_defaults()
     def score(
         self, scan: PreparedScan, seed: int = 0, on_batch: Callable[[int, int], None] | None = None
     ) -> AnomalyResult:
@@ -235,6 +238,7 @@ class Predictor:
             background=prepared.background,
         )
 
+    @usual_defaults()
     def residual(self, scan: PreparedScan, seed: int = 0) -> FloatMap:
         """Reconstruct a prepared scan and return its residual, before any filter, on the working grid (S, H, W)."""
         prepared = scan.prepared
@@ -244,6 +248,7 @@ class Predictor:
     def _healthy(
         self, prepared: Prepared, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None = None
     ) -> Healthy:
+        check_not_forked()
         slices, inside = torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask)
         return self.reconstruct(slices, inside, key, on_batch)
 
@@ -267,6 +272,7 @@ class Predictor:
         residual = channel_residual(prepared.slices, mean.numpy(), self.config.score.sign)
         return self.map_of(prepared, residual), reconstruction, uncertainty
 
+    @usual_defaults()
     def map_of(self, prepared: Prepared, residual: FloatMap) -> FloatMap:
         """Make the anomaly map of a residual: measure by place, filter, and bring it to native space.
 

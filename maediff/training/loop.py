@@ -26,7 +26,7 @@ from maediff import diffusion
 from maediff.config import Config, config_hash
 from maediff.data.slices import SliceSet
 from maediff.errors import ConfigError, MAEDiffError, ModelError, TrainingInterrupted
-from maediff.hardware import use_bf16
+from maediff.hardware import kept_random_state, use_bf16, usual_defaults
 from maediff.heads.headset import HeadSet
 from maediff.methods import objective
 from maediff.methods.build import build_network
@@ -129,10 +129,11 @@ def fit(
         ModelError: The checkpoint cannot be resumed.
         MAEDiffError: The loss is not finite.
     """
-    run = _Run(config, run_dir, device, resume)
-    if initial is not None and run.state.step == 0:
-        run.start_from(initial)
-    return run.go(training, validation, on_progress)
+    with usual_defaults(), kept_random_state(device):
+        run = _Run(config, run_dir, device, resume)
+        if initial is not None and run.state.step == 0:
+            run.start_from(initial)
+        return run.go(training, validation, on_progress)
 
 
 class _Run:
@@ -338,13 +339,14 @@ def _accelerator(config: Config, device: torch.device, run_dir: Path) -> Acceler
         AcceleratorState._reset_state(reset_partial_state=True)  # else a process keeps its first run's precision
     # only MAEDiff's own losses are known to reach every parameter in each step
     every = config.method == "maediff" and (config.model.condition == "none" or config.model.mae_loss_weight > 0)
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        cpu=device.type == "cpu",
-        log_with=tracker,
-        project_dir=str(run_dir),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=not every)],
-    )
+    with processes.alone_unless_launched():
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=device.type == "cpu",
+            log_with=tracker,
+            project_dir=str(run_dir),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=not every)],
+        )
     if tracker:
         accelerator.init_trackers("tensorboard")
     return accelerator

@@ -16,18 +16,47 @@ from accelerate import PartialState
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
+from maediff.errors import ConfigError
+
 _PATIENCE = timedelta(hours=3)
 """How long processes wait for each other, as for the main one that reads the scans; torchrun notices who died."""
 
 
+_LAUNCHED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+_MISLEADING = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""What accelerate takes for a launch of several processes, and what a cluster's shell holds without any launch."""
+
+
 def several() -> bool:
-    """Tell whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Check whether a launcher started this process as one of several.
+
+    Raises:
+        ConfigError: The environment says so, but a launcher has not said how to find the others.
+    """
+    size = os.environ.get("WORLD_SIZE") or "1"
+    missing = [name for name in _LAUNCHED if not os.environ.get(name)]
+    if not size.isdigit() or (int(size) > 1 and missing):
+        raise ConfigError(
+            f"WORLD_SIZE={size!r} is set in the environment, but {', '.join(missing) or 'not as a number'}"
+            f"{' is not' if missing else ''}; start several processes with torchrun, or unset WORLD_SIZE"
+        )
+    return int(size) > 1
+
+
+@contextmanager
+def alone_unless_launched() -> Iterator[None]:
+    """Hide variables that would make accelerate wait for other processes, unless a launcher started some."""
+    hidden = () if several() else [name for name in os.environ if name in _MISLEADING or name.startswith("ACCELERATE_")]
+    kept = {name: os.environ.pop(name) for name in hidden}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def is_main() -> bool:
     """Tell whether this process is the one that writes; a single one is."""
-    return int(os.environ.get("RANK", "0")) == 0 or not several()
+    return not several() or int(os.environ["RANK"]) == 0
 
 
 def restarted() -> bool:

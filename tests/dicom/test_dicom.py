@@ -191,6 +191,14 @@ class TestReading:
         assert read_dicom(folder).data.shape == (COLUMNS, ROWS, SLICES)
         assert "1 files are copies" in caplog.text
 
+    def test_numbers_that_are_stored_as_text_are_read(self, tmp_path):
+        def as_text(data, _k):
+            del data.PixelSpacing
+            data.add_new("PixelSpacing", "UT", "2.0\\1.5")
+
+        stored = read_dicom(write_series(tmp_path / "b", change=as_text))
+        np.testing.assert_array_equal(stored.affine, read_dicom(write_series(tmp_path / "a")).affine)
+
     def test_overlays_in_unused_bits_are_no_intensities(self, tmp_path):
         def draw(data, _k):
             data.BitsStored, data.HighBit = 12, 11
@@ -251,12 +259,18 @@ class TestRefused:
             (_set("ImageOrientationPatient", [0, 1, 0, 0, 0, -1], only=0), GeometryError, "localizer"),
             (_set("ImagePositionPatient", [-20, -30, 10], only=5), GeometryError, "share 11 slice positions"),
             (_set("PixelData", b"12"), InputError, "no regular volume"),
+            (
+                _set("PixelData", bytes(3 * ROWS * COLUMNS * 2)),
+                InputError,
+                "holds 2880 bytes of pixels and explains 960",
+            ),
             (_set("ImagePositionPatient", [1, 2], only=4), InputError, "ImagePositionPatient that cannot be used: 3 n"),
             (_set("ImageOrientationPatient", None), InputError, "lack ImageOrientationPatient"),
             (_set("ImageOrientationPatient", [1, 0, 0]), InputError, "ImageOrientationPatient that cannot be used"),
             (_set("ImageOrientationPatient", [0] * 6), GeometryError, "no pair of perpendicular unit vectors"),
             (_set("PixelSpacing", [0, 0]), InputError, "PixelSpacing that cannot be used: 2 positive numbers"),
             (_set("RescaleSlope", 0), InputError, "RescaleSlope that cannot be used"),
+            (_unset("RescaleSlope", only=2), InputError, "some slices .* have a RescaleSlope and others have none"),
             (_set("ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), InputError, "Siemens mosaics"),
             (_set("ImageType", ["ORIGINAL", "PRIMARY", "P"]), InputError, "no magnitude images"),
             (_set("SOPClassUID", SecondaryCaptureImageStorage), InputError, "of modality MR, stored as Secondary Cap"),

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from maediff.config import config_hash, dump_yaml
-from maediff.errors import TrainingInterrupted
+from maediff.errors import ConfigError, TrainingInterrupted
 from maediff.files import read_json
 from maediff.jobs.train import train
 from maediff.model_folder import load_model_folder, verify_model_folder
-from maediff.training import processes
+from maediff.training import loop, processes
 from maediff.training.checkpoint import load_state
 
 AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
@@ -206,3 +206,23 @@ def test_a_single_process_is_the_main_one_and_waits_for_nobody(monkeypatch):
     with processes.joined(torch.device("cpu")), processes.main_first():
         processes.wait_for_all()
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    "found", [{"PMI_SIZE": "4"}, {"OMPI_COMM_WORLD_SIZE": "2", "LOCAL_RANK": "0"}, {"ACCELERATE_USE_FSDP": "true"}]
+)
+def test_a_shell_of_a_cluster_is_no_launch(found, monkeypatch, tiny, tmp_path):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    accelerator = loop._accelerator(tiny(), torch.device("cpu"), tmp_path)
+    assert accelerator.num_processes == 1
+    assert {name: os.environ.get(name) for name in found} == found
+
+
+@pytest.mark.parametrize("size", ["4", "many"])
+def test_a_launch_that_is_none_is_told_instead_of_waiting(size, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match="torchrun, or unset WORLD_SIZE"):
+        processes.several()
