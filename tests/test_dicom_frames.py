@@ -160,7 +160,7 @@ def test_exported_maps_lie_over_the_frames_that_they_refer_to(layout, tmp_path):
     name = source.stem
     write_like(tmp_path / "maps" / f"{name}_anomaly.nii.gz", volume.data, volume)
     write_like(tmp_path / "maps" / f"{name}_anomaly-mask.nii.gz", volume.data > 1000, volume, np.uint8)
-    (exported,) = export_dicom(tmp_path / "maps", source, tmp_path / "out")
+    (exported,) = export_dicom(tmp_path / "maps", source, tmp_path / "out", trust_names=True)
     assert exported.status == "done", exported.message
     made = hd.imread(exported.files[0])
     grid = made.get_volume(dtype=np.float32)

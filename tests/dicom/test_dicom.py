@@ -337,7 +337,7 @@ class TestRefused:
             tmp_path / "maps" / "a_anomaly.nii.gz", read_dicom(tmp_path / "in" / "b").data, read_nifti(good.path)
         )
         shutil.copy(tmp_path / "maps" / "a_anomaly.nii.gz", tmp_path / "maps" / "b_anomaly.nii.gz")
-        found = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "dicom")
+        found = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "dicom", trust_names=True)
         assert [item.status for item in found] == ["failed", "done"]
         assert "Doe" not in found[0].message
 
@@ -486,7 +486,7 @@ class TestExport:
         volume = read_dicom(write_series(tmp_path / "in", change=_set(name, value)))
         write_like(tmp_path / "maps" / "in_anomaly.nii.gz", volume.data / 1000, volume)
         write_like(tmp_path / "maps" / "in_anomaly-mask.nii.gz", volume.data > 1000, volume, np.uint8)
-        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out")
+        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out", trust_names=True)
         assert item.status == "done", item.message
         for path, number in zip(item.files, (90000, 90001), strict=True):
             made = pydicom.dcmread(path)
@@ -524,7 +524,7 @@ class TestExport:
         folder = write_series(tmp_path / "in", change=name)
         volume = read_dicom(folder)
         write_like(tmp_path / "maps" / "in_anomaly.nii.gz", volume.data / 1000, volume)
-        (item,) = export_dicom(tmp_path / "maps", folder, tmp_path / "out")
+        (item,) = export_dicom(tmp_path / "maps", folder, tmp_path / "out", trust_names=True)
         assert item.status == "done", item.message
         assert str(pydicom.dcmread(item.files[0]).PatientName) == person
         assert bool(item.notes) == told
@@ -532,7 +532,7 @@ class TestExport:
     def test_a_map_of_zeros_is_exported(self, tmp_path):
         volume = read_dicom(write_series(tmp_path / "in"))
         write_like(tmp_path / "maps" / "in_anomaly.nii.gz", 0 * volume.data, volume)
-        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out")
+        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out", trust_names=True)
         assert item.status == "done", item.message
         assert not hd.imread(item.files[0]).get_volume(dtype=np.float32).array.any()
 
@@ -540,7 +540,7 @@ class TestExport:
         turned = _set("ImageOrientationPatient", [1, 1e-6, 0, -1e-6, 1, 0], only=3)
         volume = read_dicom(write_series(tmp_path / "in", change=turned))
         write_like(tmp_path / "maps" / "in_anomaly.nii.gz", volume.data, volume)
-        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out")
+        (item,) = export_dicom(tmp_path / "maps", tmp_path / "in", tmp_path / "out", trust_names=True)
         assert item.status == "done", item.message
 
     def test_a_map_on_another_grid_is_refused(self, exported, tmp_path):
