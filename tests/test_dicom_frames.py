@@ -141,7 +141,17 @@ def two_files(folder):
     return folder
 
 
-LAYOUTS = [philips, siemens, ge, frame_per_file, two_files]
+def packages(folder):
+    """Two stacks whose slices lie between each other's, one volume together (dcm2niix issue 839)."""
+    shared = item(PixelMeasuresSequence=measures(), PlaneOrientationSequence=orientation())
+    order = (0, 2, 4, 1, 3)
+    frames = [frame_groups(place) for place in order]
+    for frame, place in zip(frames, order, strict=True):
+        frame.FrameContentSequence[0].StackID = str(1 + place % 2)
+    return write(folder / "one.dcm", frames, [stored(place) for place in order], shared)
+
+
+LAYOUTS = [philips, siemens, ge, frame_per_file, two_files, packages]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -215,9 +225,16 @@ def _sheared(folder):
     return write(folder / "one.dcm", frames, [stored(k) for k in range(5)], shared)
 
 
+def _localizer(folder):
+    planes = ([1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1], [1, 0, 0, 0, 0, -1])
+    frames = [frame_groups(k, PlaneOrientationSequence=[item(ImageOrientationPatient=planes[k])]) for k in range(3)]
+    return write(folder / "one.dcm", frames, [stored(k) for k in range(3)], item(PixelMeasuresSequence=measures()))
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "said"),
     [
+        (_localizer, GeometryError, "turned against each other, as those of a localizer are"),
         (_echoes, GeometryError, "10 images .* share 5 slice positions: 2 echo times"),
         (_phase, InputError, "no magnitude images: 5 slices are phase images"),
         (_miscounted, InputError, "claims 7 frames and describes 5"),
