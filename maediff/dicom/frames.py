@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from maediff.errors import GeometryError, InputError
-
-FloatArray: TypeAlias = npt.NDArray[np.float64]
+from maediff.typing import DoubleArray
 
 _OF_OBJECTS = ("SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Rows", "Columns", "PixelData")
 # Geometry of a frame, in the order of Frame: how many numbers an attribute has, and its functional group.
@@ -54,9 +52,9 @@ class Frame:
 
     image: Any
     index: int
-    spacing_mm: FloatArray
-    orientation: FloatArray
-    position_mm: FloatArray
+    spacing_mm: DoubleArray
+    orientation: DoubleArray
+    position_mm: DoubleArray
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Stack:
     """
 
     frames: tuple[Frame, ...]
-    orientation: FloatArray
+    orientation: DoubleArray
     step_mm: float
     notes: tuple[str, ...] = ()
 
@@ -126,7 +124,7 @@ def _item(image: Any, name: str, index: int) -> list[Any]:
     return [items[index]] if index < len(items) else []
 
 
-def numbers(value: Any, count: int) -> FloatArray | None:
+def numbers(value: Any, count: int) -> DoubleArray | None:
     """Read as many finite numbers; None if the value holds anything else.
 
     Example:
@@ -206,7 +204,7 @@ def _frame(image: Any, index: int, folder: Path) -> Frame:
     return Frame(image, index, *(_geometry(image, index, name, folder) for name in _GEOMETRY))
 
 
-def _geometry(image: Any, index: int, name: str, folder: Path) -> FloatArray:
+def _geometry(image: Any, index: int, name: str, folder: Path) -> DoubleArray:
     """Read an attribute that places a frame.
 
     Raises:
@@ -239,7 +237,7 @@ def _check_alike(frames: Sequence[Frame], folder: Path) -> None:
         raise GeometryError(f"slices in {folder} are turned against each other, as those of a localizer are")
 
 
-def _orthonormal(orientation: FloatArray, folder: Path) -> FloatArray:
+def _orthonormal(orientation: DoubleArray, folder: Path) -> DoubleArray:
     """Make direction cosines that were rounded orthonormal.
 
     Raises:
@@ -257,7 +255,7 @@ def _orthonormal(orientation: FloatArray, folder: Path) -> FloatArray:
     return np.concatenate([along_row, along_column / np.linalg.norm(along_column)])
 
 
-def _check_distances(along_mm: FloatArray, frames: Sequence[Frame], folder: Path) -> None:
+def _check_distances(along_mm: DoubleArray, frames: Sequence[Frame], folder: Path) -> None:
     """Refuse slices that share a place, and places without a slice."""
     steps = np.diff(along_mm)
     if (steps < _SAME_PLACE_MM).any():

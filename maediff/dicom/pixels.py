@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from maediff.dicom.frames import Frame, lookup, numbers
 from maediff.dicom.objects import READ_ERRORS
 from maediff.errors import InputError
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
+from maediff.typing import Array, FloatMap
 
 _TRANSFORMATION = "PixelValueTransformationSequence"
 INVERTED = "the images are MONOCHROME1, stored with bright for dark; they were turned, so that air is 0"
 
 
-def intensities(frames: Sequence[Frame], folder: Path, pydicom: Any) -> tuple[FloatArray, tuple[str, ...]]:
+def intensities(frames: Sequence[Frame], folder: Path, pydicom: Any) -> tuple[FloatMap, tuple[str, ...]]:
     """Decode frames and apply what turns stored values into intensities: lookup table, else slope and intercept.
 
     Args:
@@ -36,7 +34,7 @@ def intensities(frames: Sequence[Frame], folder: Path, pydicom: Any) -> tuple[Fl
     scaled = {lookup(frame.image, frame.index, "RescaleSlope", _TRANSFORMATION) is not None for frame in frames}
     if scaled == {True, False}:
         raise InputError(f"some slices in {folder} have a RescaleSlope and others have none; export the series again")
-    decoded: dict[int, npt.NDArray[Any]] = {}
+    decoded: dict[int, Array] = {}
     slices = []
     for frame in frames:
         image = frame.image
@@ -55,7 +53,7 @@ def intensities(frames: Sequence[Frame], folder: Path, pydicom: Any) -> tuple[Fl
     return (array.max() - array, (INVERTED,)) if inverted == {True} else (array, ())
 
 
-def _decoded(image: Any, folder: Path) -> npt.NDArray[Any]:
+def _decoded(image: Any, folder: Path) -> Array:
     """Decode all frames of an object, (frames, rows, columns)."""
     wanted = (
         int(image.Rows) * int(image.Columns) * int(image.get("NumberOfFrames") or 1) * int(image.BitsAllocated) // 8
@@ -91,7 +89,7 @@ def _rescale(frame: Frame, folder: Path) -> tuple[float, float]:
     return values[0], values[1]
 
 
-def _without_overlays(stored: npt.NDArray[Any], image: Any) -> npt.NDArray[Any]:
+def _without_overlays(stored: Array, image: Any) -> Array:
     """Clear the bits above the stored ones where an older scanner drew overlays into them."""
     bits, allocated = int(image.BitsStored), int(image.BitsAllocated)
     places = [image.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2)]
