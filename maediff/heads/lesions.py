@@ -117,7 +117,7 @@ def draw_lesions(
     Returns:
         Lesions that touch the brain; none where the slice holds next to no brain.
     """
-    room = _room(plane)
+    room = lesion_room(plane)
     if float(room.sum()) * plane.pixel_mm**2 < 100:
         return []
     lesions = []
@@ -125,7 +125,7 @@ def draw_lesions(
         material = MATERIALS[int(torch.multinomial(torch.tensor(_MATERIAL_SHARES), 1, generator=rng))]
         shape, in_white = _draw_shape(plane, room, masks, rng)
         if in_white or (material == "gliosis" and _coin(0.3, rng)):
-            shape = shape * _white(plane)
+            shape = shape * white_share(plane)
         shape = shape * room
         if float(shape.max()) < 0.3:
             continue
@@ -198,7 +198,7 @@ def _draw_shape(plane: Plane, room: Tensor, masks: Sequence[LesionMask], rng: to
     if kind == "mask" and masks:
         for _ in range(_TRIES):
             mask = masks[int(torch.randint(len(masks), (), generator=rng))]
-            shape = _cut(mask, plane, rng)
+            shape = cut_mask(mask, plane, rng)
             if float((shape * room).sum()) * plane.pixel_mm**2 > 6:
                 return shape, mask.in_white
     if kind == "spots":
@@ -209,7 +209,7 @@ def _draw_shape(plane: Plane, room: Tensor, masks: Sequence[LesionMask], rng: to
     return blob, False
 
 
-def _cut(mask: LesionMask, plane: Plane, rng: torch.Generator) -> Tensor:
+def cut_mask(mask: LesionMask, plane: Plane, rng: torch.Generator) -> Tensor:
     """Cut a real mask at the place of the slice, moved a little and mirrored in half of the cases (h, w)."""
     place = plane.place + 0.12 * torch.randn(3, 1, 1, generator=rng)
     if _coin(0.5, rng):
@@ -228,7 +228,7 @@ def _cut(mask: LesionMask, plane: Plane, rng: torch.Generator) -> Tensor:
 
 def _spots(plane: Plane, room: Tensor, rng: torch.Generator) -> Tensor:
     """Scatter 2 to 20 small spots, median diameter 3 mm (h, w)."""
-    where = (room * _white(plane) > 0.5).nonzero()
+    where = (room * white_share(plane) > 0.5).nonzero()
     where = where if len(where) else (room > 0.5).nonzero()
     count = 2 + int(torch.randint(19, (), generator=rng))
     total = torch.zeros(room.shape)
@@ -267,7 +267,7 @@ def _blob(plane: Plane, room: Tensor, rng: torch.Generator) -> Tensor:
     return torch.sigmoid((edge.clamp(min=0.3) - distance - wobble) / (1.5 * softness))
 
 
-def _room(plane: Plane) -> Tensor:
+def lesion_room(plane: Plane) -> Tensor:
     """Tell where lesions may lie (h, w): brain tissue and what it encloses, not the fluid around it."""
     centre = plane.classes[len(plane.classes) // 2]
     keeps = torch.ones(256)
@@ -276,7 +276,7 @@ def _room(plane: Plane) -> Tensor:
     return keeps[centre] * (plane.depth <= 1)
 
 
-def _white(plane: Plane) -> Tensor:
+def white_share(plane: Plane) -> Tensor:
     """Weigh white matter against other tissue (h, w): lesions of white matter end at the cortex."""
     weights = torch.full((256,), 0.15)
     weights[indices(WHITE)] = 1.0

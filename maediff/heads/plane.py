@@ -36,20 +36,51 @@ class Plane:
     pixel_mm: float
 
 
-def draw_plane(
-    head: BrainLabels,
-    shape: tuple[int, int],
-    spacing_mm: float,
-    rng: torch.Generator,
-    orientation: str = "axial",
-) -> Plane:
-    """Cut a random slice out of a head.
+@dataclass(frozen=True)
+class Pose:
+    """How a head lies in the scanner, drawn once for a slice or for a scan.
 
-    The plane passes through the brain at a random height, turned by up to 12 degrees about each axis, scaled by up to
-    12 % along each, in half of the cases mirrored left to right, and bent by a smooth displacement of some millimetres.
+    Attributes:
+        axes: (3, 3) directions of rows, columns and slices in the head as rows, with their scales.
+        u: (h,) places of the fine rows along their axis, mm.
+        v: (w,) places of the fine columns along theirs, mm.
+        mirrored: Whether left and right are exchanged.
+        pixel_mm: Side of a fine pixel.
+    """
+
+    axes: Tensor
+    u: Tensor
+    v: Tensor
+    mirrored: bool
+    pixel_mm: float
+
+    def cut(self, head: BrainLabels, height: float | Tensor, thickness: float, bend: Tensor) -> Plane:
+        """Cut a slice out of a head.
+
+        Args:
+            head: Labels around the brain.
+            height: Place of the slice along its axis, mm from the centre of the brain.
+            thickness: Of the slice, mm.
+            bend: (3, h, w) displacement of its fine pixels, mm.
+        """
+        centre, half = head.box.mean(0), (head.box[1] - head.box[0]) / 2
+        points = bend + (centre + height * self.axes[2])[:, None, None]
+        points += self.axes[0][:, None, None] * self.u[:, None]
+        points += self.axes[1][:, None, None] * self.v
+        across = self.axes[2]
+        if self.mirrored:
+            points[0] = 2 * centre[0] - points[0]
+            across = across * torch.tensor([-1.0, 1.0, 1.0])
+        layers = [_nearest(head.classes, points + (offset * across)[:, None, None]) for offset in _layers(thickness)]
+        depth = _nearest(head.depth, points).float()
+        place = (points - centre[:, None, None]) / half[:, None, None]
+        return Plane(torch.stack(layers).int(), depth, place, self.pixel_mm)
+
+
+def draw_pose(shape: tuple[int, int], spacing_mm: float, rng: torch.Generator, orientation: str) -> Pose:
+    """Draw a pose: turned by up to 12 degrees about each axis, scaled by up to 12 %, mirrored in half of the cases.
 
     Args:
-        head: Labels around the brain.
         shape: (H, W) of the working slice, pixels.
         spacing_mm: Side of a working pixel.
         rng: Source of randomness.
@@ -60,27 +91,33 @@ def draw_plane(
     """
     if orientation not in _AXES:
         raise ValueError(f"orientation {orientation!r} is unknown; use {', '.join(_AXES)}")
-    rows, columns = shape[0] * FINE, shape[1] * FINE
     pixel_mm = spacing_mm / FINE
-    centre, half = head.box.mean(0), (head.box[1] - head.box[0]) / 2
     axes = _turned(_AXES[orientation], rng)
-    normal = _AXES[orientation][2]
-    height = (1.75 * torch.rand((), generator=rng) - 0.8) * half[normal]  # the lowest slices hold little brain
     shift = torch.randn(2, generator=rng) * torch.tensor([2.0, 3.0])
-    u = (torch.arange(rows) - (rows - 1) / 2) * pixel_mm + shift[0]
-    v = (torch.arange(columns) - (columns - 1) / 2) * pixel_mm + shift[1]
-    points = _bend((rows, columns), pixel_mm, rng)
-    points += (centre + height * axes[2])[:, None, None]
-    points += axes[0][:, None, None] * u[:, None]
-    points += axes[1][:, None, None] * v
-    across = axes[2]
-    if float(torch.rand((), generator=rng)) < 0.5:  # mirrored left to right
-        points[0] = 2 * centre[0] - points[0]
-        across = across * torch.tensor([-1.0, 1.0, 1.0])
-    layers = [_nearest(head.classes, points + (offset * across)[:, None, None]) for offset in _layers(rng)]
-    depth = _nearest(head.depth, points).float()
-    place = (points - centre[:, None, None]) / half[:, None, None]
-    return Plane(torch.stack(layers).int(), depth, place, pixel_mm)
+    u, v = ((torch.arange(FINE * side) - (FINE * side - 1) / 2) * pixel_mm for side in shape)
+    mirrored = float(torch.rand((), generator=rng)) < 0.5
+    return Pose(axes, u + shift[0], v + shift[1], mirrored, pixel_mm)
+
+
+def draw_plane(
+    head: BrainLabels,
+    shape: tuple[int, int],
+    spacing_mm: float,
+    rng: torch.Generator,
+    orientation: str = "axial",
+) -> Plane:
+    """Cut a random slice out of a head: a random pose and height, bent by a smooth displacement of some millimetres.
+
+    Arguments and errors are those of :func:`draw_pose`.
+    """
+    pose = draw_pose(shape, spacing_mm, rng, orientation)
+    normal = _AXES[orientation][2]
+    half = float(head.box[1, normal] - head.box[0, normal]) / 2
+    height = (1.75 * float(torch.rand((), generator=rng)) - 0.8) * half  # the lowest slices hold little brain
+    bend = _bend((shape[0] * FINE, shape[1] * FINE), pose.pixel_mm, rng)
+    thin = float(torch.rand((), generator=rng)) < 0.5
+    thickness = 1.0 if thin else 1.5 + 3.5 * float(torch.rand((), generator=rng))  # 1 mm isotropic up to 5 mm thick
+    return pose.cut(head, height, thickness, bend)
 
 
 def _turned(order: tuple[int, int, int], rng: torch.Generator) -> Tensor:
@@ -108,9 +145,8 @@ def _bend(shape: tuple[int, int], pixel_mm: float, rng: torch.Generator) -> Tens
     return total
 
 
-def _layers(rng: torch.Generator) -> Sequence[float]:
-    """Draw the layers through the thickness of a slice, mm from its centre: 1 mm isotropic up to 5 mm thick."""
-    thickness = 1.0 if float(torch.rand((), generator=rng)) < 0.5 else 1.5 + 3.5 * float(torch.rand((), generator=rng))
+def _layers(thickness: float) -> Sequence[float]:
+    """List layers through the thickness of a slice, mm from its centre, some 1.2 mm apart."""
     count = max(1, round(thickness / 1.2))
     return [thickness * ((index + 0.5) / count - 0.5) for index in range(count)]
 

@@ -79,7 +79,7 @@ def draw_slice(
     found = draw_lesions(plane, masks, rng, severity) if lesions else []
     low, high = _window(contrast, head, rim, percentiles, rng)
     spread = contrast.spread[plane.classes[0, ::FINE, ::FINE]]
-    ideal = _looked_up(contrast.signal, plane)
+    ideal = looked_up(contrast.signal, plane)
 
     def scanned(signal: Tensor) -> Tensor:
         units = 2 * (scanner.apply(signal, spread) - low) / (high - low) - 1
@@ -94,10 +94,10 @@ def draw_slice(
     return HeadSlice(healthy, image, brain, lesion, contrast.kind)
 
 
-def _looked_up(values: Tensor, plane: Plane) -> Tensor:
+def looked_up(values: Tensor, plane: Plane) -> Tensor:
     """Average the value of each class over the thickness of the slice (h, w)."""
-    looked_up = values.index_select(0, plane.classes.reshape(-1)).reshape(plane.classes.shape)
-    return looked_up.mean(0) if len(looked_up) > 1 else looked_up[0]
+    found = values.index_select(0, plane.classes.reshape(-1)).reshape(plane.classes.shape)
+    return found.mean(0) if len(found) > 1 else found[0]
 
 
 def _with_lesions(
@@ -105,7 +105,7 @@ def _with_lesions(
 ) -> Tensor:
     """Mix the signal of changed tissue into a slice (h, w), one lesion after another."""
     for lesion in lesions:
-        changed = _looked_up(lesion_signal(contrast, lesion.material, rng), plane)
+        changed = looked_up(lesion_signal(contrast, lesion.material, rng), plane)
         ideal = ideal + lesion.opacity * (changed - ideal)
     return ideal
 
