@@ -1,0 +1,209 @@
+"""What does the packaged model find on real scans that no training has seen, and how often is it wrong on healthy ones?
+
+python -m benchmarks.quality.zero_shot --json benchmarks/results/zero_shot.json
+python -m benchmarks.quality.zero_shot --model heads --model RUN/model --set mslub    (one set, two models)
+
+Sets: `lgg_flair` (test patients), `mslub` (two MS patients, FLAIR, T2, T1), `heads` (synthetic scans of held-out label
+maps, with exact truth) and `ixi_t1` (healthy). The baseline is intensity in its best variant of each set, chosen by
+looking at the truth: working grid of the scan, 1 or 2 mm, in-plane median of 0, 3 or 5 mm. Lesions are bright on T2 and
+FLAIR and dark on T1: models and baseline get the same sign. `--masks DIR` takes brain masks of lgg_flair from
+elsewhere, under the same names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.common import Benchmark, data_folder, say, table
+from maediff.config import DataConfig, HeadsConfig, ScoreConfig
+from maediff.data.cases import find_cases
+from maediff.diffusion.noise import generator
+from maediff.evaluation import bootstrap_ci, voxel_metrics
+from maediff.evaluation.lesion import lesion_metrics
+from maediff.heads.contrast import Kind
+from maediff.heads.headset import read_head_set, split_heads
+from maediff.heads.scan import draw_scan
+from maediff.inference.load import load_model
+from maediff.inference.predictor import Predictor
+from maediff.scoring import Sign, anomaly_mask, postprocess
+from maediff.volume import Volume, from_image, read_mask, read_nifti
+from maediff.working import prepare
+
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/packaged-model.md", results=("zero_shot.json",))
+SETS = ("mslub", "lgg_flair", "heads", "ixi_t1")
+SIGNS: dict[str, Sign] = {"t1": "dark", "t2": "bright", "flair": "bright"}
+GRIDS: tuple[float | None, ...] = (None, 1.0, 2.0)
+MEDIANS = (0.0, 3.0, 5.0)
+BOOTSTRAP = 2000
+SYNTHETIC: tuple[tuple[Kind, str], ...] = (("t2", "tumour"), ("flair", "tumour"), ("t1", "tumour"), ("t2", "ms"))
+SCANS_PER_KIND = 4
+Mask = npt.NDArray[np.bool_]
+FloatMap = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan with its brain and its truth, on its own voxel grid."""
+
+    group: str
+    name: str
+    contrast: str
+    volume: Volume
+    brain: Mask
+    label: Mask
+
+
+def scans(name: str, options: argparse.Namespace) -> Iterator[Scan]:
+    """Read the scans of a set, one after another."""
+    if name == "heads":
+        yield from _synthetic(options)
+        return
+    folder = data_folder(name, options.data)
+    channels = {"mslub": ("flair", "t2", "t1"), "lgg_flair": (None,), "ixi_t1": (None,)}[name]
+    for channel in channels:
+        split = "test" if name == "lgg_flair" else None
+        for case in find_cases(folder / "cases.csv", channel=channel, split=split)[: options.limit]:
+            volume = read_nifti(case.image)
+            mask = case.mask
+            if name == "lgg_flair" and options.masks is not None:
+                mask = options.masks / Path(str(case.mask)).name
+            brain = read_mask(str(mask), volume, "brain mask")
+            label = read_mask(case.label, volume, "label") if case.label else np.zeros_like(brain)
+            contrast = channel or ("t1" if name == "ixi_t1" else "flair")
+            group = f"{name} {channel} {case.subject}" if channel else name
+            yield Scan(group, case.id, contrast, volume, brain, label)
+
+
+def _synthetic(options: argparse.Namespace) -> Iterator[Scan]:
+    """Draw scans of the label maps that no training sees, of all kinds of :data:`SYNTHETIC`."""
+    import nibabel as nib
+
+    _, paths = split_heads(options.data / "head_labels", 0.1)
+    masks = options.data / "mslub_lesion_masks"
+    source = read_head_set(paths, HeadsConfig(white_matter_masks=str(masks) if masks.is_dir() else None))
+    for (kind, lesion), index in itertools.product(SYNTHETIC, range(min(SCANS_PER_KIND, options.limit))):
+        rng = generator("zero-shot", kind, lesion, index)
+        drawn = draw_scan(source.heads[index % len(source.heads)], source.masks, rng, kind=kind, lesion=lesion)
+        volume = from_image(nib.nifti1.Nifti1Image(drawn.image, drawn.affine))
+        yield Scan(f"heads {kind} {lesion}", f"{kind}-{lesion}-{index}", kind, volume, drawn.brain, drawn.lesion)
+
+
+def intensity_maps(scan: Scan) -> Iterator[tuple[str, FloatMap]]:
+    """Score a scan by brightness alone, in each variant."""
+    for grid, median in itertools.product(GRIDS, MEDIANS):
+        spacing = grid or min(scan.volume.spacing_mm[:2])
+        config = DataConfig(spacing_mm=spacing, clip=1000)
+        ready = prepare(scan.volume, scan.brain, config)
+        signed = ready.slices if SIGNS[scan.contrast] == "bright" else -ready.slices
+        values = np.where(ready.mask, signed - signed[ready.mask].min(), 0)
+        working = postprocess(values, ready.mask, ready.grid.spacing_mm, ScoreConfig(median_mm=median))
+        yield f"grid {grid or 'own'}, median {median:g} mm", ready.to_native(working)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Score models and baseline on the sets asked for."""
+    rows: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+    for name in options.sets or SETS:
+        for scan in scans(name, options):
+            for model in options.models or ["heads"]:
+                row = _model_row(scan, model, options)
+                rows[scan.group][model].append(row)
+            if scan.label.any():
+                for variant, values in intensity_maps(scan):
+                    rows[scan.group][f"intensity, {variant}"].append(_row(scan, values, None, 0.0))
+            last = rows[scan.group][(options.models or ["heads"])[0]][-1]
+            say(f"{scan.group} {scan.name}: " + ", ".join(f"{key} {value:.3f}" for key, value in last.items()))
+    results = {group: _summary(methods) for group, methods in rows.items()}
+    for group, summary in results.items():
+        print(f"\n{group} ({summary['scans']} scans)")
+        print(_table(summary))
+    return results
+
+
+def _model_row(scan: Scan, model: str, options: argparse.Namespace) -> dict[str, float]:
+    predictor = _predictor(model, scan.contrast, options)
+    result = predictor.predict(scan.volume, scan.brain)
+    threshold = None if predictor.calibration is None else predictor.calibration.threshold
+    row = _row(scan, result.anomaly, threshold, predictor.config.score.min_size_mm3)
+    return row | {"seconds": result.seconds}
+
+
+def _predictor(model: str, contrast: str, options: argparse.Namespace) -> Predictor:
+    """Load a model once per contrast, with the sign that belongs to it and the threshold that it ships."""
+    key = (model, contrast)
+    if key not in _LOADED:
+        loaded = load_model(model, options.device, tuple(options.overrides))
+        score = loaded.config.score.model_copy(update={"sign": SIGNS[contrast]})
+        _LOADED[key] = replace(loaded, config=loaded.config.model_copy(update={"score": score}))
+    return _LOADED[key]
+
+
+_LOADED: dict[tuple[str, str], Predictor] = {}
+
+
+def _row(scan: Scan, values: FloatMap, threshold: float | None, min_size_mm3: float) -> dict[str, float]:
+    """Measure one map: against the truth if there is one, else what it flags on a healthy scan."""
+    row: dict[str, float] = {}
+    if scan.label.any():
+        row |= asdict(voxel_metrics(values, scan.brain, scan.label, threshold))
+    if threshold is None:
+        return row
+    flagged = anomaly_mask(values, threshold, scan.volume.spacing_mm, min_size_mm3)
+    found = lesion_metrics(flagged, scan.label, scan.brain)
+    off = scan.brain & ~scan.label
+    return row | {
+        "lesions_found": found.detection_rate,
+        "false_components": float(found.n_false),
+        "flagged_share": float(flagged[off].mean()),
+        "flagged_ml": float(flagged[off].sum()) * scan.volume.voxel_mm3 / 1000,
+    }
+
+
+def _summary(methods: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Average over scans, keep the best variant of intensity, and compare with it."""
+    plain = {name: rows for name, rows in methods.items() if name.startswith("intensity")}
+    kept = {name: rows for name, rows in methods.items() if name not in plain}
+    summary: dict[str, Any] = {"scans": len(next(iter(kept.values())))}
+    best = max(plain, key=lambda name: np.mean([row["auprc"] for row in plain[name]]), default=None)
+    if best is not None:
+        kept[best] = plain[best]
+    for name, rows in kept.items():
+        keys = dict.fromkeys(key for row in rows for key in row)
+        summary[name] = {key: bootstrap_ci([row.get(key, np.nan) for row in rows], BOOTSTRAP, 0) for key in keys}
+        if best is not None and name != best:
+            gained = [ours["auprc"] - theirs["auprc"] for ours, theirs in zip(rows, plain[best], strict=True)]
+            summary[name]["auprc_above_intensity"] = bootstrap_ci(gained, BOOTSTRAP, 0)
+    return summary
+
+
+def _table(summary: dict[str, Any]) -> str:
+    methods = {name: row for name, row in summary.items() if name != "scans"}
+    columns = list(dict.fromkeys(key for row in methods.values() for key in row))
+    return table(["method", *columns], [[name, *(row.get(key) for key in columns)] for name, row in methods.items()])
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", dest="models", action="append", metavar="MODEL", help="model to score; repeatable")
+    parser.add_argument("--set", dest="sets", action="append", choices=SETS, help="set to score on; repeatable")
+    parser.add_argument("--limit", type=int, default=1000, help="scans per set and contrast (all)")
+    parser.add_argument("--masks", type=Path, metavar="DIR", help="brain masks of lgg_flair, under the same names")
+    parser.add_argument("--override", dest="overrides", action="append", default=[], help="such as infer.draws=2")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, _options, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
