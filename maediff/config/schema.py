@@ -180,6 +180,15 @@ class HeadsConfig(Section):
         None, description="Folder of lesion masks in MNI space whose lesions lie in white matter, for their shapes."
     )
     lesion_masks: str | None = Field(None, description="Folder of other lesion masks in MNI space, for their shapes.")
+    random_contrasts: float = Field(
+        0.27,
+        ge=0,
+        le=1,
+        description="Share of slices whose structures have random intensities; the others are physical.",
+    )
+    faintest: float = Field(
+        0.2, gt=0, le=1, description="Faintest opacity of lesions, in parts of the highest at their timestep."
+    )
     lesions: float = Field(0.9, ge=0, le=1, description="Share of slices with lesions that the network must remove.")
     orientations: tuple[Literal["axial", "coronal", "sagittal"], ...] = Field(
         ("axial",), min_length=1, description="Planes that slices are drawn in."

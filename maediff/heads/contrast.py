@@ -18,8 +18,8 @@ from maediff.heads.labels import CSF, TISSUES, class_index, indices, outside_bra
 
 Kind = Literal["t1", "t2", "flair", "pd", "random"]
 KINDS: tuple[Kind, ...] = ("t1", "t2", "flair", "pd", "random")
-SHARES: dict[Kind, float] = {"t1": 0.24, "t2": 0.18, "flair": 0.26, "pd": 0.05, "random": 0.27}
-"""How often each kind of contrast is drawn; clinical scans are mostly of the first three."""
+PHYSICAL_SHARES: dict[Kind, float] = {"t1": 0.33, "t2": 0.25, "flair": 0.36, "pd": 0.06}
+"""How often each physical contrast is drawn; clinical scans are mostly of the first three."""
 _NO_INVERSION = math.inf
 
 
@@ -85,16 +85,17 @@ class Contrast:
         return self.gain * self.sequence.signal(tissue)
 
 
-def draw_contrast(rng: torch.Generator, kind: Kind | None = None) -> Contrast:
+def draw_contrast(rng: torch.Generator, kind: Kind | None = None, random_share: float = 0.27) -> Contrast:
     """Draw the contrast of one scan.
 
     Args:
         rng: Source of randomness.
-        kind: Kind of contrast; drawn by :data:`SHARES` if None.
+        kind: Kind of contrast; drawn if None: random in `random_share`, else physical by :data:`PHYSICAL_SHARES`.
+        random_share: Share of random contrasts.
     """
     if kind is None:
-        shares = torch.tensor([SHARES[name] for name in KINDS])
-        kind = KINDS[int(torch.multinomial(shares, 1, generator=rng))]
+        shares = [*((1 - random_share) * share for share in PHYSICAL_SHARES.values()), random_share]
+        kind = KINDS[int(torch.multinomial(torch.tensor(shares), 1, generator=rng))]
     if kind == "random":
         return _random_contrast(rng)
     tissue = draw_tissue(rng)

@@ -104,7 +104,7 @@ class Lesion:
 
 
 def draw_lesions(
-    plane: Plane, masks: Sequence[LesionMask], rng: torch.Generator, severity: float = 1.0
+    plane: Plane, masks: Sequence[LesionMask], rng: torch.Generator, severity: float = 1.0, faintest: float = 0.2
 ) -> list[Lesion]:
     """Draw one to three lesions inside the brain of a slice.
 
@@ -113,6 +113,7 @@ def draw_lesions(
         masks: Real lesion masks for their shapes; may be empty.
         rng: Source of randomness.
         severity: Highest opacity, 0 to 1.
+        faintest: Lowest opacity, in parts of the highest; faint lesions are as frequent as strong ones.
 
     Returns:
         Lesions that touch the brain; none where the slice holds next to no brain.
@@ -129,8 +130,7 @@ def draw_lesions(
         shape = shape * room
         if float(shape.max()) < 0.3:
             continue
-        low, high = 0.2 * severity, severity
-        opacity = low * (high / low) ** float(torch.rand((), generator=rng))
+        opacity = severity * faintest ** float(torch.rand((), generator=rng))
         if _coin(0.4, rng):
             opacity = opacity * (1 + 0.35 * _grain(shape.shape, rng))
         lesions.append(Lesion((shape * opacity).clamp(0, 1), material))
@@ -166,7 +166,7 @@ def _changed(tissue: Relaxation, material: str, rng: torch.Generator) -> Relaxat
     if material == "tumour":
         share = between(0.5, 1.0)  # one tissue takes the place of many
         t1, t2, pd = ((1 - share) * own + share * new for own, new in (
-            (t1, between(1300, 2300)), (t2, between(105, 240)), (pd, between(0.82, 0.95))))  # fmt: skip
+            (t1, between(1200, 2000)), (t2, between(110, 240)), (pd, between(0.82, 0.95))))  # fmt: skip
         return Relaxation(t1, t2, pd)
     if material == "cavity":
         fluid = class_index("sulcal CSF")

@@ -47,7 +47,9 @@ def draw_slice(
     rng: torch.Generator,
     *,
     severity: float = 1.0,
+    faintest: float = 0.2,
     lesions: bool = True,
+    random_share: float = 0.27,
     kind: Kind | None = None,
     orientation: str = "axial",
     percentiles: tuple[float, float] = (1.0, 99.0),
@@ -62,6 +64,8 @@ def draw_slice(
         spacing_mm: Side of a working pixel.
         rng: Source of randomness.
         severity: Highest opacity of lesions, 0 to 1.
+        faintest: Lowest opacity of lesions, in parts of the highest.
+        random_share: Share of random contrasts.
         lesions: Whether to draw lesions.
         kind: Kind of contrast; drawn if None.
         orientation: "axial", "coronal" or "sagittal".
@@ -74,9 +78,9 @@ def draw_slice(
         brain, rim = _brain_mask(plane, rng)
         if float(brain.float().mean()) >= _LEAST_BRAIN:
             break
-    contrast = draw_contrast(rng, kind)
+    contrast = draw_contrast(rng, kind, random_share)
     scanner = draw_acquisition(shape, rng)
-    found = draw_lesions(plane, masks, rng, severity) if lesions else []
+    found = draw_lesions(plane, masks, rng, severity, faintest) if lesions else []
     low, high = _window(contrast, head, rim, percentiles, rng)
     spread = contrast.spread[plane.classes[0, ::FINE, ::FINE]]
     ideal = looked_up(contrast.signal, plane)

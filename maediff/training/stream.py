@@ -110,7 +110,9 @@ class HeadStream(Dataset[Sample]):
             config.data.spacing_mm,
             rng,
             severity=severity(int(t), config.diffusion.train_timesteps),
+            faintest=config.heads.faintest,
             lesions=chance(config.heads.lesions, rng),
+            random_share=config.heads.random_contrasts,
             orientation=planes[int(torch.randint(len(planes), (), generator=rng))],
             percentiles=config.data.percentiles,
             clip=config.data.clip,
@@ -129,9 +131,9 @@ class HeadStream(Dataset[Sample]):
 
 
 def severity(t: int, span: tuple[int, int]) -> float:
-    """Return the highest opacity of lesions at a timestep: from a fifth at the first to 1 at the last."""
+    """Return the highest opacity of lesions at a timestep: from two fifths at the first to 1 at the last."""
     first, last = span
-    return 1.0 if last == first else 0.2 + 0.8 * (t - first) / (last - first)
+    return 1.0 if last == first else 0.4 + 0.6 * (t - first) / (last - first)
 
 
 def sample_stream(source: SliceSet | HeadSet, config: Config, length: int, *, augmented: bool) -> Dataset[Sample]:

@@ -29,12 +29,14 @@ def test_lesions_change_nothing_but_themselves(head, masks):
 
 
 def test_working_units(head):
+    highest = []
     for seed in range(8):
         drawn = draw_slice([head], [], SHAPE, 1.2, torch.Generator().manual_seed(seed))
         assert drawn.image.min() >= -1
         assert drawn.image.max() <= 1.5
         assert (drawn.image[~drawn.brain] == -1).all()
-        assert float(drawn.healthy[drawn.brain].max()) > 0.3
+        highest.append(float(drawn.healthy[drawn.brain].max()))
+    assert max(highest) > 0.9  # the 99th percentile of the whole scan, which some slices do not reach
 
 
 def test_without_lesions_a_slice_is_healthy(head, masks):
@@ -112,7 +114,7 @@ def test_samples_have_the_shapes_of_a_training(source, config):
 
 
 def test_severity_rises_with_the_timestep():
-    assert severity(1, (1, 120)) == pytest.approx(0.2)
+    assert severity(1, (1, 120)) == pytest.approx(0.4)
     assert severity(120, (1, 120)) == 1
     assert severity(7, (7, 7)) == 1
 
