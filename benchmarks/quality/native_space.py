@@ -4,8 +4,8 @@ python -m benchmarks.quality.native_space --model MODEL --output DIR [--device c
 
 The FLAIR of an MS patient (1 mm, MNI space) is scored as it is, again with another noise seed (how well two maps of the
 *same* grid agree: no geometry can do better), flipped to LPI (exact: no interpolation), rotated by 15 degrees about two
-axes (resampled on an oblique grid), and averaged to slices of 3 mm. All variants keep the file name, on which the noise
-depends.
+axes (resampled on an oblique grid), and averaged to slices of 3 mm. The noise depends on the intensities of
+the brain, so that the flipped scan has that of the original.
 """
 
 from __future__ import annotations

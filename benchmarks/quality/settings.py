@@ -16,10 +16,10 @@ from benchmarks.common import say, table
 from maediff.config import ScoreConfig, override
 from maediff.data.cases import Case
 from maediff.evaluation import VoxelMetrics, voxel_metrics
-from maediff.inference.predictor import Predictor
+from maediff.inference.predictor import Predictor, PreparedScan, content_key
 from maediff.scoring import anomaly_map, eroded
-from maediff.volume import read_mask, read_nifti
-from maediff.working import Prepared, prepare, prepare_label
+from maediff.volume import read_mask
+from maediff.working import Prepared, prepare_label
 
 TIMESTEPS: tuple[tuple[int, ...], ...] = ((50,), (100,), (150,), (200,), (300,), (100, 200))
 SIGNS: tuple[Literal["abs", "bright"], ...] = ("abs", "bright")
@@ -85,8 +85,9 @@ def grid_table(found: Mapping[str, Any], rows: int = 12) -> str:
     return table(["timesteps", "sign", *lengths, *metrics], lines)
 
 
-def reconstruct(predictor: Predictor, prepared: Prepared, key: tuple[object, ...], t: int) -> FloatMap:
-    """Reconstruct the healthy working slices at one timestep, with the noise that inference would use."""
+def reconstruct(predictor: Predictor, scan: PreparedScan, t: int) -> FloatMap:
+    """Reconstruct the healthy working slices at one timestep, with the noise that inference uses by default."""
+    prepared, key = scan.prepared, (SEED, content_key(scan))
     single = replace(predictor, config=override(predictor.config, [f"diffusion.test_timesteps=[{t}]"]))
     mean, _ = single.reconstruct(torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask), key)
     healthy: FloatMap = mean.numpy()
@@ -106,12 +107,11 @@ def maps(prepared: Prepared, healthy: Mapping[int, FloatMap]) -> Iterator[tuple[
 
 
 def _score(predictor: Predictor, case: Case) -> Iterator[tuple[Setting, VoxelMetrics]]:
-    volume = read_nifti(case.image)
-    mask = read_mask(case.mask, volume, "brain mask") if case.mask else None
-    prepared = prepare(volume, mask, predictor.config.data)
-    truth = prepare_label(read_mask(case.label or "", volume, "label"), prepared.grid)
+    scan = predictor.prepare(case.image, case.mask)
+    prepared = scan.prepared
+    truth = prepare_label(read_mask(case.label or "", scan.volume, "label"), prepared.grid)
     wanted = sorted({t for timesteps in TIMESTEPS for t in timesteps})
-    healthy = {t: reconstruct(predictor, prepared, (SEED, case.stem), t) for t in wanted}
+    healthy = {t: reconstruct(predictor, scan, t) for t in wanted}
     for setting, values in maps(prepared, healthy):
         yield setting, voxel_metrics(values, prepared.mask, truth, None)
 

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, ROOT, AbsentError, Benchmark, save_results, say
-from benchmarks.quality.table.cells import compute
+from benchmarks.quality.table.cells import Place, compute
 from benchmarks.quality.table.render import draw, markdown, write_markdown
-from benchmarks.quality.table.rows import DATA_SETS, ROWS, cell_path
+from benchmarks.quality.table.rows import DATA_SETS, ROWS
 from maediff.errors import GeometryError, InputError
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/benchmark.md", results=("table",))
@@ -60,17 +60,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _compute(options: argparse.Namespace) -> None:
-    def cell_of(data: str, row: str) -> Path:
-        return cell_path(options.results, data, row, options.seed)
-
+    place = Place(options.work, options.data, options.results, options.seed)
     for name in options.data_set:
         for row in (row for row in ROWS if row.name in options.method and row.tried_on(name)):
-            path = cell_of(name, row.name)
+            path = place.cell_of(name, row.name)
             if path.is_file() and not options.again:
                 continue
             say(f"{name} {row.name}")
             try:
-                found = compute(DATA_SETS[name], row, options.work, options.data, cell_of, seed=options.seed)
+                found = compute(DATA_SETS[name], row, place)
             except AbsentError as error:
                 say(f"  not computed: {error}")
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from benchmarks.common import AbsentError, say
 from benchmarks.quality.methods import FloatMap, validated_threshold
 from benchmarks.quality.patients import Mask, Patient, write_cases
 from benchmarks.quality.settings import reconstruct
-from benchmarks.quality.table.rows import DATA_SETS, DataSet, Row, config_of, lesion_kinds, variant
+from benchmarks.quality.table.rows import DATA_SETS, DataSet, Row, cell_path, config_of, lesion_kinds, variant
 from maediff.calibration import Calibration, calibrate
 from maediff.config import UNTRAINED, Config, ScoreConfig, load_config, override
 from maediff.data.cases import find_cases
@@ -28,14 +28,13 @@ from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.inference.untrained import untrained_maps
 from maediff.methods.build import Untrained
-from maediff.scoring import anomaly_mask, case_score, eroded, postprocess, residual
+from maediff.scoring import anomaly_mask, case_score, channel_residual
 from maediff.training.loop import Losses, Progress
-from maediff.working import Prepared, lesion_slices, prepare
+from maediff.working import Prepared, lesion_slices
 from maediff.working.spatial import to_working
 
 MOST_SAMPLES = 4
 """No method sees more than so many times the samples that MAEDiff sees, however cheap its samples are."""
-SEED = 0
 Rows = list[dict[str, Any]]
 
 
@@ -51,12 +50,26 @@ class Budget:
 
 @dataclass(frozen=True)
 class Raw:
-    """A scan's unfiltered scores on its working grid (S, H, W), before post-processing."""
+    """A scan's unfiltered scores on its working grid, before post-processing.
 
+    Attributes:
+        scorer: What makes maps of them.
+        prepared: The scan.
+        values: Scores (S, H, W).
+        healthy_l1: Mean absolute residual of the slices without lesion, working units; None if there are none.
+        seconds_a_slice: Time per slice that holds brain.
+    """
+
+    scorer: Predictor
     prepared: Prepared
     values: FloatMap
     healthy_l1: float | None
     seconds_a_slice: float
+
+    def map_as(self, score: ScoreConfig) -> FloatMap:
+        """Make the native map as inference makes it, with other widths of its filters."""
+        config = self.scorer.config.model_copy(update={"score": score})
+        return replace(self.scorer, config=config, locations=None).map_of(self.prepared, self.values)
 
 
 @dataclass(frozen=True)
@@ -69,18 +82,38 @@ class Maps:
     seconds_a_slice: float
 
 
-def compute(
-    data: DataSet, row: Row, work: Path, source: Path, cell_of: Callable[[str, str], Path], *, seed: int = 0
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Place:
+    """Where a cell is computed.
+
+    Attributes:
+        work: Folder for cohorts, run folders and models.
+        source: Folder of real scans.
+        cells: Folder of stored cells.
+        seed: Of the training.
+    """
+
+    work: Path
+    source: Path
+    cells: Path
+    seed: int = 0
+
+    def cell_of(self, data: str, row: str) -> Path:
+        """Name the stored cell of a data set and a row."""
+        return cell_path(self.cells, data, row, self.seed)
+
+    def run_dir(self, data: str, row: str) -> Path:
+        """Name the run folder of a method that is trained on a data set."""
+        return self.work / data / variant(row, self.seed)
+
+
+def compute(data: DataSet, row: Row, place: Place) -> dict[str, Any]:
     """Compute a cell.
 
     Args:
         data: Column.
         row: Method.
-        work: Folder for cohorts, run folders and models.
-        source: Folder of real scans.
-        cell_of: Path of the stored cell of a data set and a row: of use where nothing is trained on this data set.
-        seed: Of the training.
+        place: Where scans, models and the cells that this one builds on lie.
 
     Returns:
         The cell, ready for JSON.
@@ -89,14 +122,14 @@ def compute(
         AbsentError: Scans, or the cell or the model that this one builds on, are not there.
         MAEDiffError: What the method refuses.
     """
-    cases = work / data.name / "cases.csv"
+    cases = place.work / data.name / "cases.csv"
     if not cases.is_file():
-        write_cases(cases, data.cases(cases.parent, source))
+        write_cases(cases, data.cases(cases.parent, place.source))
     if data.trained_on:
-        return _transfer(data, row, work, cases, cell_of, seed=seed)
-    config = override(config_of(data, row, seed), ["train.workers=0"])
+        return _transfer(data, row, place, cases)
+    config = override(config_of(data, row, place.seed), ["train.workers=0"])
     spent = budget(config, load_config(data.config), data.budget_tflop)
-    run_dir = work / data.name / variant(row.name, seed)
+    run_dir = place.run_dir(data.name, row.name)
     seconds = _train(override(config, [f"train.max_steps={spent.steps}"]), cases, run_dir)
     predictor = load_model(run_dir / "model", "cpu")
     validation = [Patient(case) for case in find_cases(cases, split="val")]
@@ -106,7 +139,7 @@ def compute(
     best = max(tries, key=lambda t: tries[t])
     known = {patient.case.id: raw for patient, raw in zip(chosen, raws[best], strict=True)}
     found = (known.get(p.case.id) or raw_scores(predictor, p, data.score, best) for p in validation)
-    thresholds = _thresholds([finish(raw, data.score) for raw in found], validation)
+    thresholds = _thresholds([raw.map_as(data.score) for raw in found], validation)
     rows = _test(predictor, data, cases, best, thresholds)
     return {
         "training": asdict(spent) | {"seconds": seconds},
@@ -150,14 +183,15 @@ def gflop_a_slice(predictor: Predictor, patient: Patient, t: int) -> float:
     """Count operations of reconstructing the slice with the most brain, in GFLOP."""
     if isinstance(predictor.network, Untrained):
         return 0.0
-    prepared = prepare(patient.volume, patient.brain, predictor.config.data)
+    scan = predictor.prepare(patient.volume, patient.brain)
+    prepared = scan.prepared
     middle = int(prepared.mask.sum((1, 2)).argmax())
-    one = replace(prepared, slices=prepared.slices[[middle]], mask=prepared.mask[[middle]])
+    one = replace(scan, prepared=replace(prepared, slices=prepared.slices[[middle]], mask=prepared.mask[[middle]]))
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused kernels hide their operations from the counter
     try:
         with FlopCounterMode(display=False) as counter:
-            reconstruct(predictor, one, (SEED, "count"), t)
+            reconstruct(predictor, one, t)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return float(counter.get_total_flops() / 1e9)
@@ -166,14 +200,15 @@ def gflop_a_slice(predictor: Predictor, patient: Patient, t: int) -> float:
 def maps(predictor: Predictor, patient: Patient, score: ScoreConfig, t: int) -> Maps:
     """Score a scan and bring the map to its own voxels, with and without the median filter."""
     raw = raw_scores(predictor, patient, score, t)
-    filtered, unfiltered = (finish(raw, config) for config in (score, score.model_copy(update={"median_mm": 0.0})))
-    return Maps(filtered, unfiltered, raw.healthy_l1, raw.seconds_a_slice)
+    unfiltered = raw.map_as(score.model_copy(update={"median_mm": 0.0}))
+    return Maps(raw.map_as(score), unfiltered, raw.healthy_l1, raw.seconds_a_slice)
 
 
 def raw_scores(predictor: Predictor, patient: Patient, score: ScoreConfig, t: int) -> Raw:
     """Compute residuals on the working grid; maps of methods without a network are brought there."""
     volume = patient.volume
-    prepared = prepare(volume, patient.brain, predictor.config.data)
+    scan = predictor.prepare(volume, patient.brain)
+    prepared = scan.prepared
     start = time.perf_counter()
     if isinstance(predictor.network, Untrained):
         config = predictor.config.model_copy(update={"score": ScoreConfig(sign=score.sign)})
@@ -182,20 +217,12 @@ def raw_scores(predictor: Predictor, patient: Patient, score: ScoreConfig, t: in
         values = np.divide(to_working(native, prepared.grid), share, out=np.zeros_like(share), where=prepared.mask)
         l1 = None
     else:
-        healthy = reconstruct(predictor, prepared, (SEED, patient.case.stem), t)
-        values = residual(prepared.slices, healthy, score.sign)
+        healthy = reconstruct(predictor, scan, t)
+        values = channel_residual(prepared.slices, healthy, score.sign)
         well = prepared.mask & ~lesion_slices(patient.label, prepared.grid)[:, None, None]
         l1 = float(np.abs(prepared.slices - healthy)[well].mean()) if well.any() else None
     slices = max(1, int(prepared.mask.any((1, 2)).sum()))
-    return Raw(prepared, values, l1, (time.perf_counter() - start) / slices)
-
-
-def finish(raw: Raw, score: ScoreConfig) -> FloatMap:
-    """Filter on the working grid, bring the map to the scan's voxels, and erode there."""
-    prepared, spacing = raw.prepared, raw.prepared.grid.spacing_mm
-    native = prepared.to_native(postprocess(raw.values, prepared.mask, spacing, score))
-    native[prepared.to_native(eroded(prepared.mask, spacing, score.erode_mm), order=0) == 0] = 0
-    return native
+    return Raw(predictor, prepared, values, l1, (time.perf_counter() - start) / slices)
 
 
 def _train(config: Config, cases: Path, run_dir: Path) -> float:
@@ -217,7 +244,7 @@ def _train(config: Config, cases: Path, run_dir: Path) -> float:
 
 def _validation_auprc(raws: Sequence[Raw], patients: Sequence[Patient], score: ScoreConfig, t: int) -> float:
     found = [
-        voxel_metrics(finish(raw, score), patient.brain, patient.label, None).auprc
+        voxel_metrics(raw.map_as(score), patient.brain, patient.label, None).auprc
         for raw, patient in zip(raws, patients, strict=True)
     ]
     mean = float(np.nanmean(found))
@@ -270,16 +297,14 @@ def _metrics(found: Maps, patient: Patient, thresholds: dict[str, Any]) -> dict[
     return asdict(calibrated) | {"dice_validated": validated.dice} | unfiltered
 
 
-def _transfer(
-    data: DataSet, row: Row, work: Path, cases: Path, cell_of: Callable[[str, str], Path], *, seed: int
-) -> dict[str, Any]:
+def _transfer(data: DataSet, row: Row, place: Place, cases: Path) -> dict[str, Any]:
     """Test what was trained on another data set, with the timestep and thresholds found there."""
     other = DATA_SETS[str(data.trained_on)]
-    built_on = cell_of(other.name, row.name)
+    built_on = place.cell_of(other.name, row.name)
     cell = read_json(built_on).get("results", {})
     if "refused" in cell:
         raise InputError(f"refused on {other.name}, where it would have to train: {cell['refused']}")
-    model = work / other.name / variant(row.name, seed) / "model"
+    model = place.run_dir(other.name, row.name) / "model"
     if "timestep" not in cell or not model.is_dir():
         raise AbsentError(
             f"{built_on} and {model} must hold the method trained on {other.name}; "

@@ -154,9 +154,7 @@ def test_a_transfer_names_the_cell_that_it_builds_on(tmp_path):
         cells.compute(
             rows.DATA_SETS["mslub"],
             next(row for row in rows.ROWS if row.name == "pddpm"),
-            tmp_path / "work",
-            tmp_path,
-            lambda data, row: tmp_path / data / f"{row}.json",
+            cells.Place(tmp_path / "work", tmp_path, tmp_path),
         )
 
 
