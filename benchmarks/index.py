@@ -45,9 +45,14 @@ class Entry:
 
     def line(self) -> str:
         """Render the line."""
-        results = ", ".join(f"[{name}](results/{name})" for name in self.results) or "-"
+        links = [f"[{name}](results/{name})" if _stored(name) else f"{name} (not stored yet)" for name in self.results]
+        results = ", ".join(links) or "-"
         page = f"[{Path(self.page).name}](../{self.page})"
         return f"| `{self.module}` | {self.question} | {results} | {page} |"
+
+
+def _stored(result: str) -> bool:
+    return (FOLDER / "results" / result).exists()
 
 
 def entries(room: str) -> Iterator[Entry]:
