@@ -45,7 +45,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 """Section of `maediff --help` -> commands; what is named nowhere goes under "More commands"."""
 EXIT_ERROR, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 3, 130
-VERBOSE = "maediff.verbose"  # key in click's context meta
+VERBOSE, QUIET = "maediff.verbose", "maediff.quiet"  # keys in click's context meta
 
 
 class LazyGroup(click.Group):

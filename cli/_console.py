@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ._options import QUIET
+from . import QUIET
 
 if TYPE_CHECKING:
     from maediff.inference.cohort import CaseOutcome

@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from . import VERBOSE
+from . import QUIET, VERBOSE
 from ._completion import complete_model, complete_preset
 
 F = TypeVar("F", bound=Callable[..., Any])
-QUIET = "maediff.quiet"
 
 
 SECTIONS: dict[str, tuple[str, ...]] = {

@@ -49,7 +49,7 @@ from ._options import (
 @jobs_option
 @json_option
 @talk
-def command(
+def command(  # noqa: PLR0913  click passes each option by its name
     *,
     model: str,
     source: Path,

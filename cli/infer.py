@@ -85,7 +85,7 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @seed_option
 @json_option
 @talk
-def command(
+def command(  # noqa: PLR0913  click passes each option by its name
     *,
     model: str,
     source: Path,

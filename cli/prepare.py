@@ -47,7 +47,7 @@ METHODS = ("auto", "given", "stripped", "hd-bet", "synthstrip", "template")
 @series_option
 @click.option("--overwrite", is_flag=True, help="Prepare again what is finished.")
 @talk
-def command(
+def command(  # noqa: PLR0913  click passes each option by its name
     *,
     source: Path,
     out: Path,

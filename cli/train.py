@@ -41,7 +41,7 @@ from ._options import (
 @device_option
 @jobs_option
 @talk
-def command(
+def command(  # noqa: PLR0913  click passes each option by its name
     *,
     config: str,
     source: Path,

@@ -31,7 +31,7 @@ _HOMES = {
     "infer": "maediff.jobs.infer",
     "load_config": "maediff.config",
     "load_model": "maediff.inference.load",
-    "plan_inference": "maediff.inference.plan",
+    "plan_inference": "maediff.jobs.infer",
     "prepare_cohort": "maediff.rawhead.prepare",
     "read_dicom": "maediff.dicom",
     "read_nifti": "maediff.volume",
@@ -50,10 +50,9 @@ if TYPE_CHECKING:
     from maediff.evaluation.document import document_model
     from maediff.evaluation.evaluate import evaluate
     from maediff.inference.load import load_model
-    from maediff.inference.plan import plan_inference
     from maediff.inference.predictor import AnomalyResult, Predictor
     from maediff.jobs.calibrate import calibrate_model
-    from maediff.jobs.infer import estimate_inference, infer
+    from maediff.jobs.infer import estimate_inference, infer, plan_inference
     from maediff.jobs.train import train
     from maediff.rawhead.prepare import prepare_cohort
     from maediff.rawhead.restore import restore_cohort

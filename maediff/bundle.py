@@ -23,13 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from maediff._version import __version__
-from maediff.config import Config
+from maediff.config import UNTRAINED, Config
 from maediff.errors import ConfigError, OutputError
 from maediff.files import atomic_path, cannot_write, write_json, write_text
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
-from maediff.methods.build import Untrained
-from maediff.methods.whole import engine
 from maediff.model_folder import model_files, resolve_model
 from maediff.provenance import versions
 from maediff.staging import CARD
@@ -61,7 +59,7 @@ class HealthySlices(nn.Module):
 
     def forward(self, slices: Tensor) -> Tensor:
         """Reconstruct scaled slices (B, 1, H, W), -1 outside the brain; their noise depends on their place in B."""
-        reconstruct = engine(self.network, self.config, slices.device, bf16=False)
+        reconstruct = self.network.engine(self.config, slices.device, bf16=False)
         images = slices.squeeze(1)
         return reconstruct(images, images > -1, (0, "")).mean.unsqueeze(1).to(slices.device)
 
@@ -85,8 +83,8 @@ def export_bundle(model: str | Path, out_dir: str | Path) -> Path:
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise OutputError(f"{out_dir} is there already; choose a folder that does not exist yet or is empty")
     predictor = load_model(folder, "cpu")
-    if isinstance(predictor.network, Untrained):
-        method = predictor.config.method
+    method = predictor.config.method
+    if method in UNTRAINED:
         raise ConfigError(f"method {method!r} has no network for MONAI to verify and run; use `maediff infer` for it")
     names = predictor.config.data.channels
     if names:

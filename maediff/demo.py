@@ -13,15 +13,18 @@ from maediff.config import Config, load_config
 from maediff.data.cases import Case, find_cases
 from maediff.data.lesions import KINDS
 from maediff.data.synthesis import synthesise
-from maediff.evaluation.baselines import filter_map, fit_zscore, intensity_map, method_metrics, zscore_map
 from maediff.evaluation.evaluate import evaluate
+from maediff.evaluation.method_metrics import method_metrics
 from maediff.files import read_json, write_json
 from maediff.jobs.calibrate import calibrate_model
 from maediff.jobs.infer import infer
 from maediff.jobs.train import train
+from maediff.methods.intensity import intensity_map
+from maediff.methods.zscore import fit_zscore, zscore_map
 from maediff.model_folder import packaged_models, resolve_model
 from maediff.provenance import peak_rss_mib
 from maediff.report.html import write_report
+from maediff.scoring import filter_map
 from maediff.training.loop import Progress
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, read_mask, read_nifti

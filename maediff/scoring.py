@@ -201,3 +201,11 @@ def case_score(values: FloatArray, mask: BoolArray) -> float:
     count = math.ceil(CASE_SCORE_SHARE * inside.size)
     highest = np.partition(inside, inside.size - count)[-count:]
     return float(highest.mean(dtype=np.float64))
+
+
+def filter_map(
+    values: FloatArray, mask: BoolArray, spacing_mm: tuple[float, float, float], config: ScoreConfig
+) -> FloatMap:
+    """Filter a map (X, Y, Z) whose third axis is the slice axis as a model's map is filtered."""
+    slices = postprocess(np.moveaxis(values, 2, 0), np.moveaxis(mask, 2, 0), spacing_mm, config)
+    return np.ascontiguousarray(np.moveaxis(slices, 0, 2))

@@ -31,7 +31,7 @@ from maediff.evaluation import bootstrap_ci, voxel_metrics
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.scoring import postprocess, residual
-from maediff.working import Prepared, prepare, prepare_label
+from maediff.working import WorkingScan, prepare, prepare_label
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/benchmark.md", results=("ablation.json",))
 RESAMPLES = 2000
@@ -51,7 +51,7 @@ SUSPECTS = (0.05, 0.1, 0.2)
 """Filtered residuals, working units, above which the second pass replaces the scan by its reconstruction."""
 
 
-def reconstruct(predictor: Predictor, prepared: Prepared, slices: FloatMap, key: tuple[object, ...]) -> FloatMap:
+def reconstruct(predictor: Predictor, prepared: WorkingScan, slices: FloatMap, key: tuple[object, ...]) -> FloatMap:
     """Make slices healthy that stand for those of a scan."""
     healthy, _ = predictor.reconstruct(torch.from_numpy(slices), torch.from_numpy(prepared.mask), key)
     found: FloatMap = healthy.numpy()
@@ -59,7 +59,7 @@ def reconstruct(predictor: Predictor, prepared: Prepared, slices: FloatMap, key:
 
 
 def second_pass(
-    predictor: Predictor, prepared: Prepared, first: FloatMap, threshold: float, key: tuple[object, ...]
+    predictor: Predictor, prepared: WorkingScan, first: FloatMap, threshold: float, key: tuple[object, ...]
 ) -> FloatMap:
     """Reconstruct once more, from the scan with its suspect pixels replaced."""
     score = ScoreConfig(median_mm=SUSPECT_MM)
@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace) -> Mapping[str, Any]:
         prepared = prepare(patient.volume, patient.brain, config.data)
         truth = prepare_label(patient.label, prepared.grid)
 
-        def auprc(healthy: FloatMap, prepared: Prepared = prepared, truth: Any = truth) -> float:
+        def auprc(healthy: FloatMap, prepared: WorkingScan = prepared, truth: Any = truth) -> float:
             values = residual(prepared.slices, healthy, score.sign)
             return voxel_metrics(
                 postprocess(values, prepared.mask, prepared.grid.spacing_mm, score), prepared.mask, truth, None

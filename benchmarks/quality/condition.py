@@ -54,7 +54,7 @@ def judge(condition: str, run_dir: Path, steps: int) -> dict[str, float]:
     start = time.perf_counter()
     result = fit(config, slices, validation, run_dir / condition, device=device)
     seconds = time.perf_counter() - start
-    network = Reconstructor(config.model, config.partition.cell)
+    network = Reconstructor(config)
     network.load_state_dict(result.weights)
     network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     predictor = Predictor(config, network, None, "", device)

@@ -32,12 +32,12 @@ from maediff.calibration import Calibration, calibrate
 from maediff.config import override
 from maediff.data.cases import find_cases
 from maediff.evaluation import bootstrap_ci, voxel_metrics
-from maediff.evaluation.baselines import filter_map, fit_zscore, zscore_map
 from maediff.evaluation.bootstrap import paired_p_value
 from maediff.inference.predictor import Predictor
+from maediff.methods.zscore import fit_zscore, zscore_map
 from maediff.normative import FLOOR, SMOOTH_MM, Locations, residuals_by_place
-from maediff.scoring import case_score
-from maediff.working import Prepared
+from maediff.scoring import case_score, filter_map
+from maediff.working import WorkingScan
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/calibration.md", results=("locations.json",))
 DATA = DATA_SETS["phantom"]
@@ -52,7 +52,7 @@ class Scan:
     """A scan with its residual on the working grid."""
 
     patient: Patient
-    prepared: Prepared
+    prepared: WorkingScan
     residual: FloatMap
     kind: str
 

@@ -13,8 +13,8 @@ from benchmarks.quality.patients import Patient
 from maediff.calibration import Calibration, calibrate
 from maediff.config import ScoreConfig
 from maediff.evaluation import Estimate, bootstrap_ci, voxel_metrics
-from maediff.evaluation.baselines import filter_map, intensity_map
-from maediff.scoring import anomaly_mask, case_score
+from maediff.methods.intensity import intensity_map
+from maediff.scoring import anomaly_mask, case_score, filter_map
 
 METRICS = ("auroc", "auprc", "dice", "dice_validated", "dice_oracle")
 FloatMap = npt.NDArray[np.float32]

@@ -16,10 +16,10 @@ from benchmarks.common import say, table
 from maediff.config import ScoreConfig, override
 from maediff.data.cases import Case
 from maediff.evaluation import VoxelMetrics, voxel_metrics
-from maediff.inference.predictor import Predictor, PreparedScan, content_key
+from maediff.inference.predictor import LoadedScan, Predictor, content_key
 from maediff.scoring import anomaly_map, eroded
 from maediff.volume import read_mask
-from maediff.working import Prepared, prepare_label
+from maediff.working import WorkingScan, prepare_label
 
 TIMESTEPS: tuple[tuple[int, ...], ...] = ((50,), (100,), (150,), (200,), (300,), (100, 200))
 SIGNS: tuple[Literal["abs", "bright"], ...] = ("abs", "bright")
@@ -85,7 +85,7 @@ def grid_table(found: Mapping[str, Any], rows: int = 12) -> str:
     return table(["timesteps", "sign", *lengths, *metrics], lines)
 
 
-def reconstruct(predictor: Predictor, scan: PreparedScan, t: int) -> FloatMap:
+def reconstruct(predictor: Predictor, scan: LoadedScan, t: int) -> FloatMap:
     """Reconstruct the healthy working slices at one timestep, with the noise that inference uses by default."""
     prepared, key = scan.prepared, (SEED, content_key(scan))
     single = replace(predictor, config=override(predictor.config, [f"diffusion.test_timesteps=[{t}]"]))
@@ -94,7 +94,7 @@ def reconstruct(predictor: Predictor, scan: PreparedScan, t: int) -> FloatMap:
     return healthy
 
 
-def maps(prepared: Prepared, healthy: Mapping[int, FloatMap]) -> Iterator[tuple[Setting, FloatMap]]:
+def maps(prepared: WorkingScan, healthy: Mapping[int, FloatMap]) -> Iterator[tuple[Setting, FloatMap]]:
     """Make the map of every setting from one reconstruction a timestep; several timesteps are averaged."""
     spacing = prepared.grid.spacing_mm
     inside = {depth: eroded(prepared.mask, spacing, depth) for depth in EROSIONS_MM}

@@ -15,9 +15,9 @@ from maediff.data.lesions import KINDS
 from maediff.data.synthesis import synthesise
 from maediff.evaluation.voxel import voxel_metrics
 from maediff.files import read_json
-from maediff.inference.predictor import BoolArray, Predictor
+from maediff.inference.predictor import Predictor
 from maediff.scoring import anomaly_map
-from maediff.typing import FloatArray
+from maediff.typing import BoolArray, FloatArray
 from maediff.volume import read_mask, read_nifti
 from maediff.working import prepare, prepare_label
 

@@ -28,14 +28,14 @@ from maediff.data.cases import Case, find_cases
 from maediff.data.phantom import MODALITIES
 from maediff.data.synthesis import synthesise
 from maediff.demo import score_baselines, score_model
-from maediff.evaluation.baselines import filter_map, intensity_map
 from maediff.evaluation.voxel import voxel_metrics
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.jobs.calibrate import calibrate_model
 from maediff.jobs.train import train
+from maediff.methods.intensity import intensity_map
 from maediff.model_folder import load_model_folder, save_model
-from maediff.scoring import Sign
+from maediff.scoring import Sign, filter_map
 from maediff.volume import read_mask
 
 BENCHMARK = Benchmark(__file__, __doc__, page="README.md", results=("phantom.json",))

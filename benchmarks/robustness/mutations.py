@@ -23,7 +23,6 @@ from maediff.evaluation.reference import Reference
 from maediff.files import file_sha256
 from maediff.inference.load import load_model
 from maediff.methods.build import build_network, check_trainable, network_shapes
-from maediff.methods.whole import engine
 from maediff.model_folder import describe_model, save_model
 from maediff.staging import CALIBRATION, CHECKSUMS, CONFIG, FILES, WEIGHTS
 from maediff.volume import read_nifti
@@ -276,7 +275,7 @@ def feed_config(source: tuple[str, Any]) -> None:
     check_trainable(config)
     if is_cheap(config):
         slices = torch.zeros(1, *config.data.size)
-        engine(build_network(config).eval(), config, torch.device("cpu"), bf16=False)(slices, slices == 0, ("fuzz",))
+        build_network(config).eval().engine(config, torch.device("cpu"), bf16=False)(slices, slices == 0, ("fuzz",))
 
 
 def is_cheap(config: Config) -> bool:

@@ -40,7 +40,7 @@ def ceilings(device: torch.device) -> dict[str, float]:
 def window_pass(preset: str) -> dict[str, float]:
     """Count what one window pass of a preset takes."""
     config = load_config(preset)
-    network = Reconstructor(config.model, config.partition.cell).eval()
+    network = Reconstructor(config).eval()
     window = config.partition.window
     with ByteCounter() as counter:
         network(*window_inputs(network, config.data.size, window, 1))

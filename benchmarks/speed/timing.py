@@ -68,7 +68,7 @@ def copy_bytes(device: torch.device) -> float:
 def random_predictor(config: Config, device: torch.device) -> Predictor:
     """Make a predictor with random weights: speed does not depend on them."""
     torch.manual_seed(0)
-    network = Reconstructor(config.model, config.partition.cell)
+    network = Reconstructor(config)
     network = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Predictor(config, network, None, "random weights", device)
 

@@ -25,7 +25,9 @@ NAVIGATION: dict[str, list[str]] = {
         "bundle",
     ],
     "Reference": ["commands", "configuration", "api", "files", "robustness"],
-    "Explanation": ["method", "maps", "metrics", "calibration", "diffusion", "baselines", "benchmark", "speed"],
+    "Explanation": [
+        "method", "architecture", "maps", "metrics", "calibration", "diffusion", "baselines", "benchmark", "speed",
+    ],
 }  # fmt: skip
 """Section -> pages; a page that is not there is left out, and one that is not named here stands under More."""
 

@@ -77,38 +77,9 @@ def dump_yaml(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """Hash what shapes a result: SHA-256 over the canonical JSON of the configuration.
-
-    Settings that came later are left out where they stand at their defaults, so that earlier hashes stay valid.
-    """
-    tree, defaults = config.model_dump(mode="json"), Config().model_dump(mode="json")
-    for *sections, name in _LATER:
-        branch, usual = tree, defaults
-        for section in sections:
-            branch, usual = branch[section], usual[section]
-        if branch[name] == usual[name]:
-            del branch[name]
-    text = json.dumps(tree, sort_keys=True)
+    """Hash what shapes a result: SHA-256 over the canonical JSON of the configuration."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-_LATER = (
-    ("method",),
-    ("data", "channels"),
-    ("model", "mask_channel"),
-    ("train", "lesion_weight"),
-    ("train", "outside_weight"),
-    ("heads",),
-    ("train", "lesion_sign"),
-    ("train", "lesion_size"),
-    ("train", "lesion_spots"),
-    ("peer",),
-    ("diffusion", "variance"),
-    ("diffusion", "bound_weight"),
-    ("infer", "context"),
-    ("infer", "together"),
-    ("score", "locations"),
-)
 
 
 def _overridden(tree: dict[str, Any], overrides: Iterable[str]) -> Config:

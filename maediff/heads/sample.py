@@ -39,7 +39,7 @@ class HeadSlice:
     kind: Kind
 
 
-def draw_slice(
+def draw_slice(  # noqa: PLR0913  each a setting of the drawing
     heads: Sequence[BrainLabels],
     masks: Sequence[LesionMask],
     shape: tuple[int, int],

@@ -23,7 +23,7 @@ from maediff.paths import WRITTEN_IN, stored_path
 from maediff.volume import write_like
 
 if TYPE_CHECKING:  # the predictor imports the network's packages, which a run of finished scans does not need
-    from maediff.inference.predictor import AnomalyResult, Predictor, PreparedScan
+    from maediff.inference.predictor import AnomalyResult, LoadedScan, Predictor
 
 log = logging.getLogger(__name__)
 Status = Literal["done", "skipped", "failed"]
@@ -238,7 +238,7 @@ class CaseJob:
     def read(self, case: Case) -> Staged:
         """Skip a finished scan, else remove older outputs and prepare it."""
 
-        def prepared() -> PreparedScan | CaseOutcome:
+        def prepared() -> LoadedScan | CaseOutcome:
             if not self.overwrite and self.key.fits(case, outputs):
                 return finished_outcome(case.id, outputs.sidecar)
             outputs.remove()  # until the new outputs are complete, none is finished

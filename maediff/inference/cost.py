@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from maediff.config import UNTRAINED
 from maediff.errors import MAEDiffError
 from maediff.hardware import synchronize, usual_defaults
 from maediff.inference.cohort import PlannedCase
-from maediff.inference.predictor import Predictor, PreparedScan
-from maediff.methods.maediff.layout import Plan
-from maediff.methods.maediff.reconstructor import Reconstructor
+from maediff.inference.predictor import LoadedScan, Predictor
+from maediff.methods.base import Method
+from maediff.methods.maediff.layout import Layout
 from maediff.methods.maediff.sliding import SlidingReconstructor
 from maediff.provenance import peak_rss_mib
 
@@ -59,39 +60,50 @@ def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost 
         MAEDiffError: No scan can be used; this is what is wrong with the last.
     """
     todo = [item for item in planned if item.action == "infer"]
-    config, device, network = predictor.config, predictor.device, predictor.network
-    if not isinstance(network, Reconstructor):
-        return None  # asked first: a method without a network has no engine
+    if predictor.config.method in UNTRAINED:
+        return None
     engine = predictor.reconstruct
     if not isinstance(engine, SlidingReconstructor):
         return None
     if not todo:
         return Cost(0, 0, 0.0, 0, peak_rss_mib(), 0.0)
     scan = _first_usable(predictor, todo)
-    prepared, preparing = scan.prepared, scan.seconds
-    layout = engine.layout(torch.from_numpy(prepared.mask))
-    shape = engine.padded_shape((prepared.mask.shape[1], prepared.mask.shape[2]))
-    batch = engine.windows_a_pass(shape)
-    windows = len(layout.windows) * layout.passes
-    whole, flops = (window_flops(network, shape, config.partition.window, part) for part in (1.0, seen(layout, shape)))
-    inputs = window_inputs(network, shape, config.partition.window, min(batch, max(1, windows)))
+    mask = scan.prepared.mask
+    side = predictor.config.partition.window
+    network = predictor.network
+
+    # How many windows the first scan takes.
+    layout = engine.layout(torch.from_numpy(mask))
+    shape = engine.padded_shape((mask.shape[1], mask.shape[2]))
+    batch = engine.windows_per_pass(shape)
+    windows = len(layout) * layout.steps
+
+    # What one takes: a batch of whole slices is timed, and the views of this scan are a known share of its operations.
+    whole = window_flops(network, shape, side)
+    flops = window_flops(network, shape, side, seen(layout, shape))
+    inputs = window_inputs(network, shape, side, min(batch, max(1, windows)))
     seconds = time_batch(network, inputs, bf16=engine.bf16) * flops / whole
-    gpu = device.type == "cuda"
-    memory = torch.cuda.max_memory_allocated(device) / 2**20 if gpu else peak_rss_mib()
+
+    gpu = predictor.device.type == "cuda"
     count = len(todo)
     return Cost(
-        count, count * windows, count * windows * flops / 1e9, batch, memory, count * (windows * seconds + preparing)
+        scans=count,
+        windows=count * windows,
+        gflop=count * windows * flops / 1e9,
+        batch=batch,
+        memory_mib=torch.cuda.max_memory_allocated(predictor.device) / 2**20 if gpu else peak_rss_mib(),
+        seconds=count * (windows * seconds + scan.seconds),
     )
 
 
-def seen(layout: Plan, shape: tuple[int, int]) -> float:
+def seen(layout: Layout, shape: tuple[int, int]) -> float:
     """Average the share of the slice that the network sees for a window, 0 to 1."""
-    areas = layout.views[:, 2:].prod(1).double()
+    areas = layout.view_shape.prod(1).double()
     return float(areas.mean()) / (shape[0] * shape[1]) if len(areas) else 1.0
 
 
 @torch.inference_mode()
-def window_flops(network: Reconstructor, shape: tuple[int, int], window: int, part: float = 1.0) -> float:
+def window_flops(network: Method, shape: tuple[int, int], window: int, part: float = 1.0) -> float:
     """Count the floating-point operations of one window's forward pass (a multiply-add counts two), in float32.
 
     Args:
@@ -109,7 +121,7 @@ def window_flops(network: Reconstructor, shape: tuple[int, int], window: int, pa
 
 
 @torch.inference_mode()
-def time_batch(network: Reconstructor, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], *, bf16: bool) -> float:
+def time_batch(network: Method, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], *, bf16: bool) -> float:
     """Measure the seconds a window of a warm batch takes in the network, as the engine runs it."""
     device = inputs[0].device
     for _ in range(2):  # the first pass warms up
@@ -122,7 +134,7 @@ def time_batch(network: Reconstructor, inputs: tuple[torch.Tensor, torch.Tensor,
     return seconds / len(inputs[0])
 
 
-def _first_usable(predictor: Predictor, todo: Sequence[PlannedCase]) -> PreparedScan:
+def _first_usable(predictor: Predictor, todo: Sequence[PlannedCase]) -> LoadedScan:
     """Prepare the first scan that can be; a run goes on after one that cannot."""
     for item in todo[:-1]:
         try:
@@ -133,7 +145,7 @@ def _first_usable(predictor: Predictor, todo: Sequence[PlannedCase]) -> Prepared
 
 
 def window_inputs(
-    network: Reconstructor, shape: tuple[int, int], window: int, batch: int
+    network: Method, shape: tuple[int, int], window: int, batch: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Make a batch of noised windows in the corner of a slice: image, mask and timesteps."""
     device = next(network.parameters()).device

@@ -12,12 +12,12 @@ import numpy as np
 
 from maediff.data.cases import Case
 from maediff.errors import InputError
-from maediff.evaluation.baselines import MIN_SCANS
 from maediff.files import atomic_path
+from maediff.methods.zscore import MIN_SCANS
 from maediff.normative import Locations, residuals_by_place
 from maediff.scoring import case_score
 from maediff.typing import Array, FloatMap
-from maediff.working import Prepared
+from maediff.working import WorkingScan
 
 if TYPE_CHECKING:
     from maediff.inference.predictor import Predictor
@@ -93,7 +93,7 @@ def _kept(folder: Path, number: int) -> Path:
     return folder / f"{number}.npy"
 
 
-def _unmasked(inside: FloatMap, scan: Prepared) -> FloatMap:
+def _unmasked(inside: FloatMap, scan: WorkingScan) -> FloatMap:
     values: FloatMap = np.zeros(scan.mask.shape, np.float32)
     values[scan.mask] = inside
     return values

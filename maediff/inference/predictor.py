@@ -12,21 +12,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from torch import nn
 
 from maediff.calibration import Calibration
 from maediff.config import Config, config_hash
 from maediff.errors import InputError, ModelError
 from maediff.hardware import check_not_forked, use_bf16, usual_defaults
-from maediff.inference.untrained import check_common_space, untrained_maps
-from maediff.methods.build import Untrained
-from maediff.methods.maediff.sliding import Healthy
-from maediff.methods.whole import Engine, engine
+from maediff.methods.base import Engine, Healthy, Method
 from maediff.normative import UNITS, Locations
 from maediff.scoring import anomaly_mask, case_score, channel_residual, eroded, postprocess
 from maediff.typing import Array, BoolArray, FloatMap
-from maediff.volume import Volume, from_image, image_like, read_channel, read_mask
-from maediff.working import Prepared, prepare
+from maediff.volume import Volume, check_common_space, from_image, image_like, read_channel, read_mask
+from maediff.working import WorkingScan, prepare
 from maediff.working.foreground import Background
 
 Image = str | Path | nib.Nifti1Image | Volume
@@ -105,7 +101,7 @@ class AnomalyResult:
 
 
 @dataclass(frozen=True)
-class PreparedScan:
+class LoadedScan:
     """A scan that is read and on its working grid, ready for :meth:`Predictor.score`.
 
     Attributes:
@@ -115,7 +111,7 @@ class PreparedScan:
     """
 
     volume: Volume
-    prepared: Prepared
+    prepared: WorkingScan
     seconds: float
 
 
@@ -134,7 +130,7 @@ class Predictor:
     """
 
     config: Config
-    network: nn.Module
+    network: Method
     calibration: Calibration | None
     model_hash: str
     device: torch.device
@@ -150,7 +146,7 @@ class Predictor:
     def reconstruct(self) -> Engine:
         """The engine that makes slices healthy: sliding windows, or whole slices for methods that take them whole."""
         bf16 = use_bf16(self.device, self.config.infer.precision)
-        return engine(self.network, self.config, self.device, bf16=bf16)
+        return self.network.engine(self.config, self.device, bf16=bf16)
 
     @usual_defaults()
     def predict(
@@ -182,7 +178,7 @@ class Predictor:
         return self.score(self.prepare(image, mask), seed, on_batch)
 
     @usual_defaults()
-    def prepare(self, image: Images, mask: Image | Array | None = None) -> PreparedScan:
+    def prepare(self, image: Images, mask: Image | Array | None = None) -> LoadedScan:
         """Read a scan and bring it to the working grid: the part of :meth:`predict` that needs no network.
 
         Cohorts do it in a thread while the network works on the scan before. Arguments and errors are those of
@@ -196,7 +192,7 @@ class Predictor:
         others = [read_channel(channel, volume) for channel in rest]
         brain = None if mask is None else _mask(mask, volume)
         prepared = prepare(volume, brain, self.config.data, others)
-        return PreparedScan(volume, prepared, time.perf_counter() - start)
+        return LoadedScan(volume, prepared, time.perf_counter() - start)
 
     def _channels(self, image: Images) -> list[Image]:
         """List the channels of a scan; the model must see as many."""
@@ -209,7 +205,7 @@ class Predictor:
 
     @usual_defaults()
     def score(
-        self, scan: PreparedScan, seed: int = 0, on_batch: Callable[[int, int], None] | None = None
+        self, scan: LoadedScan, seed: int = 0, on_batch: Callable[[int, int], None] | None = None
     ) -> AnomalyResult:
         """Score a prepared scan: the rest of :meth:`predict`."""
         start = time.perf_counter()
@@ -239,14 +235,14 @@ class Predictor:
         )
 
     @usual_defaults()
-    def residual(self, scan: PreparedScan, seed: int = 0) -> FloatMap:
+    def residual(self, scan: LoadedScan, seed: int = 0) -> FloatMap:
         """Reconstruct a prepared scan and return its residual, before any filter, on the working grid (S, H, W)."""
         prepared = scan.prepared
         mean, _ = self._healthy(prepared, (seed, content_key(scan)))
         return channel_residual(prepared.slices, mean.numpy(), self.config.score.sign)
 
     def _healthy(
-        self, prepared: Prepared, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None = None
+        self, prepared: WorkingScan, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None = None
     ) -> Healthy:
         check_not_forked()
         slices, inside = torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask)
@@ -255,13 +251,14 @@ class Predictor:
     def _maps(
         self,
         volume: Volume,
-        prepared: Prepared,
+        prepared: WorkingScan,
         key: tuple[object, ...],
         on_batch: Callable[[int, int], None] | None,
     ) -> tuple[FloatMap, FloatMap, FloatMap | None]:
         """Make anomaly map, reconstruction and uncertainty in native space."""
-        if isinstance(self.network, Untrained):
-            return *untrained_maps(self.network, volume, prepared.native_mask, self.config), None
+        direct = self.network.scan_maps(volume, prepared.native_mask, self.config.score)
+        if direct is not None:
+            return *direct, None
         mean, deviation = self._healthy(prepared, key, on_batch)
         several = mean.ndim == 4
         reconstruction = prepared.scale.inverse(prepared.to_native((mean[:, 0] if several else mean).numpy()))
@@ -273,7 +270,7 @@ class Predictor:
         return self.map_of(prepared, residual), reconstruction, uncertainty
 
     @usual_defaults()
-    def map_of(self, prepared: Prepared, residual: FloatMap) -> FloatMap:
+    def map_of(self, prepared: WorkingScan, residual: FloatMap) -> FloatMap:
         """Make the anomaly map of a residual: measure by place, filter, and bring it to native space.
 
         Erosion is repeated there to keep its edge sharp.
@@ -300,7 +297,7 @@ class Predictor:
         return anomaly_mask(anomaly, self.calibration.threshold, volume.spacing_mm, self.config.score.min_size_mm3)
 
 
-def content_key(scan: PreparedScan) -> str:
+def content_key(scan: LoadedScan) -> str:
     """Name a scan by its content, for its noise: by the intensities of its brain in rising order.
 
     Neither the file name nor the order of the voxels counts, so that a renamed scan, or the same one stored along other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maediff import card
@@ -20,7 +20,54 @@ from maediff.staging import CARD
 from maediff.typing import BoolArray, FloatMap
 
 
-def calibrate_model(
+@dataclass(frozen=True)
+class CalibrateJob:
+    """Set a model's threshold from healthy scans and store it in the model folder.
+
+    With `locations` the model also gets their residuals by place, and its maps are in standard deviations above these
+    from then on; the threshold is that of maps which other subjects' statistics made. Without, earlier ones go.
+
+    Attributes:
+        model: Model folder; the packaged model must be copied first, since packages are read-only.
+        source: Healthy scans; rows with a lesion label are refused.
+        device: Where to compute.
+        split: Use only rows of this split.
+        channel: Which `image_<channel>` column of a table.
+        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
+        rate: Share of healthy brain voxels above the threshold; the model's `score.false_positive_rate` if None.
+        locations: Also collect healthy residuals by place; the scans must lie in one template's space.
+    """
+
+    model: str | Path
+    source: str | Path
+    device: str = "auto"
+    split: str | None = None
+    channel: str | None = None
+    pattern: str | None = None
+    rate: float | None = None
+    locations: bool = False
+
+    def run(self, on_case: Callable[[str], None] | None = None) -> Calibration:
+        """Calibrate; errors are those of :func:`calibrate_model`."""
+        folder = resolve_model(self.model)
+        stored = load_model(folder, self.device)
+        config = override(stored.config, [f"score.locations={str(self.locations).lower()}"])
+        predictor = replace(stored, config=config, locations=None)
+        found = search_cases(
+            self.source, split=self.split, channel=self.channel, channels=config.data.channels, pattern=self.pattern
+        )
+        cases = found.cases
+        labelled = [case.id for case in cases if case.label]
+        if labelled:
+            raise InputError(
+                f"{len(labelled)} of {len(cases)} scans have a lesion label ({', '.join(labelled[:3])}, …); "
+                "calibrate on healthy scans only: remove those rows"
+            )
+        origin = count_scans(len(cases), "healthy")
+        return calibrate_folder(folder, predictor, cases, origin, rate=self.rate, on_case=on_case)
+
+
+def calibrate_model(  # noqa: PLR0913  the public door: a keyword per attribute of the job
     model: str | Path,
     source: str | Path,
     *,
@@ -44,28 +91,26 @@ def calibrate_model(
         split: Use only rows of this split.
         channel: Which `image_<channel>` column of a table.
         pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
-        rate: Share of healthy brain voxels above the threshold; the model's `score.false_positive_rate` where None.
+        rate: Share of healthy brain voxels above the threshold; the model's `score.false_positive_rate` if None.
         locations: Also collect healthy residuals by place; the scans must lie in one template's space.
-        on_case: Told the name of each scan.
+        on_case: Called with the name of each scan.
 
     Raises:
         ConfigError: ``rate`` is outside (0, 1).
         InputError: No healthy scan, or a scan that cannot be used: a threshold must not rest on fewer than was said.
         GeometryError: With `locations`, a scan that does not say that it lies in a template's space.
     """
-    folder = resolve_model(model)
-    stored = load_model(folder, device)
-    config = override(stored.config, [f"score.locations={str(locations).lower()}"])
-    predictor = replace(stored, config=config, locations=None)
-    channels = predictor.config.data.channels
-    cases = search_cases(source, split=split, channel=channel, channels=channels, pattern=pattern).cases
-    labelled = [case.id for case in cases if case.label]
-    if labelled:
-        raise InputError(
-            f"{len(labelled)} of {len(cases)} scans have a lesion label ({', '.join(labelled[:3])}, …); "
-            "calibrate on healthy scans only: remove those rows"
-        )
-    return calibrate_folder(folder, predictor, cases, count_scans(len(cases), "healthy"), rate=rate, on_case=on_case)
+    job = CalibrateJob(
+        model,
+        source,
+        device=device,
+        split=split,
+        channel=channel,
+        pattern=pattern,
+        rate=rate,
+        locations=locations,
+    )
+    return job.run(on_case)
 
 
 def calibrate_folder(

@@ -1,27 +1,209 @@
-"""Score scans: their maps, a sidecar each, `cases.tsv` and `run.json`."""
+"""Score scans: their maps, a sidecar each, `cases.tsv` and `run.json`.
+
+Planning reads no weights, so what needs the network's packages is imported where it is used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from maediff.calibration import Calibration, with_threshold
+from maediff.config import Config, config_hash, load_config, override
 from maediff.data.bids import DERIVATIVE_FILES, describe_derivatives
+from maediff.data.cases import Case, Search, search_cases
+from maediff.data.cases import shard as shard_of
 from maediff.data.walk import LeftOut, as_facts
 from maediff.files import remove_leftovers
-from maediff.inference.cluster import ScanTask, connect, infer_on_cluster
-from maediff.inference.cohort import CaseOutcome, CaseTable, InferSummary, Outputs, PlannedCase, infer_cases, table_name
-from maediff.inference.cost import Cost, estimate_cost
-from maediff.inference.load import load_model
-from maediff.inference.plan import cases_of
-from maediff.inference.predictor import AnomalyResult, Predictor
+from maediff.inference.cohort import CaseOutcome, CaseTable, InferSummary, Outputs, PlannedCase, RunKey, plan_cases
+from maediff.inference.cohort import table_name as table_of
 from maediff.locking import folder_lock
-from maediff.model_folder import resolve_model
+from maediff.model_folder import read_calibration, resolve_model, verify_model_folder
 from maediff.provenance import run_record, write_run
-from maediff.report.preview import write_preview
+
+if TYPE_CHECKING:
+    from maediff.inference.cost import Cost
+    from maediff.inference.predictor import AnomalyResult, Predictor
+
+OnCase = Callable[[CaseOutcome], None]
+OnBatch = Callable[[str, int, int], None]
 
 
-def infer(
+@dataclass(frozen=True)
+class InferJob:
+    """Turn scans into anomaly maps in their own space.
+
+    Attributes:
+        model: Model folder, or "phantom".
+        source: NIfTI file, folder, CSV/TSV table or BIDS data set.
+        out: Output folder: maps and a sidecar per scan, `cases.tsv` and `run.json`.
+        mask: Brain mask of a single scan.
+        device: Where to compute.
+        seed: Seed of the noise.
+        shard: (K, N): work on the K-th of N parts; its table is `cases-K-of-N.tsv`.
+        overwrite: Compute again what is finished.
+        preview: Also write a PNG per scan.
+        split: Only rows of this split.
+        channel: Which `image_<channel>` column of a table.
+        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
+        overrides: Changes of the model's configuration, see :func:`~maediff.inference.load.load_model`.
+        scheduler: Address of a Dask scheduler, whose workers score the scans; `out` and scans on shared storage.
+        workers: Score the scans in this many processes on this machine, if no scheduler is given.
+        threshold: Threshold of the map to use instead of the calibrated one.
+        rate: Use the threshold that the calibration records for this false-positive rate.
+    """
+
+    model: str | Path
+    source: Path
+    out: Path
+    mask: Path | None = None
+    device: str = "auto"
+    seed: int = 0
+    shard: tuple[int, int] = (1, 1)
+    overwrite: bool = False
+    preview: bool = False
+    split: str | None = None
+    channel: str | None = None
+    pattern: str | None = None
+    overrides: tuple[str, ...] = ()
+    scheduler: str | None = None
+    workers: int | None = None
+    threshold: float | None = None
+    rate: float | None = None
+
+    def plan(self) -> list[PlannedCase]:
+        """List what :meth:`run` would do, without loading weights.
+
+        Raises:
+            InputError: No scan found.
+            ModelError: The model cannot be used.
+        """
+        folder = resolve_model(self.model)
+        config = override(load_config(folder / "config.yaml"), self.overrides)
+        chosen = None
+        if self.threshold is not None or self.rate is not None:
+            stored = read_calibration(folder)
+            calibration = Calibration.from_dict(stored) if stored else None
+            chosen = with_threshold(calibration, self.threshold, self.rate).threshold
+        key = RunKey(verify_model_folder(folder), config_hash(config), self.seed, chosen)
+        return plan_cases(self._search(config).cases, self.out, key, overwrite=self.overwrite)
+
+    def estimate(self, planned: Sequence[PlannedCase]) -> Cost | None:
+        """Estimate what :meth:`run` would cost for what :meth:`plan` lists; None if the method slides no windows."""
+        return estimate_inference(self.model, planned, device=self.device, overrides=self.overrides)
+
+    def run(self, on_case: OnCase | None = None, on_batch: OnBatch | None = None) -> InferSummary:
+        """Score the scans.
+
+        Args:
+            on_case: Called with the outcome of each scan.
+            on_batch: Progress callback within a scan, called with (case, windows done, windows in total); not on a
+                cluster.
+
+        Returns:
+            Counts and outcomes; a scan that failed is listed there and in `cases.tsv`, the others are done.
+
+        Raises:
+            InputError: No scan found.
+            ModelError: The model cannot be used.
+            OutputError: The output folder cannot be written.
+        """
+        from maediff.inference.load import load_model
+
+        alone = self.scheduler is None and self.workers is None
+        device = self.device if alone else "cpu"  # the workers have the devices
+        predictor = load_model(self.model, device, self.overrides, threshold=self.threshold, rate=self.rate)
+        found = self._search(predictor.config)
+        with folder_lock(self.out, self.shard):
+            self._clear_leftovers()
+            if alone:
+                summary = self._run_here(predictor, found.cases, on_case, on_batch)
+            else:
+                summary = self._run_on_cluster(found.cases, on_case)
+            used = str(predictor.device) if alone else f"{self.device} on Dask workers"
+            write_run(self.out, self._record(predictor, summary, found.left_out, used))
+            suffixes = [case.bids.suffix for case in found.cases if case.bids]
+            if suffixes:
+                describe_derivatives(self.out, suffixes)
+        return summary
+
+    @property
+    def _table(self) -> Path:
+        return self.out / table_of(self.shard)
+
+    def _search(self, config: Config) -> Search:
+        """List the scans of this part of the run, and what the source holds beside scans."""
+        found = search_cases(
+            self.source,
+            self.mask,
+            self.split,
+            self.channel,
+            config.data.channels,
+            pattern=self.pattern,
+            exclude=[self.out],
+        )
+        return replace(found, cases=tuple(shard_of(found.cases, *self.shard)))
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a killed run left half-written; the files of all parts only if there is a single one."""
+        shared = ("run.json", *DERIVATIVE_FILES) if self.shard == (1, 1) else ()
+        for name in (self._table.name, *shared):
+            remove_leftovers(self.out / name)
+
+    def _run_here(
+        self, predictor: Predictor, cases: Sequence[Case], on_case: OnCase | None, on_batch: OnBatch | None
+    ) -> InferSummary:
+        from maediff.inference.cohort import infer_cases
+
+        return infer_cases(
+            predictor,
+            cases,
+            self._table,
+            seed=self.seed,
+            overwrite=self.overwrite,
+            on_case=on_case,
+            on_result=_preview if self.preview else None,
+            on_batch=on_batch,
+        )
+
+    def _run_on_cluster(self, cases: Sequence[Case], on_case: OnCase | None) -> InferSummary:
+        from maediff.inference.cluster import ScanTask, connect, infer_on_cluster
+
+        with connect(self.scheduler, self.workers) as client, CaseTable(self._table) as rows:
+            task = ScanTask(
+                str(resolve_model(self.model).resolve()),
+                self.device,
+                self.overrides,
+                self.out.resolve(),
+                self.seed,
+                self.overwrite,
+                rows.start(),
+                _preview if self.preview else None,
+                self.threshold,
+                self.rate,
+            )
+            return infer_on_cluster(client, cases, task, rows, on_case=on_case)
+
+    def _record(
+        self, predictor: Predictor, summary: InferSummary, left_out: Sequence[LeftOut], device: str
+    ) -> dict[str, Any]:
+        """Assemble `run.json`: this job, and what came of it."""
+        model = Path(self.model) if Path(self.model).exists() else self.model  # a path is stored so that it opens
+        return run_record(
+            "infer",
+            asdict(self) | {"model": model},
+            seed=self.seed,
+            device=device,
+            hashes={"model": predictor.model_hash, "config": predictor.config_hash},
+            counts={"done": summary.done, "skipped": summary.skipped, "failed": summary.failed},
+            calibration=predictor.calibration.to_dict() if predictor.calibration else None,
+            left_out=as_facts(left_out),
+        )
+
+
+def infer(  # noqa: PLR0913  the public door: a keyword per attribute of the job
     model: str | Path,
     source: str | Path,
     out: str | Path,
@@ -40,113 +222,95 @@ def infer(
     workers: int | None = None,
     threshold: float | None = None,
     rate: float | None = None,
-    on_case: Callable[[CaseOutcome], None] | None = None,
-    on_batch: Callable[[str, int, int], None] | None = None,
+    on_case: OnCase | None = None,
+    on_batch: OnBatch | None = None,
 ) -> InferSummary:
     """Turn scans into anomaly maps in their own space.
 
     Args:
         model: Model folder, or "phantom".
         source: NIfTI file, folder, CSV/TSV table or BIDS data set.
-        out: Output folder: maps and a sidecar a scan, `cases.tsv` and `run.json`.
+        out: Output folder: maps and a sidecar per scan, `cases.tsv` and `run.json`.
         mask: Brain mask of a single scan.
         device: Where to compute.
         seed: Seed of the noise.
         shard: (K, N): work on the K-th of N parts; its table is `cases-K-of-N.tsv`.
         overwrite: Compute again what is finished.
-        preview: Also write a PNG a scan.
+        preview: Also write a PNG per scan.
         split: Only rows of this split.
         channel: Which `image_<channel>` column of a table.
         pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
         overrides: Changes of the model's configuration, see :func:`~maediff.inference.load.load_model`.
         scheduler: Address of a Dask scheduler, whose workers score the scans; `out` and scans on shared storage.
-        workers: Score the scans in this many processes on this machine, where no scheduler is given.
+        workers: Score the scans in this many processes on this machine, if no scheduler is given.
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: Use the threshold that the calibration records for this false-positive rate.
-        on_case: Told the outcome of each scan.
+        on_case: Called with the outcome of each scan.
         on_batch: Progress callback within a scan, called with (case, windows done, windows in total); not on a cluster.
 
     Returns:
-        Counts and outcomes; a scan that failed stands there and in `cases.tsv`, the others are done.
+        Counts and outcomes; a scan that failed is listed there and in `cases.tsv`, the others are done.
 
     Raises:
         InputError: No scan found.
         ModelError: The model cannot be used.
         OutputError: The output folder cannot be written.
     """
-    out, overrides = Path(out), tuple(overrides)
-    alone = scheduler is None and workers is None
-    # the workers have the devices
-    predictor = load_model(model, device if alone else "cpu", overrides, threshold=threshold, rate=rate)
-    found = cases_of(
-        source, shard, predictor.config, mask=mask, split=split, channel=channel, pattern=pattern, exclude=out
+    job = InferJob(
+        model,
+        Path(source),
+        Path(out),
+        mask=_path(mask),
+        device=device,
+        seed=seed,
+        shard=shard,
+        overwrite=overwrite,
+        preview=preview,
+        split=split,
+        channel=channel,
+        pattern=pattern,
+        overrides=tuple(overrides),
+        scheduler=scheduler,
+        workers=workers,
+        threshold=threshold,
+        rate=rate,
     )
-    cases = found.cases
-    table = out / table_name(shard)
-    on_result = _preview if preview else None
-    arguments: dict[str, Any] = {
-        "model": Path(model) if Path(model).exists() else model,
-        "source": Path(source),
-        "out": out,
-        "mask": None if mask is None else Path(mask),
-        "shard": shard,
-        "overwrite": overwrite,
-        "scheduler": scheduler,
-        "workers": workers,
-    }
-    arguments |= {
-        "split": split,
-        "channel": channel,
-        "pattern": pattern,
-        "overrides": overrides,
-        "threshold": threshold,
-        "rate": rate,
-    }
-    with folder_lock(out, shard):
-        for name in (table.name, "run.json", *DERIVATIVE_FILES) if shard == (1, 1) else (table.name,):
-            remove_leftovers(out / name)
-        if alone:
-            summary = infer_cases(
-                predictor,
-                cases,
-                table,
-                seed=seed,
-                overwrite=overwrite,
-                on_case=on_case,
-                on_result=on_result,
-                on_batch=on_batch,
-            )
-        else:
-            with connect(scheduler, workers) as client, CaseTable(table) as rows:
-                began_ns = rows.start()
-                folder = str(resolve_model(model).resolve())
-                task = ScanTask(
-                    folder, device, overrides, out.resolve(), seed, overwrite, began_ns, on_result, threshold, rate
-                )
-                summary = infer_on_cluster(client, cases, task, rows, on_case=on_case)
-        where = str(predictor.device) if alone else f"{device} on Dask workers"
-        _record_inference(out, arguments, predictor, summary, left_out=found.left_out, seed=seed, device=where)
-        suffixes = [case.bids.suffix for case in cases if case.bids]
-        if suffixes:
-            describe_derivatives(out, suffixes)
-    return summary
+    return job.run(on_case, on_batch)
 
 
-def _record_inference(
-    out: Path,
-    arguments: dict[str, Any],
-    predictor: Predictor,
-    summary: InferSummary,
+def plan_inference(  # noqa: PLR0913  the public door: a keyword per attribute of the job
+    model: str | Path,
+    source: str | Path,
+    out: str | Path,
     *,
-    seed: int,
-    device: str,
-    left_out: Sequence[LeftOut],
-) -> None:
-    hashes = {"model": predictor.model_hash, "config": predictor.config_hash}
-    counts = {"done": summary.done, "skipped": summary.skipped, "failed": summary.failed}
-    calibrated = predictor.calibration.to_dict() if predictor.calibration else None
-    facts = {"counts": counts, "calibration": calibrated, "left_out": as_facts(left_out)}
-    write_run(out, run_record("infer", arguments, seed=seed, device=device, hashes=hashes, **facts))
+    mask: str | Path | None = None,
+    seed: int = 0,
+    shard: tuple[int, int] = (1, 1),
+    overwrite: bool = False,
+    split: str | None = None,
+    channel: str | None = None,
+    pattern: str | None = None,
+    overrides: Iterable[str] = (),
+    threshold: float | None = None,
+    rate: float | None = None,
+) -> list[PlannedCase]:
+    """List what :func:`infer` would do, without loading weights; arguments are the same."""
+    job = InferJob(
+        model,
+        Path(source),
+        Path(out),
+        mask=_path(mask),
+        seed=seed,
+        shard=shard,
+        overwrite=overwrite,
+        split=split,
+        channel=channel,
+        pattern=pattern,
+        overrides=tuple(overrides),
+        threshold=threshold,
+        rate=rate,
+    )
+    return job.plan()
 
 
 def estimate_inference(
@@ -156,9 +320,18 @@ def estimate_inference(
     device: str = "auto",
     overrides: Iterable[str] = (),
 ) -> Cost | None:
-    """Estimate what :func:`infer` would cost for what :func:`maediff.plan_inference` lists; arguments are the same."""
+    """Estimate what :func:`infer` would cost for what :func:`plan_inference` lists; arguments are the same."""
+    from maediff.inference.cost import estimate_cost
+    from maediff.inference.load import load_model
+
     return estimate_cost(load_model(model, device, tuple(overrides)), planned)
 
 
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
 def _preview(result: AnomalyResult, outputs: Outputs) -> None:
+    from maediff.report.preview import write_preview
+
     write_preview(result, outputs.preview)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from maediff import card
 from maediff.calibration import count_scans
 from maediff.config import UNTRAINED, Config, config_hash, dump_yaml
 from maediff.data.cases import Case, search_cases
+from maediff.data.healthy import healthy_scans
 from maediff.data.slices import SliceSet, healthy_slices
 from maediff.data.walk import LeftOut, as_facts
 from maediff.errors import InputError
@@ -24,10 +24,9 @@ from maediff.files import remove_leftovers, write_text
 from maediff.hardware import resolve_device
 from maediff.heads.headset import HeadSet, read_head_set, split_heads
 from maediff.inference.load import load_model
-from maediff.inference.untrained import untrained_weights
 from maediff.jobs.calibrate import calibrate_folder
 from maediff.locking import folder_lock
-from maediff.methods.build import check_trainable
+from maediff.methods.build import build_scan_baseline, check_trainable
 from maediff.model_folder import load_model_folder, resolve_model, save_model, verify_model_folder
 from maediff.provenance import run_record, write_run
 from maediff.staging import remove_staged
@@ -36,10 +35,146 @@ from maediff.training.loop import FitResult, Progress, fit
 
 log = logging.getLogger(__name__)
 _VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev"})
-OnProgress = Callable[[Progress], None]
 
 
-def train(
+@dataclass(frozen=True)
+class TrainJob:
+    """Train on healthy scans, calibrate on the held-out ones, and write a model folder.
+
+    Rows of `split` "train" are learned from and rows of "val" choose the weights and the threshold; if no row is named
+    so, `data.validation_fraction` of the subjects is held out. Slices that hold any of a lesion label are left out and
+    counted; scans with a label are never calibrated on.
+
+    Attributes:
+        config: Configuration.
+        source: Scans, see :func:`maediff.data.cases.search_cases`.
+        run_dir: Gets `model/`, `log.csv`, `checkpoints/`, `config.yaml` and `run.json`.
+        resume: Continue exactly from the last checkpoint.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        split: Learn from rows of this split instead of "train".
+        channel: Which `image_<channel>` column of a table.
+        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
+    """
+
+    config: Config
+    source: Path
+    run_dir: Path
+    resume: bool = False
+    device: str = "auto"
+    split: str | None = None
+    channel: str | None = None
+    pattern: str | None = None
+
+    def run(
+        self, on_case: Callable[[str], None] | None = None, on_progress: Callable[[Progress], None] | None = None
+    ) -> Path:
+        """Train; arguments, result and errors are those of :func:`train`."""
+        device = resolve_device(self.device)
+        with processes.joined(device), _sole_training(self.run_dir):
+            check_trainable(self.config)
+            data = self._read(on_case)
+            level = logging.INFO if processes.is_main() else logging.DEBUG
+            log.log(level, "%s", describe_slices(data.training, data.validation))
+            result = self._fit(data, device, on_progress)
+            if processes.is_main():
+                self._finish(data, result, device)
+            processes.wait_for_all()  # so that the model folder is there when any of them returns
+        return self.run_dir / "model"
+
+    def _read(self, on_case: Callable[[str], None] | None) -> _TrainingData:
+        """Read the slices, or the label maps of heads that slices are drawn from; the main process caches them."""
+        config = self.config
+        cache = self.run_dir / "cache"
+        learn: list[Case] = []
+        held_out: list[Case] = []
+        left_out: tuple[LeftOut, ...] = ()
+        if not config.heads.enabled:
+            found = search_cases(
+                self.source,
+                channel=self.channel,
+                channels=config.data.channels,
+                pattern=self.pattern,
+                exclude=[self.run_dir],
+            )
+            learn, held_out = split_cases(found.cases, config, self.split)
+            left_out = found.left_out
+        if processes.is_main():  # now that there is something to train on
+            write_text(self.run_dir / "config.yaml", dump_yaml(config))
+        with processes.main_first():
+            if config.heads.enabled:
+                parts = split_heads(self.source, config.data.validation_fraction)
+                training, validation = (read_head_set(paths, config.heads, cache) for paths in parts)
+                return _TrainingData(learn, held_out, left_out, training, validation)
+            return _TrainingData(
+                learn,
+                held_out,
+                left_out,
+                healthy_slices(learn, config.data, cache, on_case),
+                healthy_slices(held_out, config.data, cache, on_case),
+            )
+
+    def _fit(
+        self, data: _TrainingData, device: torch.device, on_progress: Callable[[Progress], None] | None
+    ) -> FitResult:
+        """Train the network, or collect the statistics of a baseline without one."""
+        config = self.config
+        if config.method in UNTRAINED:
+            baseline = build_scan_baseline(config)
+            baseline.fit(healthy_scans(data.learn))
+            return FitResult(baseline.state_dict(), math.nan, 0, None)
+        initial = load_model_folder(resolve_model(config.train.init)).weights if config.train.init else None
+        return fit(
+            config,
+            data.training,
+            data.validation,
+            self.run_dir,
+            device=device,
+            resume=self.resume or processes.restarted(),
+            initial=initial,
+            on_progress=on_progress,
+        )
+
+    def _finish(self, data: _TrainingData, result: FitResult, device: torch.device) -> None:
+        """Write the model folder, calibrate it and write `run.json`."""
+        config = self.config
+        model = self.run_dir / "model"
+        described = describe_slices(data.training, data.validation)
+        text = card.model_card(config, data=described, steps=result.steps, loss=result.best_loss)
+        save_model(model, result.weights, config, None, text)
+        unreadable = {name for name, _ in data.validation.failed}
+        healthy = [case for case in data.held_out if case.label is None and case.id not in unreadable]
+        if healthy:
+            origin = f"{count_scans(len(healthy), 'held-out healthy')} of training"
+            calibrate_folder(model, load_model(model, str(device)), healthy, origin=origin)
+        else:
+            log.warning("no held-out scan is wholly healthy: the model has no threshold; run `maediff calibrate`")
+        arguments = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "config"}
+        record = run_record(
+            "train",
+            arguments,
+            seed=config.train.seed,
+            device=str(device),
+            hashes={"model": verify_model_folder(model), "config": config_hash(config)},
+            slices=described,
+            failed=[*data.training.failed, *data.validation.failed],
+            left_out=as_facts(data.left_out),
+            pace=asdict(result.pace) if result.pace else None,
+        )
+        write_run(self.run_dir, record)
+
+
+@dataclass(frozen=True)
+class _TrainingData:
+    """Scans and slices to learn from, those held out, and files left out; label maps of heads come without scans."""
+
+    learn: Sequence[Case]
+    held_out: Sequence[Case]
+    left_out: Sequence[LeftOut]
+    training: SliceSet | HeadSet
+    validation: SliceSet | HeadSet
+
+
+def train(  # noqa: PLR0913  the public door: a keyword per attribute of the job
     config: Config,
     source: str | Path,
     run_dir: str | Path,
@@ -50,17 +185,17 @@ def train(
     channel: str | None = None,
     pattern: str | None = None,
     on_case: Callable[[str], None] | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Train on healthy scans, calibrate on the held-out ones, and write a model folder.
 
-    Rows of `split` "train" are learned from and rows of "val" choose the weights and the threshold; where nothing is
-    named so, `data.validation_fraction` of the subjects is held out. Slices that hold any of a lesion label are left
-    out and counted; scans with a label are never calibrated on.
+    Rows of `split` "train" are learned from and rows of "val" choose the weights and the threshold; if no row is named
+    so, `data.validation_fraction` of the subjects is held out. Slices that hold any of a lesion label are left out and
+    counted; scans with a label are never calibrated on.
 
     Args:
         config: Configuration.
-        source: Scans, see :func:`maediff.data.cases.find_cases`.
+        source: Scans, see :func:`maediff.data.cases.search_cases`.
         run_dir: Gets `model/`, `log.csv`, `checkpoints/`, `config.yaml` and `run.json`.
         resume: Continue exactly from the last checkpoint.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -78,26 +213,25 @@ def train(
         OutputError: The run folder cannot be written, or another training writes there.
         TrainingInterrupted: On SIGINT or SIGTERM, after saving.
     """
-    run_dir = Path(run_dir)
-    chosen = resolve_device(device)
-    with processes.joined(chosen), _sole_training(run_dir) if processes.is_main() else contextlib.nullcontext():
-        return _train(
-            config,
-            source,
-            run_dir,
-            resume=resume or processes.restarted(),
-            device=chosen,
-            split=split,
-            channel=channel,
-            pattern=pattern,
-            on_case=on_case,
-            on_progress=on_progress,
-        )
+    job = TrainJob(
+        config,
+        Path(source),
+        Path(run_dir),
+        resume=resume,
+        device=device,
+        split=split,
+        channel=channel,
+        pattern=pattern,
+    )
+    return job.run(on_case, on_progress)
 
 
 @contextlib.contextmanager
 def _sole_training(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder and clear away what a killed training left half-written; for the main process."""
+    """Hold a run folder and clear away what a killed training left half-written, in the main process alone."""
+    if not processes.is_main():
+        yield
+        return
     with folder_lock(run_dir):
         for name in ("config.yaml", "run.json", "log.csv", "model", "checkpoints/last.pt"):
             remove_leftovers(run_dir / name)
@@ -105,108 +239,6 @@ def _sole_training(run_dir: Path) -> Iterator[None]:
         for half_written in (run_dir / "cache").glob(".slices-*.npz"):
             half_written.unlink(missing_ok=True)
         yield
-
-
-def _train(
-    config: Config,
-    source: str | Path,
-    run_dir: Path,
-    *,
-    resume: bool,
-    device: torch.device,
-    split: str | None,
-    channel: str | None,
-    pattern: str | None,
-    on_case: Callable[[str], None] | None,
-    on_progress: OnProgress | None,
-) -> Path:
-    check_trainable(config)
-    learn: list[Case] = []
-    held_out: list[Case] = []
-    left_out: tuple[LeftOut, ...] = ()
-    if not config.heads.enabled:
-        channels = config.data.channels
-        found = search_cases(source, channel=channel, channels=channels, pattern=pattern, exclude=[run_dir])
-        learn, held_out = split_cases(found.cases, config, split)
-        left_out = found.left_out
-    if processes.is_main():
-        write_text(run_dir / "config.yaml", dump_yaml(config))
-    cache = run_dir / "cache"
-    training: SliceSet | HeadSet
-    validation: SliceSet | HeadSet
-    with processes.main_first():
-        if config.heads.enabled:
-            parts = split_heads(source, config.data.validation_fraction)
-            training, validation = (read_head_set(paths, config.heads, cache) for paths in parts)
-        else:
-            training = healthy_slices(learn, config.data, cache, on_case)
-            validation = healthy_slices(held_out, config.data, cache, on_case)
-    log.log(logging.INFO if processes.is_main() else logging.DEBUG, "%s", describe_slices(training, validation))
-    if config.method in UNTRAINED:
-        result = FitResult(untrained_weights(config, learn), math.nan, 0, None)
-    else:
-        initial = load_model_folder(resolve_model(config.train.init)).weights if config.train.init else None
-        result = fit(
-            config,
-            training,
-            validation,
-            run_dir,
-            device=device,
-            resume=resume,
-            initial=initial,
-            on_progress=on_progress,
-        )
-    if processes.is_main():
-        arguments = {"source": Path(source), "run_dir": run_dir, "resume": resume, "split": split, "channel": channel}
-        arguments |= {"pattern": pattern}
-        _finish_training(
-            config,
-            run_dir,
-            result,
-            slices=(training, validation),
-            held_out=held_out,
-            arguments=arguments,
-            device=device,
-            left_out=left_out,
-        )
-    processes.wait_for_all()  # so that the model folder is there when any of them returns
-    return run_dir / "model"
-
-
-def _finish_training(
-    config: Config,
-    run_dir: Path,
-    result: FitResult,
-    *,
-    slices: tuple[SliceSet | HeadSet, SliceSet | HeadSet],
-    held_out: Sequence[Case],
-    arguments: Mapping[str, Any],
-    device: torch.device,
-    left_out: Sequence[LeftOut],
-) -> None:
-    """Write the model folder, calibrate it and write `run.json`."""
-    training, validation = slices
-    model = run_dir / "model"
-    text = card.model_card(
-        config, data=describe_slices(training, validation), steps=result.steps, loss=result.best_loss
-    )
-    save_model(model, result.weights, config, None, text)
-    unreadable = {name for name, _ in validation.failed}
-    healthy = [case for case in held_out if case.label is None and case.id not in unreadable]
-    if healthy:
-        origin = f"{count_scans(len(healthy), 'held-out healthy')} of training"
-        calibrate_folder(model, load_model(model, str(device)), healthy, origin=origin)
-    else:
-        log.warning("no held-out scan is wholly healthy: the model has no threshold; run `maediff calibrate`")
-    hashes = {"model": verify_model_folder(model), "config": config_hash(config)}
-    facts = {
-        "slices": describe_slices(training, validation),
-        "failed": [*training.failed, *validation.failed],
-        "left_out": as_facts(left_out),
-        "pace": asdict(result.pace) if result.pace else None,
-    }
-    record = run_record("train", arguments, seed=config.train.seed, device=str(device), hashes=hashes, **facts)
-    write_run(run_dir, record)
 
 
 def split_cases(cases: Sequence[Case], config: Config, split: str | None) -> tuple[list[Case], list[Case]]:

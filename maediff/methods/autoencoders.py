@@ -10,10 +10,12 @@ from torch import Tensor
 
 from maediff.config import Config
 from maediff.errors import InputError
-from maediff.methods.base import Draw, FoldedUNet, SlicePeer, padded, padded_shape, unet_multiple
+from maediff.methods.base import Draw
+from maediff.methods.folded_unet import FoldedUNet, padded, padded_shape, unet_multiple
+from maediff.methods.whole_slices import WholeSliceMethod
 
 
-class Autoencoder(SlicePeer):
+class Autoencoder(WholeSliceMethod):
     """Reconstruct a slice from a small dense code; variational or not (AE and VAE; after Baur et al. 2021).
 
     MONAI's `VarAutoEncoder`; the plain AE is the same network with the mean of the code and without the KL term, so
@@ -80,7 +82,7 @@ class Autoencoder(SlicePeer):
         return decoded[..., : like.shape[2], : like.shape[3]]
 
 
-class DenoisingAutoencoder(SlicePeer):
+class DenoisingAutoencoder(WholeSliceMethod):
     """Take coarse noise away; at test time the scan goes in as it is (DAE; Kascenas et al. 2022).
 
     Noise on a grid 8 times coarser, of standard deviation `peer.noise_std`, is added inside the brain; loss l2. A U-Net

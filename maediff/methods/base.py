@@ -1,22 +1,119 @@
-"""The protocol of the methods that MAEDiff is compared with.
+"""What a method is: the protocol that training, inference and evaluation work with, whatever the method.
 
-A peer trains on the samples of :class:`maediff.training.stream.SampleStream` through :meth:`SlicePeer.losses` and turns
-slices into healthy ones through :meth:`SlicePeer.reconstruct`; training, inference, calibration, evaluation and the
-model folder are those of MAEDiff. Peers see pseudo-lesions where `train.pseudo_lesions` asks for them, as MAEDiff does;
-none of their authors do that, and the default is off.
+A method trains on the samples of :class:`maediff.training.stream.SampleStream` through :meth:`Method.losses`, and
+makes slices healthy through the engine that :meth:`Method.engine` returns. A baseline without training derives from
+:class:`ScanBaseline` instead and maps a whole scan at once. To add a baseline: write a file here, then name it in
+:mod:`maediff.methods.build` and in `maediff.config.schema.Method`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, NoReturn, Protocol
 
-from monai.networks.nets import DiffusionModelUNet
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from maediff.config import ModelConfig
+from maediff.config import Config, ScoreConfig
+from maediff.errors import ConfigError
+from maediff.typing import BoolArray, FloatMap
+from maediff.volume import Volume
+
+Key = tuple[object, ...]
+"""What the noise of a scan depends on besides the slice index, such as (run seed, case)."""
+OnWindows = Callable[[int, int], None]
+"""Progress callback, called with (windows done, windows in total)."""
+
+
+class Healthy(NamedTuple):
+    """Healthy reconstruction of a stack of slices, both of its shape, float32 on the CPU.
+
+    `deviation` is the standard deviation over timesteps and noise draws; None if there is only one.
+    """
+
+    mean: Tensor
+    deviation: Tensor | None
+
+
+class Engine(Protocol):
+    """Make the slices of a scan healthy."""
+
+    def __call__(self, slices: Tensor, mask: Tensor, key: Key, on_batch: OnWindows | None = None) -> Healthy:
+        """Reconstruct slices (S, H, W) with brain (S, H, W); the noise depends on the key and the slice's index."""
+        ...
+
+
+class Method(nn.Module, ABC):
+    """A network with its loss and its engine.
+
+    Attributes:
+        uses_every_parameter: Whether each training step gives every parameter a gradient, so that several processes
+            need not look for those without.
+        channels: C, channels of a slice that it takes.
+    """
+
+    uses_every_parameter: bool = False
+    channels: int = 1
+
+    @abstractmethod
+    def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute the loss and an auxiliary loss (weighted by `model.mae_loss_weight`; 0 if there is none)."""
+
+    @abstractmethod
+    def engine(self, config: Config, device: torch.device, *, bf16: bool) -> Engine:
+        """Return what makes slices healthy with this network.
+
+        Args:
+            config: The configuration it was trained with, overrides included.
+            device: Where the network is.
+            bf16: Run the network under bf16 autocast.
+        """
+
+    def features(self, image: Tensor, mask: Tensor) -> Tensor | None:
+        """Compute what the network needs once per window, whatever the timestep; None if there is nothing.
+
+        Args:
+            image: (B, C, H, W).
+            mask: (B, 1, H, W), 1 inside the window.
+        """
+        return None
+
+    def scan_maps(self, volume: Volume, brain: BoolArray, score: ScoreConfig) -> tuple[FloatMap, FloatMap] | None:
+        """Return the anomaly map and a healthy scan if the method makes them without slices; None if it does not.
+
+        Args:
+            volume: The scan.
+            brain: Its brain (X, Y, Z).
+            score: Sign and filters of the map.
+        """
+        return None
+
+
+class ScanBaseline(Method):
+    """A baseline without training: it may collect statistics of healthy scans, and maps a scan at once."""
+
+    @abstractmethod
+    def fit(self, scans: Iterable[tuple[Volume, BoolArray]]) -> None:
+        """Learn from healthy scans, each with its brain mask."""
+
+    @abstractmethod
+    def scan_maps(self, volume: Volume, brain: BoolArray, score: ScoreConfig) -> tuple[FloatMap, FloatMap]:
+        """Return the anomaly map and what a healthy scan would look like, on the scan's own voxels.
+
+        Outside the brain the healthy scan is the scan itself.
+
+        Raises:
+            InputError: The brain has no contrast.
+        """
+
+    def losses(self, batch: Mapping[str, Tensor]) -> NoReturn:
+        """Refuse: there is no network to train."""
+        raise ConfigError(f"{type(self).__name__} has no network to train")
+
+    def engine(self, config: Config, device: torch.device, *, bf16: bool) -> NoReturn:
+        """Refuse: there is no network that reconstructs slices."""
+        raise ConfigError(f"method {config.method!r} has no network that reconstructs slices; choose another method")
 
 
 class Draw(Protocol):
@@ -25,90 +122,3 @@ class Draw(Protocol):
     def __call__(self, *names: object) -> Tensor:
         """Draw."""
         ...
-
-
-class SlicePeer(nn.Module, ABC):
-    """A method that reconstructs whole slices.
-
-    Attributes:
-        multiple: Sides of a slice must be multiples of it; inference pads to them.
-        uses_timesteps: False where the reconstruction does not depend on a timestep, so that one pass is enough.
-    """
-
-    multiple: int = 1
-    uses_timesteps: bool = True
-
-    @abstractmethod
-    def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute the loss and an auxiliary loss (weighted by `model.mae_loss_weight`; 0 where there is none)."""
-
-    @abstractmethod
-    def reconstruct(self, images: Tensor, brain: Tensor, t: int, draw: Draw) -> Tensor:
-        """Make slices healthy.
-
-        Args:
-            images: (B, 1, H, W) float32, -1 outside the brain.
-            brain: (B, 1, H, W) bool.
-            t: Test timestep.
-            draw: Source of noise.
-
-        Returns:
-            (B, 1, H, W) float32.
-        """
-
-
-class FoldedUNet(nn.Module):
-    """MONAI's diffusion U-Net with `model.patch` x `model.patch` pixels folded into channels, as MAEDiff's is.
-
-    Args:
-        config: Widths and depths.
-        channels: (in, out) channels of the images.
-        patch: Pixels folded; those of the configuration if None.
-        embedding: Size of a vector a slice that is added to the embedding of the timestep; 0: none.
-    """
-
-    def __init__(
-        self, config: ModelConfig, channels: tuple[int, int] = (1, 1), patch: int | None = None, embedding: int = 0
-    ) -> None:
-        super().__init__()
-        self.patch = config.patch if patch is None else patch
-        self.unet = DiffusionModelUNet(
-            spatial_dims=2,
-            in_channels=channels[0] * self.patch**2,
-            out_channels=channels[1] * self.patch**2,
-            channels=config.channels,
-            num_res_blocks=config.num_res_blocks,
-            attention_levels=config.attention,
-            norm_num_groups=config.norm_groups,
-            num_head_channels=config.norm_groups,
-            num_class_embeds=1 if embedding else None,
-        )
-        if embedding:
-            self.unet.add_module("class_embedding", nn.Linear(embedding, 4 * config.channels[0]))
-
-    def forward(self, x: Tensor, t: Tensor, vector: Tensor | None = None) -> Tensor:
-        """Predict (B, out, H, W) from (B, in, H, W), timesteps (B,) and, with an embedding, a vector (B, E)."""
-        folded = F.pixel_unshuffle(x, self.patch)
-        output = self.unet(folded, t) if vector is None else self.unet(folded, t, class_labels=vector)
-        return F.pixel_shuffle(output, self.patch)
-
-
-def unet_multiple(config: ModelConfig) -> int:
-    """Tell what the sides of a slice must be multiples of for :class:`FoldedUNet`."""
-    return int(config.patch * 2 ** (len(config.channels) - 1))
-
-
-def padded_shape(shape: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """Round the sides of a slice up to a multiple.
-
-    Example:
-        >>> padded_shape((30, 32), 8)
-        (32, 32)
-    """
-    return (shape[0] + -shape[0] % multiple, shape[1] + -shape[1] % multiple)
-
-
-def padded(images: Tensor, multiple: int) -> Tensor:
-    """Pad (B, 1, H, W) with background, at the far ends, to multiples."""
-    height, width = padded_shape((images.shape[2], images.shape[3]), multiple)
-    return F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]), value=-1.0)

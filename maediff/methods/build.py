@@ -1,31 +1,31 @@
-"""The methods that MAEDiff is compared with, and the one place that builds a network from a configuration."""
+"""The one place that builds a method from a configuration."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maediff.config import UNTRAINED, Config
 from maediff.errors import ConfigError
 from maediff.methods.autoddpm import AutoDDPM
 from maediff.methods.autoencoders import Autoencoder, DenoisingAutoencoder
-from maediff.methods.base import Draw, SlicePeer
+from maediff.methods.base import Method, ScanBaseline
 from maediff.methods.ddpm import DDPM, ConditionedDDPM
+from maediff.methods.intensity import Intensity
 from maediff.methods.latent_diffusion import LatentDiffusion
 from maediff.methods.maediff.reconstructor import Reconstructor
 from maediff.methods.pddpm import PatchedDDPM
-from maediff.methods.untrained import Untrained
+from maediff.methods.zscore import ZScore
 from maediff.system import memory_bytes
 
-__all__ = ["Draw", "PatchedDDPM", "SlicePeer", "Untrained", "build_network", "check_trainable", "network_shapes"]
-
-_BUILDERS: dict[str, Callable[[Config], nn.Module]] = {
-    "maediff": lambda config: Reconstructor(config.model, config.partition.cell, config.data.channel_count),
-    "ae": lambda config: Autoencoder(config, variational=False),
-    "vae": lambda config: Autoencoder(config, variational=True),
+_BUILDERS: dict[str, Callable[[Config], Method]] = {
+    "maediff": Reconstructor,
+    "ae": partial(Autoencoder, variational=False),
+    "vae": partial(Autoencoder, variational=True),
     "dae": DenoisingAutoencoder,
     "ddpm": DDPM,
     "pddpm": PatchedDDPM,
@@ -35,16 +35,21 @@ _BUILDERS: dict[str, Callable[[Config], nn.Module]] = {
 }
 
 
-def build_network(config: Config, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """Build the network of `config.method`, with random weights.
+def build_network(config: Config, weights: Mapping[str, Tensor] | None = None) -> Method:
+    """Build `config.method`, with random weights.
 
     Args:
         config: Configuration.
-        weights: Of a model folder; they tell the grid of a method without a network, whose statistics they are.
+        weights: Of a model folder; the statistics of a baseline without training have the shapes that they have there.
     """
     if config.method in UNTRAINED:
-        return Untrained(weights or {})
+        return build_scan_baseline(config, weights)
     return _BUILDERS[config.method](config)
+
+
+def build_scan_baseline(config: Config, weights: Mapping[str, Tensor] | None = None) -> ScanBaseline:
+    """Build a baseline without training, see :func:`build_network`."""
+    return Intensity() if config.method == "intensity" else ZScore(weights or {})
 
 
 def check_trainable(config: Config) -> None:

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from maediff import diffusion
 from maediff.config import Config
 from maediff.diffusion import variational
-from maediff.methods.base import Draw, FoldedUNet, SlicePeer, unet_multiple
+from maediff.methods.base import Draw
+from maediff.methods.folded_unet import FoldedUNet, unet_multiple
 from maediff.methods.objective import Noised, denoising_loss, estimate_of, perturb, sampler_times, whole
+from maediff.methods.whole_slices import WholeSliceMethod
 
 
-class DDPM(SlicePeer):
+class DDPM(WholeSliceMethod):
     """Noise the whole slice to t and walk back (AnoDDPM; Wyatt et al. 2022, after Ho et al. 2020).
 
     `diffusion.noise` is Gaussian or simplex, `diffusion.sampler` the full chain (ancestral, AnoDDPM's), DDIM, or the

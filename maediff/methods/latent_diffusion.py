@@ -10,14 +10,16 @@ from torch import Tensor
 
 from maediff import diffusion
 from maediff.config import Config
-from maediff.methods.base import Draw, FoldedUNet, SlicePeer, padded
+from maediff.methods.base import Draw
+from maediff.methods.folded_unet import FoldedUNet, padded
 from maediff.methods.objective import denoising_loss, perturb, sampler_times, whole
+from maediff.methods.whole_slices import WholeSliceMethod
 
 _KL_WEIGHT = 1e-6
 _MOMENTUM = 0.05
 
 
-class LatentDiffusion(SlicePeer):
+class LatentDiffusion(WholeSliceMethod):
     """Encode, noise the latent image to t, walk back, decode (Rombach et al. 2022; Pinaya et al. 2022 for brains).
 
     MONAI's `AutoencoderKL` (l1 and a KL term of weight 1e-6) and the diffusion U-Net on its latent image, scaled

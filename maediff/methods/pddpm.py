@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maediff import diffusion
 from maediff.config import Config
-from maediff.methods.base import FoldedUNet
+from maediff.methods.base import Method
+from maediff.methods.folded_unet import FoldedUNet
+from maediff.methods.maediff.loss import Reconstruction
 from maediff.methods.maediff.partition import origins, window_masks
-from maediff.methods.maediff.reconstructor import Reconstruction
+from maediff.methods.maediff.sliding import SlidingReconstructor
 from maediff.methods.objective import denoising_loss, perturb
 
 
-class PatchedDDPM(nn.Module):
+class PatchedDDPM(Method):
     """Noise one patch of a fixed grid and restore it from what surrounds it (pDDPM; Behrendt et al., MIDL 2023).
 
     As published, the network sees the partially noised slice alone: no mask channel, no features of the visible region.
@@ -39,6 +41,10 @@ class PatchedDDPM(nn.Module):
         prediction = self(noised.image, noised.mask, batch["t"]).prediction.float()
         loss = denoising_loss(self.kind, prediction, noised, batch["image"], self.lesion_weight)
         return loss, loss.new_zeros(())
+
+    def engine(self, config: Config, device: torch.device, *, bf16: bool) -> SlidingReconstructor:
+        """Return the engine that slides the patch over the grid, as MAEDiff's does."""
+        return SlidingReconstructor(self, config, device, bf16=bf16)
 
     def forward(self, perturbed: Tensor, mask: Tensor, t: Tensor) -> Reconstruction:
         """Predict the target of every pixel; `mask` is there for the sliding engine and is not looked at."""

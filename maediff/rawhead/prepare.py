@@ -74,7 +74,7 @@ class PreparedFiles:
         return cls(image, mask, label, raw_mask, out / f"{case_id}_prepare.json")
 
 
-def prepare_cohort(
+def prepare_cohort(  # noqa: PLR0913  a public function: a keyword per option
     source: str | Path,
     out: str | Path,
     settings: PrepareSettings | None = None,

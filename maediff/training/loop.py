@@ -22,15 +22,12 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from maediff import diffusion
 from maediff.config import Config, config_hash
 from maediff.data.slices import SliceSet
 from maediff.errors import ConfigError, MAEDiffError, ModelError, TrainingInterrupted
 from maediff.hardware import kept_random_state, use_bf16, usual_defaults
 from maediff.heads.headset import HeadSet
-from maediff.methods import objective
 from maediff.methods.build import build_network
-from maediff.methods.maediff.reconstructor import Reconstructor
 from maediff.training import processes
 from maediff.training.checkpoint import TrainState, Weights, load_state, save_state
 from maediff.training.losslog import LossLog
@@ -64,29 +61,15 @@ class FitResult:
 
 
 class Losses(nn.Module):
-    """Network and loss in one module, so that one forward pass is one call of the (distributed) wrapper."""
-
-    abar: Tensor
+    """A method whose forward pass is its losses, as the wrapper of distributed training needs it."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config = config
         self.network = build_network(config)
-        self.register_buffer("abar", diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps))
 
     def forward(self, batch: Sample) -> tuple[Tensor, Tensor]:
-        """Compute the diffusion loss and the MAE's auxiliary loss, both within the patch; peers have their own."""
-        if not isinstance(self.network, Reconstructor):
-            return self.network.losses(batch)  # type: ignore[operator, no-any-return]
-        noised = objective.perturb(batch, batch["mask"], self.abar)
-        prediction, mae_image = self.network(noised.image, noised.mask, batch["t"])
-        kind, train = self.config.diffusion, self.config.train
-        weight, outside = train.lesion_weight, train.outside_weight
-        image = batch["image"]
-        loss = objective.denoising_loss(kind, prediction.float(), noised, image, weight, outside_weight=outside)
-        if mae_image is None:
-            return loss, loss.new_zeros(())
-        return loss, diffusion.x0_loss(mae_image.float(), noised.clean, noised.mask, "l1")
+        """Compute the loss and the auxiliary loss, see :meth:`maediff.methods.base.Method.losses`."""
+        return self.network.losses(batch)
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -144,8 +127,10 @@ class _Run:
         self.run_dir = run_dir
         self.checkpoint = run_dir / "checkpoints" / "last.pt"
         torch.manual_seed(config.train.seed)
-        self.accelerator = _accelerator(config, device, run_dir)
-        losses = Losses(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        losses = Losses(config)
+        every = losses.network.uses_every_parameter
+        losses = losses.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.accelerator = _accelerator(config, device, run_dir, every_parameter=every)
         fused = self.accelerator.device.type in {"cpu", "cuda"}
         optimizer = torch.optim.AdamW(
             losses.parameters(), config.train.lr, weight_decay=config.train.weight_decay, fused=fused
@@ -328,7 +313,7 @@ class _Run:
         on_progress(Progress(**{**vars(progress), "eta_seconds": left}))
 
 
-def _accelerator(config: Config, device: torch.device, run_dir: Path) -> Accelerator:
+def _accelerator(config: Config, device: torch.device, run_dir: Path, *, every_parameter: bool) -> Accelerator:
     precision = "bf16" if use_bf16(device, config.train.precision) else "no"
     tracker = "tensorboard" if config.train.tensorboard else None
     if tracker and find_spec("tensorboard") is None:
@@ -337,15 +322,13 @@ def _accelerator(config: Config, device: torch.device, run_dir: Path) -> Acceler
         )
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         AcceleratorState._reset_state(reset_partial_state=True)  # else a process keeps its first run's precision
-    # only MAEDiff's own losses are known to reach every parameter in each step
-    every = config.method == "maediff" and (config.model.condition == "none" or config.model.mae_loss_weight > 0)
     with processes.alone_unless_launched():
         accelerator = Accelerator(
             mixed_precision=precision,
             cpu=device.type == "cpu",
             log_with=tracker,
             project_dir=str(run_dir),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=not every)],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=not every_parameter)],
         )
     if tracker:
         accelerator.init_trackers("tensorboard")

@@ -56,6 +56,8 @@ __all__ = [
 
 # Files of the same grid written by different tools differ by rounding; a tenth of a voxel is far above that.
 GRID_TOLERANCE_VOXELS = 0.1
+COMMON_SPACES = {3: "Talairach", 4: "MNI", 5: "another template"}
+"""NIfTI codes of sform or qform that say that voxels of two scans may be compared."""
 MAX_SKEW = 0.01  # cosine between two axes from which on a user is told
 _GEOMETRY_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
 _OFFSET_FIELDS = ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
@@ -385,3 +387,23 @@ def _geometry_notes(header: Any, affine: Array, shape: tuple[int, int, int]) -> 
     if code not in (0, 2):
         unit = {1: "metre", 3: "micrometre"}.get(code, f"unknown ({code})")
         yield f"the header's spatial unit is {unit}; its numbers are read as mm"
+
+
+def check_common_space(volume: Volume, what: str) -> None:
+    """Refuse a scan whose header does not place it in a template's space.
+
+    Args:
+        volume: The scan.
+        what: What compares it with others, in messages.
+
+    Raises:
+        GeometryError: Neither sform nor qform has the code of a template.
+    """
+    codes = [int(volume.header[name]) for name in ("sform_code", "qform_code")]
+    if not set(codes) & set(COMMON_SPACES):
+        allowed = ", ".join(f"{code} ({name})" for code, name in COMMON_SPACES.items())
+        raise GeometryError(
+            f"{volume.name}: sform and qform have the codes {codes}, so its voxels cannot be compared with those of "
+            f"other scans; {what} needs scans in a template's space, codes {allowed}: register them first, or do "
+            "without it"
+        )

@@ -1,6 +1,6 @@
 """From a scan to working slices, with the way back."""
 
-from maediff.working.pipeline import Prepared, prepare, prepare_label
+from maediff.working.pipeline import WorkingScan, prepare, prepare_label
 from maediff.working.spatial import lesion_slices
 
-__all__ = ["Prepared", "lesion_slices", "prepare", "prepare_label"]
+__all__ = ["WorkingScan", "lesion_slices", "prepare", "prepare_label"]

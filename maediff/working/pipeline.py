@@ -21,7 +21,7 @@ from maediff.working.spatial import WorkingGrid, to_native, to_working, working_
 
 
 @dataclass(frozen=True)
-class Prepared:
+class WorkingScan:
     """A scan on its working grid.
 
     Attributes:
@@ -80,7 +80,7 @@ def prepare(
     others: Sequence[Volume] = (),
     *,
     accept: Collection[str] = (),
-) -> Prepared:
+) -> WorkingScan:
     """Find the brain, lay the working grid, scale intensities and resample.
 
     Intensities are averaged over brain voxels only (resampling is normalised by the share of brain), so that neither
@@ -108,7 +108,7 @@ def prepare(
     slices = np.stack(stacks, 1) if others else stacks[0]
     said = dict.fromkeys((*volume.notes, *(note for channel in others for note in channel.notes), *notes))
     background = find_background(volume.data) if mask is None else None
-    return Prepared(slices, share >= 0.5, grid, scales[0], native_mask, tuple(said), background)
+    return WorkingScan(slices, share >= 0.5, grid, scales[0], native_mask, tuple(said), background)
 
 
 def _working(scaled: FloatMap, native_mask: BoolArray, grid: WorkingGrid, share: FloatMap, clip: float) -> FloatMap:

@@ -130,7 +130,19 @@ def test_frozen():
 
 
 def test_hash_changes_with_every_section():
-    overrides = ["data.clip=2", "partition.stride=12", "diffusion.noise=simplex", "train.seed=5", "infer.draws=2"]
+    overrides = [
+        "method=ddpm",
+        "data.clip=2",
+        "partition.stride=12",
+        "diffusion.noise=simplex",
+        "diffusion.variance=beta",
+        "model.mask_channel=false",
+        "train.seed=5",
+        "infer.draws=2",
+        "infer.context=16",
+        "score.locations=true",
+        "peer.latent=7",
+    ]
     hashes = {config_hash(load_config("tiny", [override])) for override in overrides}
     assert len(hashes | {config_hash(load_config("tiny"))}) == len(overrides) + 1
 

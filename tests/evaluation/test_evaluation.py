@@ -25,20 +25,15 @@ from maediff.evaluation import (
     measure,
     voxel_metrics,
 )
-from maediff.evaluation.baselines import (
-    filter_map,
-    fit_zscore,
-    intensity_map,
-    method_metrics,
-    relative_intensity,
-    zscore_map,
-)
 from maediff.evaluation.bootstrap import histogram, paired_p_value, pooled
 from maediff.evaluation.case import case_auroc_estimate
+from maediff.evaluation.method_metrics import method_metrics
 from maediff.evaluation.outputs import read_outputs
 from maediff.evaluation.reference import Reference
 from maediff.evaluation.strata import Stratum
-from maediff.scoring import postprocess
+from maediff.methods.intensity import intensity_map, relative_intensity
+from maediff.methods.zscore import fit_zscore, zscore_map
+from maediff.scoring import filter_map, postprocess
 from maediff.volume import Volume
 
 tied_scores = arrays(np.float32, 40, elements=st.integers(-3, 3).map(lambda n: n / 4))

@@ -17,8 +17,7 @@ from maediff.calibration import Calibration
 from maediff.errors import ConfigError, OutputError
 from maediff.files import read_json
 from maediff.inference.load import load_model
-from maediff.inference.plan import plan_inference
-from maediff.jobs.infer import infer
+from maediff.jobs.infer import infer, plan_inference
 from maediff.model_folder import update_calibration
 from maediff.volume import write_like
 

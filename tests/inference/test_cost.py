@@ -9,9 +9,8 @@ import pytest
 from maediff.errors import InputError
 from maediff.inference.cost import window_flops
 from maediff.inference.load import load_model
-from maediff.inference.plan import plan_inference
-from maediff.jobs.infer import estimate_inference, infer
-from maediff.methods.build import Untrained
+from maediff.jobs.infer import estimate_inference, infer, plan_inference
+from maediff.methods.intensity import Intensity
 from maediff.model_folder import save_model
 
 AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
@@ -71,5 +70,5 @@ def test_no_usable_scan_is_an_error(model, scans, tmp_path):
 
 def test_the_cost_without_a_network_is_not_estimated(tiny, scans, tmp_path):
     model = tmp_path / "untrained"
-    save_model(model, Untrained({}).state_dict(), tiny("method=intensity"), None, "# Intensity\n")
+    save_model(model, Intensity().state_dict(), tiny("method=intensity"), None, "# Intensity\n")
     assert estimate_inference(model, plan_inference(model, scans, tmp_path / "out"), device="cpu") is None

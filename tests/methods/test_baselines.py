@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from maediff import diffusion
-from maediff.config import METHODS, UNTRAINED, config_hash, load_config, override, presets
+from maediff.config import METHODS, UNTRAINED, load_config, override, presets
 from maediff.data.slices import SliceSet
 from maediff.data.synthesis import synthesise
 from maediff.errors import ConfigError, GeometryError, InputError
 from maediff.files import read_json
 from maediff.inference.load import load_model
-from maediff.inference.untrained import check_common_space
 from maediff.jobs.infer import infer
 from maediff.jobs.train import train
 from maediff.methods.build import build_network
 from maediff.methods.maediff.partition import window_masks
 from maediff.methods.pddpm import nearest_windows
-from maediff.methods.whole import engine
 from maediff.training.loop import Losses, fit
-from maediff.volume import read_nifti
+from maediff.volume import check_common_space, read_nifti
 
 CPU = torch.device("cpu")
 TRAINED = [name for name in METHODS if name not in UNTRAINED]
@@ -66,38 +61,6 @@ def shaken(config):
 
 
 # The configuration
-
-
-@pytest.mark.parametrize("name", presets())
-def test_later_settings_leave_earlier_hashes_alone(name):
-    """Resumed runs and finished outputs know their configuration by the hash that was made before these settings."""
-    config = load_config(name)
-    tree = config.model_dump(
-        mode="json",
-        exclude={
-            "method": True,
-            "peer": True,
-            "data": {"channels"},
-            "diffusion": {"variance", "bound_weight"},
-            "infer": {"context", "together"},
-            "model": {"mask_channel"},
-            "train": {"lesion_sign", "lesion_size", "lesion_spots"},
-            "score": {"locations"},
-        },
-    )
-    if not tree["train"]["lesion_weight"]:
-        del tree["train"]["lesion_weight"]
-    earlier = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-    assert config_hash(config) == earlier
-    for change in (
-        "method=ddpm",
-        "peer.latent=7",
-        "diffusion.variance=beta",
-        "infer.context=16",
-        "infer.together=2",
-        "score.locations=true",
-    ):
-        assert config_hash(override(config, [change])) != earlier
 
 
 def test_a_method_is_set_like_any_setting():
@@ -144,9 +107,9 @@ def test_reconstruction_does_not_depend_on_the_batch(tiny, discs, method):
     if method == "autoddpm":
         network.suspect.fill_(0)
     images, masks = tensors(discs(3))
-    many, again = (engine(network, config, CPU, bf16=False)(images, masks, (seed, "a")) for seed in (0, 1))
+    many, again = (network.engine(config, CPU, bf16=False)(images, masks, (seed, "a")) for seed in (0, 1))
     single = override(config, ["infer.batch_size=1"])
-    one = engine(network, single, CPU, bf16=False)(images, masks, (0, "a"))
+    one = network.engine(single, CPU, bf16=False)(images, masks, (0, "a"))
     torch.testing.assert_close(one.mean, many.mean, rtol=1e-4, atol=1e-4)
     assert one.mean.shape == images.shape
     if method not in {"ae", "vae", "dae"}:
@@ -158,7 +121,7 @@ def test_reconstruction_does_not_depend_on_the_batch(tiny, discs, method):
 def test_larger_slices_are_padded_and_cut(tiny, discs, method):
     config = tiny(f"method={method}")
     images, masks = tensors(discs(2, side=41))
-    found = engine(shaken(config), config, CPU, bf16=False)(images, masks, KEY).mean
+    found = shaken(config).engine(config, CPU, bf16=False)(images, masks, KEY).mean
     assert found.shape == images.shape
     assert torch.isfinite(found).all()
 
@@ -167,7 +130,7 @@ def test_larger_slices_are_padded_and_cut(tiny, discs, method):
 def test_a_dense_code_refuses_larger_slices(tiny, discs, method):
     config = tiny(f"method={method}")
     with pytest.raises(InputError, match=r"needs slices of \(44, 44\) pixels.*\(32, 32\) only"):
-        engine(shaken(config), config, CPU, bf16=False)(*tensors(discs(1, side=41)), KEY)
+        shaken(config).engine(config, CPU, bf16=False)(*tensors(discs(1, side=41)), KEY)
 
 
 def test_slices_without_brain_stay(tiny, discs):
@@ -175,15 +138,19 @@ def test_slices_without_brain_stay(tiny, discs):
     images, masks = tensors(discs(3))
     masks[1] = False
     seen = []
-    run = engine(shaken(config), config, CPU, bf16=False)
+    run = shaken(config).engine(config, CPU, bf16=False)
     found = run(images, masks, KEY, lambda done, of: seen.append((done, of)))
     assert torch.equal(found.mean[1], images[1])
     assert seen[-1] == (2, 2)
 
 
-def test_an_engine_needs_a_network_that_it_knows(tiny):
-    with pytest.raises(TypeError, match="no engine for a Linear"):
-        engine(torch.nn.Linear(1, 1), tiny(), CPU, bf16=False)
+@pytest.mark.parametrize("method", ["intensity", "zscore"])
+def test_a_baseline_without_a_network_neither_trains_nor_reconstructs(tiny, method):
+    baseline = build_network(tiny(f"method={method}"))
+    with pytest.raises(ConfigError, match="no network that reconstructs slices"):
+        baseline.engine(tiny(f"method={method}"), CPU, bf16=False)
+    with pytest.raises(ConfigError, match="no network to train"):
+        baseline.losses({})
 
 
 # Sanity: what was memorised has a map near zero
@@ -214,7 +181,7 @@ def test_it_overfits_a_few_slices(tiny, blobs, tmp_path, method):
     network.load_state_dict(result.weights)
     images, masks = tensors(blobs)
     spread = float((images[masks] - images[masks].mean()).abs().mean())
-    known = engine(network, config, CPU, bf16=False)(images, masks, KEY).mean
+    known = network.engine(config, CPU, bf16=False)(images, masks, KEY).mean
     assert float((known - images)[masks].abs().mean()) < 0.25 * spread
 
 
@@ -233,7 +200,7 @@ def test_ddpm_with_oracle_noise_inverts_exactly(tiny, blobs):
             return diffusion.eps_from_x0(x_t, images[:, None], level), None
 
         network.predict = oracle
-        found = engine(network, config, CPU, bf16=False)(images, masks, KEY).mean
+        found = network.engine(config, CPU, bf16=False)(images, masks, KEY).mean
         torch.testing.assert_close(found, images, rtol=0, atol=1e-4)
 
 
@@ -243,7 +210,7 @@ def test_ancestral_sampling_with_the_true_image_returns_it(tiny, blobs):
         config = tiny("method=ddpm", "diffusion.sampler=ancestral", f"diffusion.variance={variance}")
         network = build_network(config).eval()
         network.estimate = lambda x, t, c: (images[:, None], None)
-        found = engine(network, config, CPU, bf16=False)(images, masks, KEY).mean
+        found = network.engine(config, CPU, bf16=False)(images, masks, KEY).mean
         torch.testing.assert_close(found, images)
 
 
@@ -271,7 +238,7 @@ def test_autoddpm_keeps_what_is_not_suspect(tiny, blobs):
     config = tiny("method=autoddpm", "peer.repaint_timestep=3", "peer.repaint_rounds=2")
     network = shaken(config)
     images, masks = tensors(blobs)
-    run = engine(network, config, CPU, bf16=False)
+    run = network.engine(config, CPU, bf16=False)
     network.suspect.fill_(1e9)
     assert torch.equal(run(images, masks, KEY).mean, images)
     network.suspect.fill_(0.0)

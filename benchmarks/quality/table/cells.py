@@ -26,11 +26,10 @@ from maediff.evaluation import voxel_metrics
 from maediff.files import read_json, write_json
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
-from maediff.inference.untrained import untrained_maps
-from maediff.methods.build import Untrained
+from maediff.methods.build import build_scan_baseline
 from maediff.scoring import anomaly_mask, case_score, channel_residual
 from maediff.training.loop import Losses, Progress
-from maediff.working import Prepared, lesion_slices
+from maediff.working import WorkingScan, lesion_slices
 from maediff.working.spatial import to_working
 
 MOST_SAMPLES = 4
@@ -61,7 +60,7 @@ class Raw:
     """
 
     scorer: Predictor
-    prepared: Prepared
+    prepared: WorkingScan
     values: FloatMap
     healthy_l1: float | None
     seconds_a_slice: float
@@ -181,7 +180,7 @@ def training_gflop(config: Config) -> float:
 
 def gflop_a_slice(predictor: Predictor, patient: Patient, t: int) -> float:
     """Count operations of reconstructing the slice with the most brain, in GFLOP."""
-    if isinstance(predictor.network, Untrained):
+    if predictor.config.method in UNTRAINED:
         return 0.0
     scan = predictor.prepare(patient.volume, patient.brain)
     prepared = scan.prepared
@@ -210,9 +209,9 @@ def raw_scores(predictor: Predictor, patient: Patient, score: ScoreConfig, t: in
     scan = predictor.prepare(volume, patient.brain)
     prepared = scan.prepared
     start = time.perf_counter()
-    if isinstance(predictor.network, Untrained):
-        config = predictor.config.model_copy(update={"score": ScoreConfig(sign=score.sign)})
-        native, _ = untrained_maps(predictor.network, volume, prepared.native_mask, config)
+    if predictor.config.method in UNTRAINED:
+        baseline = build_scan_baseline(predictor.config, predictor.network.state_dict())
+        native, _ = baseline.scan_maps(volume, prepared.native_mask, ScoreConfig(sign=score.sign))
         share = to_working(prepared.native_mask, prepared.grid)
         values = np.divide(to_working(native, prepared.grid), share, out=np.zeros_like(share), where=prepared.mask)
         l1 = None

@@ -1,1 +1,1 @@
-"""The paper, in reading order: partition, mae, reconstructor, loss, layout, sliding."""
+"""The paper, in reading order: partition, mae, loss, reconstructor, layout, sliding."""

@@ -1,6 +1,9 @@
-"""Where windows lie, how much of its slice the network sees for each, and which are computed together.
+"""Which windows are computed, how much of its slice the network sees for each, and which share a pass: all for speed.
 
-That the network may see less than the whole slice is ours: the MAE's features tell it of the rest.
+None of it is in the paper, which computes every window of every slice by itself and shows the network the whole slice.
+That the network may see less is possible because the MAE's features tell it of the rest. [ours]
+
+Letters: S slices, N corners (windows of the grid of one slice), K passes of the network, G windows that share a pass.
 """
 
 from __future__ import annotations
@@ -10,64 +13,109 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from maediff.config import Config
-from maediff.methods.maediff.partition import boxes, crop, pixels_of, views, window_grid, windows_with_brain
+from maediff.methods.maediff.partition import cut, window_grid
 from maediff.methods.objective import sampler_times
 
 
 @dataclass(frozen=True)
-class Plan:
+class Layout:
     """Which windows of which slices are computed, and how much of its slice the network sees for each.
 
     Attributes:
-        corners: (N, 2) origins of the windows of a slice.
-        windows: (K, 1 + N) slice index and indexes into `corners` of the windows that share a pass, the first of them
-            repeated where there are fewer than N.
-        views: (K, 4) first row, first column, rows and columns; views of one shape are neighbours.
-        passes: Forward passes of a window: timesteps times draws times sampler steps.
+        corners: (N, 2) first row and column of the windows of a slice.
+        slice_index: (K,) the slice of each pass.
+        corner_index: (K, G) indexes into `corners` of the windows that share the pass; the first of them is repeated
+            if there are fewer than G.
+        origin: (K, 2) first row and column of what the network sees, its view.
+        view_shape: (K, 2) rows and columns of the view; views of one shape are neighbours.
+        steps: How often the network runs for a pass: timesteps times draws times sampler steps.
     """
 
     corners: Tensor
-    windows: Tensor
-    views: Tensor
-    passes: int
+    slice_index: Tensor
+    corner_index: Tensor
+    origin: Tensor
+    view_shape: Tensor
+    steps: int
+
+    def __len__(self) -> int:
+        return len(self.slice_index)
 
     def batch(self, start: int, most: int, device: torch.device) -> Batch:
-        """Take windows from `start` on whose views have one shape, up to `most`."""
-        stop = start + self._alike(start, most)
-        where, which = self.windows[start:stop].to(device).split([1, self.windows.shape[1] - 1], 1)
-        first, (rows, columns) = self.views[start:stop, :2].to(device), self.views[start, 2:].tolist()
-        return Batch(where.squeeze(1), which, first, (rows, columns))
+        """Take passes from `start` on whose views have one shape, up to `most`."""
+        shapes = self.view_shape[start : start + most]
+        alike = int((shapes == shapes[0]).all(1).int().cumprod(0).sum())
+        taken = slice(start, start + alike)
+        rows, columns = shapes[0].tolist()
+        return Batch(
+            self.slice_index[taken].to(device),
+            self.corner_index[taken].to(device),
+            self.origin[taken].to(device),
+            (rows, columns),
+        )
 
-    def _alike(self, start: int, most: int) -> int:
-        shapes = self.views[start : start + most, 2:]
-        return int((shapes == shapes[0]).all(1).int().cumprod(0).sum())
+
+@dataclass(frozen=True)
+class Batch:
+    """Passes that are computed together.
+
+    Attributes:
+        slice_index: (B,) the slice of each pass.
+        corner_index: (B, G) the windows of each pass.
+        origin: (B, 2) first row and column of each view.
+        shape: (h, w) of the views.
+    """
+
+    slice_index: Tensor
+    corner_index: Tensor
+    origin: Tensor
+    shape: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.slice_index)
+
+    def views(self, images: Tensor, slice_index: Tensor) -> Tensor:
+        """Cut the views (B, C, h, w) out of slices (S, C, H, W), of which `slice_index` names one per pass."""
+        return cut(images, slice_index, self.origin, self.shape)
+
+    def own_views(self, images: Tensor, cell: int = 1) -> Tensor:
+        """Cut the views, or their cells, out of images or features (B, C, H, W) that each pass has for itself."""
+        own = torch.arange(len(images), device=images.device)
+        return cut(images, own, self.origin // cell, (self.shape[0] // cell, self.shape[1] // cell))
+
+    def united(self, placed: Tensor) -> Tensor:
+        """Unite images (N, 1, H, W), one per corner and zero outside its window, over the windows of each pass."""
+        return placed[self.corner_index].amax(1)
 
 
-def plan(mask: Tensor, config: Config) -> Plan:
+def lay_out(mask: Tensor, config: Config) -> Layout:
     """Lay windows over slices and leave out those without brain.
 
     Args:
         mask: (S, H, W) bool, the brain; sides are multiples of :func:`view_step`.
-        config: Window, stride, context, windows a pass of a slice, timesteps, draws and sampler.
+        config: Window, stride, context, windows that share a pass, timesteps, draws and sampler.
     """
-    kind, side = config.diffusion, config.partition.window
+    side = config.partition.window
     height, width = mask.shape[1:]
     corners = window_grid((height, width), side, config.partition.stride)
-    windows = _shared(windows_with_brain(mask, corners, side), corners, side, _together(config, (height, width)))
-    box, halo = torch.tensor([[0, 0, height, width]]).expand(len(mask), -1), max(height, width)
-    if config.infer.context != "slice":
-        box = boxes(mask)
-    if isinstance(config.infer.context, int):
-        halo = config.infer.context
-    seen = _bounds(
-        [views(corners[which], side, halo, box[windows[:, 0]], view_step(config)) for which in windows.T[1:]]
+    windows = windows_with_brain(mask, corners, side)
+    slice_index, corner_index = _grouped(windows, corners, side, _most_together(config, (height, width)))
+    origin, view_shape = _views(mask, corners, slice_index, corner_index, config)
+    # One shape after another, and in it one corner after another: a batch has one shape, and hides the same cells.
+    shape_number = view_shape[:, 0] * width + view_shape[:, 1]
+    order = (shape_number * len(corners) + corner_index[:, 0]).argsort(stable=True)
+    steps = sum(len(sampler_times(config.diffusion, t)) - 1 for t in config.diffusion.test_timesteps)
+    return Layout(
+        corners,
+        slice_index[order],
+        corner_index[order],
+        origin[order],
+        view_shape[order],
+        steps * config.infer.draws,
     )
-    # one shape after another, and in it one corner after another: a batch hides the same cells
-    order = ((seen[:, 2] * width + seen[:, 3]) * len(corners) + windows[:, 1]).argsort(stable=True)
-    steps = sum(len(sampler_times(kind, t)) - 1 for t in kind.test_timesteps)
-    return Plan(corners, windows[order], seen[order], steps * config.infer.draws)
 
 
 def view_step(config: Config) -> int:
@@ -75,76 +123,122 @@ def view_step(config: Config) -> int:
     return math.lcm(config.partition.cell, config.model.patch * 2 ** (len(config.model.channels) - 1))
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Windows of one batch: slices (B,), indexes into corners (B, N), first rows and columns of views, their shape."""
+def windows_with_brain(mask: Tensor, corners: Tensor, window: int) -> Tensor:
+    """Tell which windows of which slices hold at least one brain pixel.
 
-    where: Tensor
-    which: Tensor
-    first: Tensor
-    shape: tuple[int, int]
+    Args:
+        mask: (S, H, W) bool, the brain.
+        corners: (N, 2) origins of the windows of a slice.
+        window: Side p, pixels.
 
-    def __len__(self) -> int:
-        return len(self.where)
-
-    def see(self, images: Tensor, index: Tensor) -> Tensor:
-        """Cut the views (B, C, h, w) out of images (S, C, H, W), of which `index` names one for each window."""
-        return crop(images, index, self.first, self.shape)
-
-    def united(self, placed: Tensor) -> Tensor:
-        """Unite what stands for each corner (N, 1, H, W), zero outside its window, over windows of a pass."""
-        return placed[self.which].amax(1)
-
-    def see_own(self, images: Tensor, cell: int = 1) -> Tensor:
-        """Cut the views, or their cells, out of the image or features (B, C, h, w) of each pass."""
-        own = torch.arange(len(images), device=images.device)
-        return crop(images, own, self.first // cell, (self.shape[0] // cell, self.shape[1] // cell))
-
-    def pixels(self, side: tuple[int, int]) -> Tensor:
-        """Number the views' pixels in a stack of slices of shape `side`, as in its flat memory."""
-        rows, columns = pixels_of(self.first, self.shape)
-        return ((self.where[:, None, None] * side[0] + rows) * side[1] + columns).flatten()
+    Returns:
+        (windows, 2) integers: slice index and index into `corners`, slice by slice.
+    """
+    integral = F.pad(mask.long().cumsum(1).cumsum(2), (1, 0, 1, 0))
+    top, left = corners.unbind(1)
+    bottom, right = (corners + window).unbind(1)
+    count = integral[:, bottom, right] - integral[:, top, right] - integral[:, bottom, left] + integral[:, top, left]
+    return (count > 0).nonzero()
 
 
-def _together(config: Config, shape: tuple[int, int]) -> int:
+def boxes(mask: Tensor) -> Tensor:
+    """Bound the brain of each slice.
+
+    Args:
+        mask: (S, H, W) bool, the brain.
+
+    Returns:
+        (S, 4) integers: first row, first column, and the row and column behind the last; zeros if there is no brain.
+    """
+
+    def ends(line: Tensor) -> tuple[Tensor, Tensor]:
+        first, last = line.int().argmax(1), line.shape[1] - line.int().flip(1).argmax(1)
+        return first, torch.where(line.any(1), last, 0)
+
+    (top, bottom), (left, right) = ends(mask.any(2)), ends(mask.any(1))
+    return torch.stack([top, left, bottom, right], 1)
+
+
+def views(corners: Tensor, window: int, halo: int, box: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Choose the part of the slice that a network needs to see for each window. [ours]
+
+    That is the window and `halo` pixels around it, cut off at the end of the brain, then grown to whole steps.
+
+    Args:
+        corners: (K, 2) first row and column of each window.
+        window: Side p, pixels.
+        halo: Pixels of context on each side.
+        box: (K, 4) the brain's box in the slice of each window, see :func:`boxes`; it meets the window's view.
+        step: What sides and origins must be multiples of; it divides the slice.
+
+    Returns:
+        First row and column, and the row and column behind the last; (K, 2) integers each.
+    """
+    start = torch.maximum(corners - halo, box[:, :2]) // step * step
+    stop = -(-torch.minimum(corners + window + halo, box[:, 2:]) // step) * step
+    return start, stop
+
+
+def _views(
+    mask: Tensor, corners: Tensor, slice_index: Tensor, corner_index: Tensor, config: Config
+) -> tuple[Tensor, Tensor]:
+    """Bound what the network sees of each pass by `infer.context`: origin and shape, (K, 2) each."""
+    height, width = mask.shape[1:]
+    context = config.infer.context
+    box = torch.tensor([[0, 0, height, width]]).expand(len(mask), -1) if context == "slice" else boxes(mask)
+    halo = context if isinstance(context, int) else max(height, width)
+    of_group = [
+        views(corners[index], config.partition.window, halo, box[slice_index], view_step(config))
+        for index in corner_index.T
+    ]
+    origin = torch.stack([start for start, _ in of_group]).amin(0)
+    end = torch.stack([stop for _, stop in of_group]).amax(0)
+    return origin, end - origin
+
+
+def _most_together(config: Config, shape: tuple[int, int]) -> int:
     """Bound the windows of a pass by the setting, and so that half of the slice stays visible."""
     return max(1, min(config.infer.together, shape[0] * shape[1] // (2 * config.partition.window**2)))
 
 
-def _shared(windows: Tensor, corners: Tensor, side: int, most: int) -> Tensor:
+def _grouped(windows: Tensor, corners: Tensor, side: int, most: int) -> tuple[Tensor, Tensor]:
     """Let windows of a slice that do not overlap share a pass. [ours]
 
     Args:
-        windows: (K, 2) slice index and index into `corners`, slice by slice.
-        corners: (N, 2) origins.
+        windows: Slice index and index into `corners` of each window, slice by slice.
+        corners: (N, 2) first row and column of each window.
         side: Side of a window, pixels.
-        most: Windows a pass.
+        most: G, windows per pass.
 
     Returns:
-        (G, 1 + most), see :class:`Plan`.
+        `slice_index` (K,) and `corner_index` (K, G), see :class:`Layout`.
     """
     if most == 1:
-        return windows
+        return windows[:, 0], windows[:, 1:]
     gap = (corners[:, None] - corners).abs()
     distance = torch.where((gap >= side).any(2), gap.square().sum(2), 0)
-    known: dict[tuple[int, ...], list[list[int]]] = {}  # most slices hold the same windows
-    rows = []
-    for where in windows[:, 0].unique().tolist():
-        which = tuple(windows[windows[:, 0] == where, 1].tolist())
-        known[which] = known.get(which) or _groups(which, distance, most)
-        rows += [[where, *group] for group in known[which]]
-    return torch.tensor(rows, dtype=torch.long).reshape(-1, 1 + most)
+    groups_of: dict[tuple[int, ...], list[list[int]]] = {}  # most slices hold the same windows
+    slice_index: list[int] = []
+    corner_index: list[list[int]] = []
+    for index in windows[:, 0].unique().tolist():
+        own = tuple(windows[windows[:, 0] == index, 1].tolist())
+        if own not in groups_of:
+            groups_of[own] = _groups(own, distance, most)
+        slice_index += [index] * len(groups_of[own])
+        corner_index += groups_of[own]
+    return torch.tensor(slice_index, dtype=torch.long), torch.tensor(corner_index, dtype=torch.long).reshape(-1, most)
 
 
-def _groups(which: tuple[int, ...], distance: Tensor, most: int) -> list[list[int]]:
+def _groups(own: tuple[int, ...], distance: Tensor, most: int) -> list[list[int]]:
     """Group windows greedily: the one with the fewest partners left first, and each with the farthest of them.
 
     Args:
-        which: Windows of a slice.
-        distance: (N, N) between windows, squared pixels; 0 where they overlap.
+        own: Windows of a slice, as indexes into the corners.
+        distance: (N, N) between windows, squared pixels; 0 if they overlap.
         most: Size of a group; smaller ones repeat their first window.
     """
-    left, groups = list(which), []
+    left = list(own)
+    groups = []
     while left:
         partners = (distance[left][:, left] > 0).sum(1)
         group = [left.pop(int(partners.argmin()))]
@@ -155,10 +249,3 @@ def _groups(which: tuple[int, ...], distance: Tensor, most: int) -> list[list[in
             group.append(left.pop(int(nearest.argmax())))
         groups.append(group + group[:1] * (most - len(group)))
     return groups
-
-
-def _bounds(seen: list[Tensor]) -> Tensor:
-    """Bound the views (K, 4) of the windows that share a pass."""
-    stacked = torch.stack(seen)
-    first, last = stacked[..., :2].amin(0), (stacked[..., :2] + stacked[..., 2:]).amax(0)
-    return torch.cat([first, last - first], 1)

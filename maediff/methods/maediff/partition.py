@@ -1,8 +1,10 @@
-"""Hierarchical patch partition: upper-level windows and sub-level cells, as pure index arithmetic.
+"""Hierarchical patch partition: upper-level windows and sub-level cells, cutting windows out and blending them back.
 
 Source: Xu, Wang, Du, *MAEDiff*, arXiv 2401.10561, Figure 1. The paper divides a slice into p x p patches, of which
 one is diffused and reconstructed, and lays r x r cells over the feature map; at test time the window slides with
 step s. That the last window is clamped to the border, and that training windows may start at any pixel, is ours.
+
+:func:`cut` and :class:`Blend` are inverse: what is cut out and blended back is the slice. The sliding engine uses both.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def random_window(mask: Tensor, window: int, generator: torch.Generator) -> Tens
     """Choose the origin of a training window that holds a random pixel of the brain.
 
     Args:
-        mask: (H, W) bool, the brain; where it is empty, every pixel counts.
+        mask: (H, W) bool, the brain; if it is empty, every pixel counts.
         window: Side p, pixels.
         generator: Source of randomness.
 
@@ -78,90 +80,13 @@ def window_masks(corners: Tensor, window: int, shape: tuple[int, int]) -> Tensor
         (B, 1, H, W) float32: 1 inside the window, 0 elsewhere.
     """
 
-    def inside(first: Tensor, length: int) -> Tensor:
+    def inside(start: Tensor, length: int) -> Tensor:
         position = torch.arange(length, device=corners.device)
-        return (position >= first[:, None]) & (position < first[:, None] + window)
+        return (position >= start[:, None]) & (position < start[:, None] + window)
 
-    rows, columns = inside(corners[:, 0], shape[0]), inside(corners[:, 1], shape[1])
+    rows = inside(corners[:, 0], shape[0])
+    columns = inside(corners[:, 1], shape[1])
     return (rows[:, None, :, None] & columns[:, None, None, :]).float()
-
-
-def windows_with_brain(mask: Tensor, corners: Tensor, window: int) -> Tensor:
-    """Tell which windows of which slices hold at least one brain pixel.
-
-    Args:
-        mask: (S, H, W) bool, the brain.
-        corners: (N, 2) origins of the windows of a slice.
-        window: Side p, pixels.
-
-    Returns:
-        (K, 2) integers: slice index and index into `corners`, slice by slice.
-    """
-    integral = F.pad(mask.long().cumsum(1).cumsum(2), (1, 0, 1, 0))
-    top, left = corners.unbind(1)
-    bottom, right = top + window, left + window
-    count = integral[:, bottom, right] - integral[:, top, right] - integral[:, bottom, left] + integral[:, top, left]
-    return (count > 0).nonzero()
-
-
-def boxes(mask: Tensor) -> Tensor:
-    """Bound the brain of each slice.
-
-    Args:
-        mask: (S, H, W) bool, the brain.
-
-    Returns:
-        (S, 4) integers: first row, first column, and the row and column behind the last; zeros where there is no brain.
-    """
-
-    def ends(line: Tensor) -> tuple[Tensor, Tensor]:
-        first, last = line.int().argmax(1), line.shape[1] - line.int().flip(1).argmax(1)
-        return first, torch.where(line.any(1), last, 0)
-
-    (top, bottom), (left, right) = ends(mask.any(2)), ends(mask.any(1))
-    return torch.stack([top, left, bottom, right], 1)
-
-
-def views(corners: Tensor, window: int, halo: int, box: Tensor, step: int) -> Tensor:
-    """Choose the part of the slice that a network needs to see for each window. [ours]
-
-    That is the window and `halo` pixels around it, cut off where the brain ends, then grown to whole steps.
-
-    Args:
-        corners: (K, 2) first row and column of each window.
-        window: Side p, pixels.
-        halo: Pixels of context on each side.
-        box: (K, 4) the brain's box in the slice of each window, see :func:`boxes`; it meets the window's view.
-        step: What sides and origins must be multiples of; it divides the slice.
-
-    Returns:
-        (K, 4) integers: first row, first column, rows, columns.
-    """
-    first = torch.maximum(corners - halo, box[:, :2]) // step * step
-    last = -(-torch.minimum(corners + window + halo, box[:, 2:]) // step) * step
-    return torch.cat([first, last - first], 1)
-
-
-def crop(images: Tensor, index: Tensor, first: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Cut views of one shape out of images, wherever they lie.
-
-    Args:
-        images: (S, C, H, W).
-        index: (B,) which image each view is of.
-        first: (B, 2) integers, first row and column of each view.
-        shape: (h, w) of the views.
-
-    Returns:
-        (B, C, h, w), channels last in memory.
-    """
-    rows, columns = pixels_of(first, shape)
-    return images.permute(0, 2, 3, 1)[index[:, None, None], rows, columns].permute(0, 3, 1, 2)
-
-
-def pixels_of(first: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """List the rows (B, h, 1) and columns (B, 1, w) of views, to index images with."""
-    rows, columns = (first[:, axis, None] + torch.arange(shape[axis], device=first.device) for axis in (0, 1))
-    return rows[:, :, None], columns[:, None, :]
 
 
 def visible_cells(mask: Tensor, cell: int) -> Tensor:
@@ -175,43 +100,6 @@ def visible_cells(mask: Tensor, cell: int) -> Tensor:
         (B, H / cell, W / cell) bool, True where visible.
     """
     return F.max_pool2d((mask != 0).float(), cell).squeeze(1) == 0
-
-
-def partition(image: Tensor, corners: Tensor, window: int) -> Tensor:
-    """Cut windows out of slices.
-
-    Args:
-        image: (B, C, H, W).
-        corners: (N, 2) origins.
-        window: Side p, pixels.
-
-    Returns:
-        (N, B, C, p, p).
-    """
-    return torch.stack([image[..., r : r + window, c : c + window] for r, c in corners.tolist()])
-
-
-def merge(patches: Tensor, corners: Tensor, shape: tuple[int, int], weight: Tensor | None = None) -> Tensor:
-    """Average windows back into slices; the inverse of :func:`partition`.
-
-    Args:
-        patches: (N, B, C, p, p).
-        corners: (N, 2) origins.
-        shape: (H, W) of the slice.
-        weight: (p, p) positive weights, see :func:`blend_weight`; uniform if None.
-
-    Returns:
-        (B, C, H, W); pixels that no window covers are 0.
-    """
-    window = patches.shape[-1]
-    weight = torch.ones(window, window) if weight is None else weight
-    weight = weight.to(patches)
-    total = patches.new_zeros((*patches.shape[1:3], *shape))
-    mass = patches.new_zeros(shape)
-    for patch, (r, c) in zip(patches, corners.tolist(), strict=True):
-        total[..., r : r + window, c : c + window] += weight * patch
-        mass[r : r + window, c : c + window] += weight
-    return total / torch.where(mass > 0, mass, 1)
 
 
 def blend_weight(window: int, kind: str) -> Tensor:
@@ -234,3 +122,62 @@ def blend_weight(window: int, kind: str) -> Tensor:
     position = torch.arange(window) - (window - 1) / 2
     profile = torch.exp(-0.5 * (position / (window / 4)) ** 2)
     return torch.outer(profile, profile)
+
+
+def cut(images: Tensor, slice_index: Tensor, origin: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Cut views of one shape out of slices.
+
+    Args:
+        images: (S, C, H, W).
+        slice_index: (B,) integers, which slice each view is of.
+        origin: (B, 2) integers, first row and column of each view.
+        shape: (h, w) of the views.
+
+    Returns:
+        (B, C, h, w), channels last in memory.
+    """
+    rows, columns = _rows_and_columns(origin, shape)
+    return images.permute(0, 2, 3, 1)[slice_index[:, None, None], rows, columns].permute(0, 3, 1, 2)
+
+
+class Blend:
+    """Weighted average of views in their slices, collected batch by batch; the inverse of :func:`cut`.
+
+    Args:
+        images: (S, C, H, W), the slices; where no view has weight, the average is the slice as it came.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.total = torch.zeros_like(images.transpose(0, 1)).flatten(1)  # (C, S * H * W)
+        self.mass = torch.zeros_like(images[:, :1]).flatten()  # (S * H * W)
+
+    def add(self, views: Tensor, weight: Tensor, slice_index: Tensor, origin: Tensor) -> None:
+        """Add views to their slices.
+
+        Args:
+            views: (B, C, h, w).
+            weight: (B, 1, h, w), not negative.
+            slice_index: (B,) integers, which slice each view is of.
+            origin: (B, 2) integers, first row and column of each view.
+        """
+        height, width = self.images.shape[2:]
+        rows, columns = _rows_and_columns(origin, (views.shape[2], views.shape[3]))
+        # the pixels' numbers in the stack of slices, as in its flat memory
+        pixels = ((slice_index[:, None, None] * height + rows) * width + columns).flatten()
+        for total, channel in zip(self.total, views.split(1, 1), strict=True):
+            total.index_add_(0, pixels, (weight * channel).flatten())
+        self.mass.index_add_(0, pixels, weight.flatten())
+
+    def average(self) -> Tensor:
+        """Return the slices (S, C, H, W) that the views make together."""
+        images = self.images
+        total = self.total.view(-1, len(images), *images.shape[2:]).transpose(0, 1)
+        mass = self.mass.view_as(images[:, :1])
+        return torch.where(mass > 0, total / mass.clamp(min=1e-12), images)
+
+
+def _rows_and_columns(origin: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """List the rows (B, h, 1) and columns (B, 1, w) of views, to index images with."""
+    rows, columns = (origin[:, axis, None] + torch.arange(shape[axis], device=origin.device) for axis in (0, 1))
+    return rows[:, :, None], columns[:, None, :]

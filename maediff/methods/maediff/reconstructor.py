@@ -8,68 +8,65 @@ T2I-Adapter do), or by cross-attention; `condition="none"` is the ablation. The 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maediff.config import ModelConfig
+from maediff import diffusion
+from maediff.config import Config, ModelConfig
+from maediff.methods.base import Method
+from maediff.methods.maediff.loss import Reconstruction, losses
 from maediff.methods.maediff.mae import MaskedAutoencoder
 from maediff.methods.maediff.partition import visible_cells
+from maediff.methods.maediff.sliding import SlidingReconstructor
 
 
-class Reconstruction(NamedTuple):
-    """What the network returns: the diffusion prediction and the MAE's own image, both (B, C, H, W)."""
-
-    prediction: Tensor
-    mae_image: Tensor | None
-
-
-class Reconstructor(nn.Module):
+class Reconstructor(Method):
     """Predict the diffusion target of a partially noised slice.
 
     Args:
-        config: Widths, depths and kind of condition.
-        cell: Side of a sub-level cell, pixels.
-        channels: C, channels of a slice, which are noised and reconstructed together.
+        config: Widths, depths and kind of condition (`model`), side of a sub-level cell (`partition.cell`), the number
+            C of channels that are noised and reconstructed together (`data.channels`), and the objective (`diffusion`).
     """
 
-    def __init__(self, config: ModelConfig, cell: int, channels: int = 1) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        self.condition = config.condition
-        self.patch = config.patch
-        self.input_skip = config.input_skip
-        self.mask_channel = config.mask_channel
-        self.cell = cell
-        self.channels = channels
-        cross = config.condition == "cross_attention"
-        self.unet = DiffusionModelUNet(
-            spatial_dims=2,
-            in_channels=(channels + config.mask_channel) * self.patch**2,
-            out_channels=channels * self.patch**2,
-            channels=config.channels,
-            num_res_blocks=config.num_res_blocks,
-            attention_levels=config.attention,
-            norm_num_groups=config.norm_groups,
-            num_head_channels=config.norm_groups,
-            with_conditioning=cross,
-            cross_attention_dim=config.mae_width if cross else None,
+        self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
+        self.diffusion = config.diffusion
+        self.train_config = config.train
+        self.condition = config.model.condition
+        self.patch = config.model.patch
+        self.input_skip = config.model.input_skip
+        self.mask_channel = config.model.mask_channel
+        self.cell = config.partition.cell
+        self.channels = config.data.channel_count
+        self.blocks = config.model.num_res_blocks
+        self.wants_pixels = self.condition != "none" and config.model.mae_loss_weight > 0
+        self.uses_every_parameter = self.condition == "none" or self.wants_pixels
+        self.unet = _unet(config.model, self.channels)
+        self.mae = MaskedAutoencoder(self.cell, config.model, self.channels) if self.condition != "none" else None
+        self.adapters = self._adapters(config.model)
+
+    def _adapters(self, config: ModelConfig) -> nn.ModuleDict:
+        """Build a projection from the MAE's features to each U-Net level that they match; none but for residuals."""
+        if config.condition != "residual":
+            return nn.ModuleDict()
+        widths = [*config.channels, config.channels[-1]]
+        finest = self._first_matching_level(len(config.channels))
+        return nn.ModuleDict(
+            {str(depth): _zeroed(nn.Conv2d(config.mae_width, widths[depth], 1)) for depth in range(finest, len(widths))}
         )
-        self.blocks = config.num_res_blocks
-        self.mae = MaskedAutoencoder(cell, config, channels) if config.condition != "none" else None
-        self.wants_pixels = config.condition != "none" and config.mae_loss_weight > 0
-        residual = config.condition == "residual"
-        widths = [*config.channels, config.channels[-1]] if residual else []
-        first = self._first_matching_level(len(config.channels))
-        self.adapters = nn.ModuleDict(
-            {
-                str(depth): _zeroed(nn.Conv2d(config.mae_width, width, 1))
-                for depth, width in enumerate(widths)
-                if depth >= first
-            }
-        )
+
+    def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute the diffusion loss and the MAE's auxiliary loss, both within the patch."""
+        return losses(self, batch, self.abar, self.diffusion, self.train_config)
+
+    def engine(self, config: Config, device: torch.device, *, bf16: bool) -> SlidingReconstructor:
+        """Return the engine that slides the patch over each slice."""
+        return SlidingReconstructor(self, config, device, bf16=bf16)
 
     def features(self, image: Tensor, mask: Tensor) -> Tensor | None:
         """Compute the MAE's features of the visible region, which are the same at every timestep.
@@ -90,7 +87,7 @@ class Reconstructor(nn.Module):
             perturbed: (B, C, H, W), ``M x_t + (1 - M) x0``; H and W multiples of the cell and of the U-Net's factor.
             mask: (B, 1, H, W), M: 1 inside the patch.
             t: (B,) timesteps, 1 to T.
-            features: From :meth:`features`, where they are at hand: of the same cells, or by cross-attention of more.
+            features: From :meth:`features` if they are at hand: of the same cells, or by cross-attention of more.
         """
         if features is None:
             features = self.features(perturbed, mask)
@@ -138,6 +135,23 @@ class Reconstructor(nn.Module):
         if name not in self.adapters:
             return features.new_zeros(())
         return _resize(self.adapters[name](features), (shape[0] >> depth, shape[1] >> depth))
+
+
+def _unet(config: ModelConfig, channels: int) -> DiffusionModelUNet:
+    """Build MONAI's U-Net over `patch` x `patch` pixels folded into channels, with the window's mask beside them."""
+    cross = config.condition == "cross_attention"
+    return DiffusionModelUNet(
+        spatial_dims=2,
+        in_channels=(channels + config.mask_channel) * config.patch**2,
+        out_channels=channels * config.patch**2,
+        channels=config.channels,
+        num_res_blocks=config.num_res_blocks,
+        attention_levels=config.attention,
+        norm_num_groups=config.norm_groups,
+        num_head_channels=config.norm_groups,
+        with_conditioning=cross,
+        cross_attention_dim=config.mae_width if cross else None,
+    )
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:

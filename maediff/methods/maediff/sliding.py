@@ -3,6 +3,8 @@
 Source: MAEDiff, arXiv 2401.10561: at test time the patch slides over the slice with step s and overlapping outputs are
 averaged. Batching windows of all slices together, skipping windows without brain, Gaussian weights, and the mean and
 deviation over several timesteps and noise draws are ours.
+
+Shapes: S slices of C channels; B passes of a batch, each a view (h, w) of its slice.
 """
 
 from __future__ import annotations
@@ -19,164 +21,164 @@ from torch.nn import functional as F
 from maediff import diffusion
 from maediff.config import Config
 from maediff.diffusion.noise import generator, noise_field
-from maediff.methods.build import PatchedDDPM
-from maediff.methods.maediff.layout import Batch, Plan, plan, view_step
+from maediff.methods.base import Healthy, Key, Method, OnWindows
+from maediff.methods.maediff.layout import Batch, Layout, lay_out, view_step
 from maediff.methods.maediff.memory import choose_batch, is_out_of_memory, window_bytes
-from maediff.methods.maediff.partition import blend_weight, window_masks
-from maediff.methods.maediff.reconstructor import Reconstructor
+from maediff.methods.maediff.partition import Blend, blend_weight, window_masks
 from maediff.methods.objective import sampler_times
 
 log = logging.getLogger(__name__)
-Key = tuple[object, ...]
-Network = TypeVar("Network")
-
-
-class Healthy(NamedTuple):
-    """Healthy reconstruction of a stack of slices, both of its shape, float32 on the CPU.
-
-    `deviation` is the standard deviation over timesteps and noise draws; None where there is only one.
-    """
-
-    mean: Tensor
-    deviation: Tensor | None
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class _Seen(NamedTuple):
-    """Windows of a pass as the network sees them, (B, C, h, w) each, and how to see more of a slice's noise."""
+    """What the network sees of a batch, (B, C, h, w) each, and how to draw more noise for it."""
 
     x0: Tensor
     noise: Tensor
     window: Tensor
     features: Tensor | None
-    field: Callable[[object, int], Tensor]
+    draw: Callable[[object, int], Tensor]
 
 
 class SlidingReconstructor:
     """Reconstruct the healthy version of slices.
 
     Args:
-        network: Trained reconstructor, in eval mode, on `device`.
+        network: Trained network of windows, in eval mode, on `device`.
         config: Configuration that it was trained with.
         device: Where to compute.
         bf16: Run the network under bf16 autocast; blending stays in float32.
     """
 
-    def __init__(
-        self, network: Reconstructor | PatchedDDPM, config: Config, device: torch.device, *, bf16: bool
-    ) -> None:
+    def __init__(self, network: Method, config: Config, device: torch.device, *, bf16: bool) -> None:
         self.network = with_bf16_convolutions(network) if bf16 else network
         self.config = config
         self.device = device
         self.bf16 = bf16
-        self.batch: int | None = None  # windows a pass: chosen at the first use, halved where memory runs out
+        self.batch: int | None = None  # windows per pass: chosen at the first use, halved if memory runs out
         self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
 
     @torch.inference_mode()
-    def __call__(
-        self, slices: Tensor, mask: Tensor, key: Key, on_batch: Callable[[int, int], None] | None = None
-    ) -> Healthy:
+    def __call__(self, slices: Tensor, mask: Tensor, key: Key, on_batch: OnWindows | None = None) -> Healthy:
         """Reconstruct; the result does not depend on the batch size or on the order of windows.
 
         Args:
             slices: (S, H, W), or (S, C, H, W) of several channels; float32, -1 outside the brain.
             mask: (S, H, W) bool, the brain.
             key: What the noise depends on besides the slice index, such as (run seed, case).
-            on_batch: Told how many windows are done, of how many.
+            on_batch: Progress callback, called with (windows done, windows in total).
 
         Returns:
             Mean and deviation. Pixels that no computed window covers are returned as they came.
         """
-        given, (height, width) = slices.shape, slices.shape[-2:]
-        slices = slices.float().reshape(len(slices), -1, height, width)
-        layout, slices, total = self.layout(mask), self._grown(slices, -1.0), 0
-        count = len(self.config.diffusion.test_timesteps) * self.config.infer.draws
-        mean, square = torch.zeros_like(slices), torch.zeros_like(slices)
-        for t in self.config.diffusion.test_timesteps:
-            for draw in range(self.config.infer.draws):
-                pass_index = total
-                total += 1
-                one = self._reconstruct(slices, layout, t, (*key, t, draw), _notice(on_batch, pass_index, count))
-                gap = one - mean  # Welford's update keeps the deviation exact where draws agree
-                mean += gap / total
-                square += gap * (one - mean)
-        deviation = (square / (total - 1)).sqrt()[..., :height, :width].reshape(given) if total > 1 else None
-        return Healthy(mean[..., :height, :width].reshape(given), deviation)
+        given = slices.shape
+        height, width = given[-2:]
+        layout = self.layout(mask)
+        slices = self._padded(slices.float().reshape(len(slices), -1, height, width), -1.0)
+        keys = [
+            (t, (*key, t, draw))
+            for t in self.config.diffusion.test_timesteps
+            for draw in range(self.config.infer.draws)
+        ]
+        # Welford's update keeps mean and deviation without storing each pass, and the deviation exact if draws agree.
+        mean = torch.zeros_like(slices)
+        square = torch.zeros_like(slices)
+        for done, (t, pass_key) in enumerate(keys):
+            one = self._reconstruct(slices, layout, t, pass_key, _notice(on_batch, done, len(keys)))
+            gap = one - mean
+            mean += gap / (done + 1)
+            square += gap * (one - mean)
+        mean = mean[..., :height, :width].reshape(given)
+        if len(keys) == 1:
+            return Healthy(mean, None)
+        deviation = (square / (len(keys) - 1)).sqrt()
+        return Healthy(mean, deviation[..., :height, :width].reshape(given))
 
     def padded_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Return the (H, W) that the network sees: what cells and U-Net levels divide, for slices that grew."""
         step = view_step(self.config)
         return shape[0] + -shape[0] % step, shape[1] + -shape[1] % step
 
-    def layout(self, mask: Tensor) -> Plan:
-        """Plan the windows of slices with the brain (S, H, W), grown to what the network divides."""
-        return plan(self._grown(mask, False), self.config)
+    def layout(self, mask: Tensor) -> Layout:
+        """Lay windows over slices with the brain (S, H, W), padded to what the network divides."""
+        return lay_out(self._padded(mask, False), self.config)
 
-    def _grown(self, stack: Tensor, value: float) -> Tensor:
-        """Pad slices to what the network divides."""
+    def _padded(self, stack: Tensor, value: float) -> Tensor:
+        """Pad slices at the far ends to what the network divides."""
         height, width = self.padded_shape((stack.shape[-2], stack.shape[-1]))
         return F.pad(stack, (0, width - stack.shape[-1], 0, height - stack.shape[-2]), value=value)
 
-    def _reconstruct(
-        self, slices: Tensor, layout: Plan, t: int, key: Key, on_batch: Callable[[int, int], None]
-    ) -> Tensor:
-        """Reconstruct all windows at one timestep with one noise field a slice, and blend them."""
+    def _reconstruct(self, slices: Tensor, layout: Layout, t: int, key: Key, on_batch: OnWindows) -> Tensor:
+        """Reconstruct all windows at one timestep with one noise field per slice, and blend them."""
         shape = (slices.shape[2], slices.shape[3])
-        side, device = self.config.partition.window, self.device
-        images, noise = slices.to(device), self._noise(slices, layout, key).to(device)
-        masks = window_masks(layout.corners, side, shape).to(device)
-        weights = _placed(blend_weight(side, self.config.infer.blend), layout.corners, shape).to(device)
-        total, mass = torch.zeros_like(images.transpose(0, 1)).flatten(1), torch.zeros_like(images[:, :1])
+        side = self.config.partition.window
+        images = slices.to(self.device)
+
+        # One noise field per slice, not per window: overlapping windows then see the same noise, whatever the batch.
+        noise = self._noise(slices, layout, key).to(self.device)
+
+        # Masks and weights are placed once per corner of the grid; batches pick theirs by index.
+        masks = window_masks(layout.corners, side, shape).to(self.device)
+        weights = _placed(blend_weight(side, self.config.infer.blend), layout.corners, shape).to(self.device)
+
+        # A batch that does not fit into memory is halved and tried again: the noise and the sums do not depend on it.
+        blend = Blend(images)
         start = 0
-        while start < len(layout.windows):
-            batch = layout.batch(start, self.windows_a_pass(shape), device)
+        while start < len(layout):
+            batch = layout.batch(start, self.windows_per_pass(shape), self.device)
             try:
                 estimate = self._sample(self._seen(images, noise, masks, batch, key), t)
             except (MemoryError, RuntimeError) as error:
                 self._halve(len(batch), error)
                 continue
-            weight, pixels = batch.see_own(batch.united(weights)), batch.pixels(shape)
-            for sums, channel in zip(total, estimate.split(1, 1), strict=True):
-                sums.index_add_(0, pixels, (weight * channel).flatten())
-            mass.view(-1).index_add_(0, pixels, weight.flatten())
+            weight = batch.own_views(batch.united(weights))  # zero outside the windows, of which a view shows more
+            blend.add(estimate, weight, batch.slice_index, batch.origin)
             start += len(batch)
-            on_batch(start, len(layout.windows))
-        sums = total.view(-1, len(images), *shape).transpose(0, 1)
-        return torch.where(mass > 0, sums / mass.clamp(min=1e-12), images).cpu()
+            on_batch(start, len(layout))
+        return blend.average().cpu()
 
-    def windows_a_pass(self, shape: tuple[int, int]) -> int:
-        """Return how many windows a pass takes, chosen once from the memory at hand where the configuration is auto."""
+    def windows_per_pass(self, shape: tuple[int, int]) -> int:
+        """Return how many windows a pass takes, chosen once from the free memory if the configuration says auto."""
         if self.batch is None:
             wanted = self.config.infer.batch_size
             size = window_bytes(self.config, shape, bf16=self.bf16)
             self.batch = choose_batch(size, self.device) if wanted == "auto" else wanted
-            log.debug("%d windows a pass, about %.0f MiB", self.batch, self.batch * size / 2**20)
+            log.debug("%d windows per pass, about %.0f MiB", self.batch, self.batch * size / 2**20)
         return self.batch
 
     def _halve(self, size: int, error: BaseException) -> None:
-        """Go on with half the batch where memory ran out; raise any other error, and this one for a single window."""
+        """Go on with half the batch if memory ran out; raise any other error, and this one for a single window."""
         if size == 1 or not is_out_of_memory(error):
             raise error
         self.batch = size // 2
-        log.warning("out of memory with %d windows a pass; going on with %d", size, self.batch)
+        log.warning("out of memory with %d windows per pass; going on with %d", size, self.batch)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _seen(self, images: Tensor, noise: Tensor, masks: Tensor, batch: Batch, key: Key) -> _Seen:
         """Cut out what the network sees, and compute the features of the visible region once for all its steps."""
-        features, hidden = None, batch.united(masks)
-        if isinstance(self.network, Reconstructor):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                features = self.network.features(images[batch.where], hidden)
-            if features is not None and self.config.model.condition == "residual":
-                features = batch.see_own(features, self.config.partition.cell)
+        hidden = batch.united(masks)
 
-        def field(name: object, step: int) -> Tensor:
-            slices, back = batch.where.unique(return_inverse=True)
+        # The MAE sees the whole slice, even if the U-Net sees a view of it: that is how it knows of the rest.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.network.features(images[batch.slice_index], hidden)
+        if features is not None and self.config.model.condition == "residual":
+            features = batch.own_views(features, self.config.partition.cell)
+
+        def draw(name: object, step: int) -> Tensor:
+            """Draw fresh noise, one field per slice as above: passes of one slice share it."""
+            slices, of_pass = batch.slice_index.unique(return_inverse=True)
             fields = [self._field(images, (*key, name, step, index)) for index in slices.tolist()]
-            return batch.see(torch.stack(fields).to(images), back)
+            return batch.views(torch.stack(fields).to(images), of_pass)
 
-        x0, eps = batch.see(images, batch.where), batch.see(noise, batch.where)
-        return _Seen(x0, eps, batch.see_own(hidden), features, field)
+        return _Seen(
+            x0=batch.views(images, batch.slice_index),
+            noise=batch.views(noise, batch.slice_index),
+            window=batch.own_views(hidden),
+            features=features,
+            draw=draw,
+        )
 
     def _sample(self, seen: _Seen, t: int) -> Tensor:
         """Noise the window to level t and walk back down; everything outside it stays as scanned."""
@@ -187,25 +189,26 @@ class SlidingReconstructor:
             return self._estimate(window * x_t + (1 - window) * x0, seen, step)
 
         def draw_noise(step: int) -> Tensor:
-            return seen.field("ancestral", step)
+            return seen.draw("ancestral", step)
 
         ancestral = self.config.diffusion.sampler == "ancestral"
-        return diffusion.sample(
-            denoise, perturbed, self.abar, sampler_times(self.config.diffusion, t), draw_noise if ancestral else None
-        )
+        times = sampler_times(self.config.diffusion, t)
+        return diffusion.sample(denoise, perturbed, self.abar, times, draw_noise if ancestral else None)
 
     def _estimate(self, perturbed: Tensor, seen: _Seen, t: int) -> Tensor:
+        """Estimate x_0 of the views (B, C, h, w) at one timestep."""
         known = () if seen.features is None else (seen.features,)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             steps = torch.full((len(perturbed),), t, device=self.device)
             prediction = self.network(perturbed, seen.window, steps, *known).prediction
-        abar_t, abar_s = self.abar[t].to(perturbed), self.abar[t - 1].to(perturbed)
+        abar_t = self.abar[t].to(perturbed)
+        abar_s = self.abar[t - 1].to(perturbed)
         return diffusion.x0_from(self.config.diffusion.objective, prediction.float(), perturbed, abar_t, abar_s)
 
-    def _noise(self, slices: Tensor, layout: Plan, key: Key) -> Tensor:
-        """Draw one noise field a slice: (S, C, H, W); slices without windows need none."""
+    def _noise(self, slices: Tensor, layout: Layout, key: Key) -> Tensor:
+        """Draw one noise field per slice: (S, C, H, W); slices without windows need none."""
         noise = torch.zeros_like(slices)
-        for index in layout.windows[:, 0].unique().tolist():
+        for index in layout.slice_index.unique().tolist():
             noise[index] = self._field(slices, (*key, index))
         return noise
 
@@ -215,12 +218,7 @@ class SlidingReconstructor:
 
 
 def with_bf16_convolutions(network: Network) -> Network:
-    """Copy a network with its convolutions in bf16: autocast would convert them anew in each pass, to the same values.
-
-    Callables that are no modules, such as stand-ins of tests, are returned as they are.
-    """
-    if not isinstance(network, nn.Module):
-        return network
+    """Copy a network with its convolutions in bf16; autocast would convert them in each pass, to the same values."""
     network = copy.deepcopy(network)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -229,7 +227,7 @@ def with_bf16_convolutions(network: Network) -> Network:
 
 
 def _placed(weight: Tensor, corners: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Place the weights of a window at each origin: (N, 1, H, W)."""
+    """Place the weights of a window at each origin: (N, 1, H, W) for N corners."""
     side = len(weight)
     placed = torch.zeros(len(corners), 1, *shape)
     for index, (row, column) in enumerate(corners.tolist()):
@@ -237,11 +235,11 @@ def _placed(weight: Tensor, corners: Tensor, shape: tuple[int, int]) -> Tensor:
     return placed
 
 
-def _notice(on_batch: Callable[[int, int], None] | None, done: int, count: int) -> Callable[[int, int], None]:
-    """Count windows over all passes."""
+def _notice(on_batch: OnWindows | None, passes_done: int, passes: int) -> OnWindows:
+    """Count windows over all timesteps and draws."""
 
     def notice(windows: int, of: int) -> None:
         if on_batch is not None:
-            on_batch(done * of + windows, count * of)
+            on_batch(passes_done * of + windows, passes * of)
 
     return notice

@@ -10,19 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maediff.diffusion.noise import generator
+from maediff.methods.maediff.layout import boxes, views, windows_with_brain
 from maediff.methods.maediff.partition import (
+    Blend,
     blend_weight,
-    boxes,
-    crop,
-    merge,
+    cut,
     origins,
-    partition,
     random_window,
-    views,
     visible_cells,
     window_grid,
     window_masks,
-    windows_with_brain,
 )
 
 
@@ -61,30 +58,41 @@ def test_impossible_windows_are_refused(length, window, stride):
         origins(length, window, stride)
 
 
+def every_window(count, corners):
+    """Slice index and origin of every window of a number of slices."""
+    return torch.arange(count).repeat_interleave(len(corners)), corners.repeat(count, 1)
+
+
 @given(layouts(), st.sampled_from(["uniform", "gaussian"]), st.integers(0, 2**31))
-def test_partition_then_merge_is_the_identity(layout, kind, seed):
+def test_what_is_cut_out_and_blended_back_is_the_slice(layout, kind, seed):
     shape, window, stride = layout
-    image = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    corners = window_grid(shape, window, stride)
-    patches = partition(image, corners, window)
-    assert patches.shape == (len(corners), 2, 3, window, window)
-    back = merge(patches, corners, shape, blend_weight(window, kind))
-    torch.testing.assert_close(back, image, rtol=1e-9, atol=1e-9)
+    images = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    slice_index, origin = every_window(2, window_grid(shape, window, stride))
+    views = cut(images, slice_index, origin, (window, window))
+    blend = Blend(torch.full_like(images, torch.nan))  # nothing of the slices may be looked at
+    weight = blend_weight(window, kind).double().expand(len(views), 1, -1, -1)
+    for part in torch.arange(len(views)).split(5):
+        blend.add(views[part], weight[part], slice_index[part], origin[part])
+    torch.testing.assert_close(blend.average(), images, rtol=1e-9, atol=1e-9)
 
 
 @given(layouts(), st.sampled_from(["uniform", "gaussian"]), st.floats(-5, 5))
 def test_blending_a_constant_gives_it_back(layout, kind, value):
     shape, window, stride = layout
-    corners = window_grid(shape, window, stride)
-    patches = torch.full((len(corners), 1, 1, window, window), value)
-    back = merge(patches, corners, shape, blend_weight(window, kind))
-    torch.testing.assert_close(back, torch.full((1, 1, *shape), value), rtol=1e-5, atol=1e-5)
+    slice_index, origin = every_window(1, window_grid(shape, window, stride))
+    blend = Blend(torch.zeros(1, 1, *shape))
+    weight = blend_weight(window, kind).expand(len(origin), 1, -1, -1)
+    blend.add(torch.full((len(origin), 1, window, window), value), weight, slice_index, origin)
+    torch.testing.assert_close(blend.average(), torch.full((1, 1, *shape), value), rtol=1e-5, atol=1e-5)
 
 
-def test_overlaps_are_averages_and_uncovered_pixels_are_zero():
-    corners = torch.tensor([[0, 0], [0, 1]])
-    patches = torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1, 1).expand(2, 1, 1, 2, 2)
-    assert merge(patches, corners, (3, 4))[0, 0].tolist() == [[1, 2, 3, 0], [1, 2, 3, 0], [0, 0, 0, 0]]
+def test_overlaps_are_averages_and_pixels_without_weight_stay_as_they_came():
+    blend = Blend(torch.full((2, 1, 3, 4), 7.0))
+    views = torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
+    weight = torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
+    blend.add(views, weight, torch.tensor([1, 1]), torch.tensor([[0, 0], [0, 1]]))
+    assert blend.average()[1, 0].tolist() == [[1, 2.5, 3, 7], [1, 2.5, 3, 7], [7, 7, 7, 7]]
+    assert (blend.average()[0] == 7).all()
 
 
 @pytest.mark.parametrize("window", [1, 4, 7])
@@ -165,19 +173,22 @@ def test_views_are_whole_steps_that_hold_what_they_must_and_little_more(layout, 
     mask = torch.rand(2, height, width, generator=rng) < 0.05
     corners = window_grid((height, width), window, stride)
     rows = windows_with_brain(mask, corners, window)
-    found = views(corners[rows[:, 1]], window, halo, boxes(mask)[rows[:, 0]], step)
-    assert (found % step == 0).all()
-    assert (found[:, 2:] > 0).all()
-    assert (found[:, :2] + found[:, 2:] <= torch.tensor([height, width])).all()
-    for (slice_, corner), (top, left, tall, wide) in zip(rows.tolist(), found.tolist(), strict=True):
+    start, stop = views(corners[rows[:, 1]], window, halo, boxes(mask)[rows[:, 0]], step)
+    assert (start % step == 0).all()
+    assert (stop % step == 0).all()
+    assert (start < stop).all()
+    assert (start >= 0).all()
+    assert (stop <= torch.tensor([height, width])).all()
+    found = torch.cat([start, stop], 1).tolist()
+    for (slice_, corner), (top, left, bottom, right) in zip(rows.tolist(), found, strict=True):
         hidden = window_masks(corners[corner][None], window, (height, width))[0, 0].bool() & mask[slice_]
-        assert hidden[top : top + tall, left : left + wide].sum() == hidden.sum()
-        assert max(tall, wide) < window + 2 * halo + 2 * step
+        assert hidden[top:bottom, left:right].sum() == hidden.sum()
+        assert max(bottom - top, right - left) < window + 2 * halo + 2 * step
 
 
-def test_crops_are_slices_of_their_images():
+def test_cuts_are_slices_of_their_images():
     images = torch.arange(2 * 3 * 5 * 7).reshape(2, 3, 5, 7)
     index, first = torch.tensor([1, 0, 1]), torch.tensor([[0, 0], [2, 3], [3, 5]])
-    found = crop(images, index, first, (2, 2))
+    found = cut(images, index, first, (2, 2))
     for view, k, (row, column) in zip(found, index.tolist(), first.tolist(), strict=True):
         assert torch.equal(view, images[k, :, row : row + 2, column : column + 2])

@@ -85,7 +85,7 @@ def test_no_visible_cell_at_all_works(tiny, random_network, condition):
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_shapes(tiny, condition, patch):
     config = tiny(f"model.condition={condition}", f"model.patch={patch}")
-    network = Reconstructor(config.model, config.partition.cell)
+    network = Reconstructor(config)
     image, mask, t = batch()
     prediction, mae_image = network(image, mask, t)
     assert prediction.shape == image.shape
@@ -98,13 +98,13 @@ def test_shapes(tiny, condition, patch):
 
 def test_without_a_weight_there_is_no_mae_image(tiny):
     config = tiny("model.mae_loss_weight=0")
-    assert Reconstructor(config.model, 8)(*batch()).mae_image is None
+    assert Reconstructor(config)(*batch()).mae_image is None
 
 
 @torch.inference_mode()
 def test_fresh_adapters_leave_the_unet_as_it_was(tiny, random_network):
     plain = random_network(tiny("model.condition=none"))
-    conditioned = Reconstructor(tiny().model, 8).eval()
+    conditioned = Reconstructor(tiny()).eval()
     conditioned.unet.load_state_dict(plain.unet.state_dict())
     image, mask, t = batch()
     assert torch.equal(conditioned(image, mask, t).prediction, plain(image, mask, t).prediction)
@@ -149,7 +149,7 @@ def test_without_its_channel_the_mask_tells_only_which_cells_the_autoencoder_see
 
 @pytest.mark.parametrize(("cell", "wanted"), [(8, {"1", "2"}), (2, {"0", "1", "2"}), (32, {"1", "2"})])
 def test_features_enter_at_levels_that_match_the_cells(tiny, cell, wanted):
-    network = Reconstructor(tiny().model, cell)
+    network = Reconstructor(tiny(f"partition.cell={cell}"))
     assert set(network.adapters) == wanted
 
 

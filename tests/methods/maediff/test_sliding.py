@@ -10,7 +10,7 @@ import torch
 from maediff import diffusion
 from maediff.diffusion.noise import generator
 from maediff.methods.maediff import memory
-from maediff.methods.maediff.layout import plan
+from maediff.methods.maediff.layout import lay_out
 from maediff.methods.maediff.partition import window_masks
 from maediff.methods.maediff.sliding import SlidingReconstructor
 
@@ -32,7 +32,14 @@ def stack(count=3, side=32):
     return slices, mask
 
 
-class Perfect:
+class StandIn:
+    """Stands in for a network without features of the visible region."""
+
+    def features(self, image, mask):
+        return None
+
+
+class Perfect(StandIn):
     """Knows the healthy slice: which one it is shows outside the window."""
 
     def __init__(self, config):
@@ -111,11 +118,11 @@ def test_windows_without_brain_are_not_computed(tiny):
     mask[2, 0, 0] = True  # one window only reaches this corner
     network = Perfect(config)
     healthy = engine(config, network)(slices, mask, (0,))
-    layout = plan(mask, config)
-    assert (layout.windows[:, 0] == 1).sum() == 0
-    assert (layout.windows[:, 0] == 2).sum() == 1
-    assert network.windows == len(layout.windows) == 9 + 1
-    assert layout.passes == 1
+    layout = lay_out(mask, config)
+    assert (layout.slice_index == 1).sum() == 0
+    assert (layout.slice_index == 2).sum() == 1
+    assert network.windows == len(layout) == 9 + 1
+    assert layout.steps == 1
     assert torch.equal(healthy.mean[1], slices[1])  # as it came
     assert torch.equal(healthy.mean[2, 16:], slices[2, 16:])
 
@@ -148,7 +155,7 @@ def test_draws_differ_and_are_averaged(tiny, random_network):
     assert float(healthy.deviation[0].max()) > 1e-4
     assert float(healthy.deviation[1].max()) == 0
     assert not torch.equal(healthy.mean, single.mean)
-    assert plan(mask, config).passes == 3
+    assert lay_out(mask, config).steps == 3
     assert seen[-1] == (27, 27)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
@@ -163,7 +170,7 @@ def test_a_perfect_network_leaves_no_spread(tiny):
 def test_overlaps_are_weighted_averages(tiny):
     """A network that answers with the window's number: every pixel is the weighted mean of its windows."""
 
-    class Numbered:
+    class Numbered(StandIn):
         calls = 0
 
         def __call__(self, perturbed, window, steps):
@@ -191,7 +198,7 @@ def test_a_grown_slice_need_not_be_a_multiple_of_the_cells(tiny, random_network,
     assert bool((healthy.mean != slices).all())
 
 
-class Pointwise:
+class Pointwise(StandIn):
     """Looks at single pixels, so that it cannot notice how much of the slice it is shown."""
 
     def __init__(self):
@@ -236,7 +243,7 @@ def test_windows_that_share_a_pass_change_nothing_for_a_network_that_looks_at_pi
     expected = engine(tiny(*base), alone)(slices, mask, (0,)).mean
     found = engine(tiny("infer.together=2", "infer.batch_size=1", *base), shared)(slices, mask, (0,)).mean
     torch.testing.assert_close(found[mask], expected[mask], rtol=0, atol=1e-6)
-    steps = plan(mask, tiny(*sampler)).passes
+    steps = lay_out(mask, tiny(*sampler)).steps
     assert len(shared.shapes) == (5 + 4 + 5) * steps  # 9 windows, 6, and 9: the middle ones fit with none
 
 
@@ -245,17 +252,18 @@ def test_windows_of_a_pass_do_not_overlap_and_leave_half_of_the_slice(tiny, toge
     config = tiny(f"infer.together={together}", "partition.window=8", "partition.stride=4")
     _, mask = stack()
     mask[1, 10:] = False
-    layout, single = plan(mask, config), plan(mask, tiny("partition.window=8", "partition.stride=4"))
-    assert layout.windows.shape[1] == 1 + most
+    layout, single = lay_out(mask, config), lay_out(mask, tiny("partition.window=8", "partition.stride=4"))
+    assert layout.corner_index.shape[1] == most
     found = []
-    for where, *which in layout.windows.tolist():
-        group = sorted(set(which))
+    for index, corners in zip(layout.slice_index.tolist(), layout.corner_index.tolist(), strict=True):
+        group = sorted(set(corners))
         hidden = window_masks(layout.corners[group], 8, (32, 32)).sum(0)
         assert hidden.max() == 1
         assert hidden.mean() <= 0.5
-        found += [[where, one] for one in group]
-    assert sorted(found) == sorted(single.windows.tolist())  # each once
-    assert len(layout.windows) <= 2 * len(single.windows) / most
+        found += [(index, one) for one in group]
+    alone = zip(single.slice_index.tolist(), single.corner_index[:, 0].tolist(), strict=True)
+    assert sorted(found) == sorted(alone)  # each once
+    assert len(layout) <= 2 * len(single) / most
 
 
 def test_where_no_two_windows_fit_nothing_is_shared(tiny, random_network):
@@ -314,7 +322,7 @@ def test_convolutions_in_bf16_are_what_autocast_makes_of_them(tiny, random_netwo
     assert torch.equal(ours, run(slices, mask, (0,)).mean)
 
 
-class Greedy:
+class Greedy(StandIn):
     """Runs out of memory above a number of windows, as PyTorch's CPU allocator tells it."""
 
     def __init__(self, network, limit):

@@ -1,30 +1,68 @@
-"""Two plain methods that every model must be compared with: intensity, and voxelwise z-scores against healthy scans.
-
-Both give maps that :func:`maediff.scoring.postprocess` filters and :func:`method_metrics` scores as it does a model's.
-"""
+"""Voxelwise z-scores against healthy scans in a template's space, a baseline (Saase et al. 2020)."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import ndimage
+from torch import Tensor
 
-from maediff.calibration import calibrate
 from maediff.config import ScoreConfig
 from maediff.errors import InputError
-from maediff.evaluation.voxel import voxel_metrics
-from maediff.scoring import Sign, case_score, postprocess
+from maediff.methods.base import ScanBaseline
+from maediff.methods.intensity import relative_intensity
+from maediff.scoring import Sign, filter_map
 from maediff.typing import BoolArray, DoubleArray, FloatArray, FloatMap
-from maediff.volume import Volume
+from maediff.volume import Volume, check_common_space
 
 MIN_SCANS = 3
 """Voxels that fewer healthy brains cover have no z-score."""
 
 _STD_FLOOR_PERCENTILE = 5.0
+_PARTS = ("mean", "std", "count", "affine")
+
+
+class ZScore(ScanBaseline):
+    """Measure how far each voxel lies from the mean of healthy scans, in their standard deviations.
+
+    Args:
+        statistics: ``mean``, ``std`` and ``count`` (X, Y, Z) and ``affine`` (4, 4), as stored in a model folder; empty
+            before :meth:`fit`.
+    """
+
+    def __init__(self, statistics: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name in _PARTS:
+            self.register_buffer(name, statistics.get(name, torch.zeros(0)).clone().float())
+
+    def fit(self, scans: Iterable[tuple[Volume, BoolArray]]) -> None:
+        """Collect the voxelwise mean and standard deviation of healthy scans.
+
+        Raises:
+            GeometryError: A scan does not say that it lies in a template's space.
+            InputError: Fewer than three scans.
+        """
+        found = fit_zscore(_in_common_space(scans))
+        for name in _PARTS:
+            self.register_buffer(name, torch.from_numpy(getattr(found, name)).float())
+
+    def scan_maps(self, volume: Volume, brain: BoolArray, score: ScoreConfig) -> tuple[FloatMap, FloatMap]:
+        """Return the z-scores, and the mean of the healthy scans in this scan's units.
+
+        Raises:
+            GeometryError: The scan does not say that it lies in a template's space.
+            InputError: The brain has no contrast.
+        """
+        check_common_space(volume, "method zscore")
+        low, middle = np.percentile(volume.data[brain], [1.0, 50.0])
+        parts = {name: value.cpu().numpy() for name, value in self.named_buffers()}
+        statistics = HealthyStatistics(**{**parts, "affine": parts["affine"].astype(np.float64)})
+        values = zscore_map(volume, brain, statistics, score.sign)
+        healthy = np.where(brain, low + (middle - low) * statistics.mean_on(volume), volume.data).astype(np.float32)
+        return filter_map(values, brain, volume.spacing_mm, score), healthy
 
 
 @dataclass(frozen=True)
@@ -46,43 +84,6 @@ class HealthyStatistics:
     def mean_on(self, volume: Volume) -> FloatMap:
         """Resample the mean to the grid of a scan."""
         return _on_grid(self.mean, self.affine, volume.data.shape, volume.affine)
-
-
-def relative_intensity(data: FloatArray, mask: BoolArray) -> FloatMap:
-    """Scale a scan so that its dark end (1st percentile in the brain) is 0 and its brain median 1; zero outside.
-
-    Raises:
-        InputError: The brain has no contrast.
-    """
-    inside = data[mask]
-    low, middle = np.percentile(inside, [1.0, 50.0]) if inside.size else (0.0, 0.0)
-    if not middle > low:
-        raise InputError(f"the brain has no contrast (1st percentile {low:g}, median {middle:g}); check scan and mask")
-    scaled = np.clip((data.astype(np.float32) - np.float32(low)) / np.float32(middle - low), 0, None)
-    relative: FloatMap = np.where(mask, scaled, np.float32(0))
-    return relative
-
-
-def intensity_map(data: FloatArray, mask: BoolArray, sign: Sign = "bright") -> FloatMap:
-    """Call a voxel the more anomalous the brighter (darker, or further from the brain's median) it is.
-
-    Args:
-        data: Scan, any shape, any intensity units.
-        mask: Brain, same shape.
-        sign: ``bright``: intensity relative to the brain's median; ``dark``: max(2 - that, 0); ``abs``: |that - 1|.
-
-    Returns:
-        Map, float32, zero outside the brain.
-
-    Raises:
-        InputError: The brain has no contrast.
-    """
-    relative = relative_intensity(data, mask)
-    if sign == "bright":
-        return relative
-    scores: FloatMap = np.maximum(2 - relative, 0) if sign == "dark" else np.abs(relative - 1)
-    scores[~mask] = 0
-    return scores
 
 
 def fit_zscore(scans: Iterable[tuple[Volume, BoolArray]]) -> HealthyStatistics:
@@ -137,39 +138,10 @@ def zscore_map(volume: Volume, mask: BoolArray, healthy: HealthyStatistics, sign
     return signed
 
 
-def filter_map(
-    values: FloatArray, mask: BoolArray, spacing_mm: tuple[float, float, float], config: ScoreConfig
-) -> FloatMap:
-    """Filter a map (X, Y, Z) whose third axis is the slice axis as a model's map is filtered."""
-    slices = postprocess(np.moveaxis(values, 2, 0), np.moveaxis(mask, 2, 0), spacing_mm, config)
-    return np.ascontiguousarray(np.moveaxis(slices, 0, 2))
-
-
-def method_metrics(
-    healthy: Iterable[tuple[FloatArray, BoolArray]],
-    test: Iterable[tuple[FloatArray, BoolArray, BoolArray, str]],
-    rate: float,
-) -> dict[str, dict[str, float | None]]:
-    """Score one method's maps as a model is scored: calibrate on healthy scans, then average over scans by lesion.
-
-    Args:
-        healthy: Maps of healthy calibration scans, each with its brain mask.
-        test: Maps of test scans, each with brain mask, lesion mask and lesion kind.
-        rate: False-positive rate of the calibration.
-
-    Returns:
-        ``{kind: {"auroc", "auprc", "dice", "dice_oracle"}}``; None where not defined.
-    """
-    threshold = calibrate(((values, mask, case_score(values, mask)) for values, mask in healthy), rate).threshold
-    scores: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for values, mask, label, kind in test:
-        scores[kind].append(asdict(voxel_metrics(values, mask, label, threshold)))
-    table: dict[str, dict[str, float | None]] = {}
-    for kind, rows in scores.items():
-        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-        defined = {name: column[np.isfinite(column)] for name, column in columns.items()}
-        table[kind] = {name: float(values.mean()) if values.size else None for name, values in defined.items()}
-    return table
+def _in_common_space(scans: Iterable[tuple[Volume, BoolArray]]) -> Iterable[tuple[Volume, BoolArray]]:
+    for volume, brain in scans:
+        check_common_space(volume, "method zscore")
+        yield volume, brain
 
 
 def _statistics(total: FloatArray, squares: FloatArray, count: FloatArray, affine: DoubleArray) -> HealthyStatistics:

@@ -1,59 +1,67 @@
-"""Whole-slice reconstruction for methods that take slices as they are, and the choice of engine for a network."""
+"""Baselines that take slices as they are, and the engine that reconstructs with them.
+
+They see pseudo-lesions if `train.pseudo_lesions` asks for them, as MAEDiff does; none of their authors do that, and the
+default is off.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from abc import abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from maediff.config import Config
 from maediff.diffusion.noise import generator, noise_field
-from maediff.methods.base import padded_shape
-from maediff.methods.build import PatchedDDPM, SlicePeer
-from maediff.methods.maediff.reconstructor import Reconstructor
-from maediff.methods.maediff.sliding import Healthy, Key, SlidingReconstructor
+from maediff.methods.base import Draw, Healthy, Key, Method, OnWindows
+from maediff.methods.folded_unet import padded_shape
 
 _SLICES = 32
-"""Slices a forward pass where `infer.batch_size` is auto: peers are small, and more are no faster on CPUs."""
+"""Slices per forward pass if `infer.batch_size` is auto: these networks are small, and more are no faster on CPUs."""
 
 
-class Engine(Protocol):
-    """Make slices healthy."""
+class WholeSliceMethod(Method):
+    """A method that reconstructs whole slices.
 
-    def __call__(
-        self, slices: Tensor, mask: Tensor, key: Key, on_batch: Callable[[int, int], None] | None = None
-    ) -> Healthy:
-        """Reconstruct slices (S, H, W) with brain (S, H, W); the noise depends on the key and the slice's index."""
-        ...
-
-
-def engine(network: nn.Module, config: Config, device: torch.device, *, bf16: bool) -> Engine:
-    """Choose the engine that a network works with.
-
-    Raises:
-        TypeError: A network that none fits.
+    Attributes:
+        multiple: Sides of a slice must be multiples of it; inference pads to them.
+        uses_timesteps: Whether the reconstruction depends on a timestep; if not, one pass is enough.
     """
-    if isinstance(network, SlicePeer):
-        return WholeReconstructor(network, config, device, bf16=bf16)
-    if isinstance(network, (Reconstructor, PatchedDDPM)):
-        return SlidingReconstructor(network, config, device, bf16=bf16)
-    raise TypeError(f"no engine for a {type(network).__name__}; use a SlicePeer, a PatchedDDPM or a Reconstructor")
+
+    multiple: int = 1
+    uses_timesteps: bool = True
+
+    @abstractmethod
+    def reconstruct(self, images: Tensor, brain: Tensor, t: int, draw: Draw) -> Tensor:
+        """Make slices healthy.
+
+        Args:
+            images: (B, 1, H, W) float32, -1 outside the brain.
+            brain: (B, 1, H, W) bool.
+            t: Test timestep.
+            draw: Source of noise.
+
+        Returns:
+            (B, 1, H, W) float32.
+        """
+
+    def engine(self, config: Config, device: torch.device, *, bf16: bool) -> WholeReconstructor:
+        """Return the engine that reconstructs slice by slice."""
+        return WholeReconstructor(self, config, device, bf16=bf16)
 
 
 class WholeReconstructor:
     """Reconstruct the healthy version of slices, each as a whole; slices without brain stay as they are.
 
     Args:
-        network: Trained peer, in eval mode, on `device`.
+        network: Trained method, in eval mode, on `device`.
         config: Configuration that it was trained with.
         device: Where to compute.
         bf16: Run the network under bf16 autocast.
     """
 
-    def __init__(self, network: SlicePeer, config: Config, device: torch.device, *, bf16: bool) -> None:
+    def __init__(self, network: WholeSliceMethod, config: Config, device: torch.device, *, bf16: bool) -> None:
         self.network = network
         self.config = config
         self.device = device
@@ -63,24 +71,23 @@ class WholeReconstructor:
         self.passes = [(t, draw) for t in times for draw in draws] if network.uses_timesteps else [(times[0], 0)]
 
     @torch.inference_mode()
-    def __call__(
-        self, slices: Tensor, mask: Tensor, key: Key, on_batch: Callable[[int, int], None] | None = None
-    ) -> Healthy:
+    def __call__(self, slices: Tensor, mask: Tensor, key: Key, on_batch: OnWindows | None = None) -> Healthy:
         """Reconstruct; the result does not depend on the batch size, since each slice has its own noise."""
         height, width = slices.shape[1:]
         tall, wide = padded_shape((height, width), self.network.multiple)
         extra = (0, wide - width, 0, tall - height)
-        images, brain = F.pad(slices.float(), extra, value=-1.0), F.pad(mask, extra)
-        wanted = brain.flatten(1).any(1).nonzero().squeeze(1)
+        images = F.pad(slices.float(), extra, value=-1.0)
+        brain = F.pad(mask, extra)
+        with_brain = brain.flatten(1).any(1).nonzero().squeeze(1)
         results = images[None].repeat(len(self.passes), 1, 1, 1)
-        wanted_size = self.config.infer.batch_size
-        done, size = 0, _SLICES if wanted_size == "auto" else wanted_size
+        size = _SLICES if self.config.infer.batch_size == "auto" else self.config.infer.batch_size
+        done = 0
         for number, (t, draw) in enumerate(self.passes):
-            for index in wanted.split(size):
+            for index in with_brain.split(size):
                 results[number, index] = self._batch(images[index], brain[index], t, (*key, t, draw), index)
                 done += len(index)
                 if on_batch is not None:
-                    on_batch(done, len(wanted) * len(self.passes))
+                    on_batch(done, len(with_brain) * len(self.passes))
         results = results[:, :, :height, :width]
         return Healthy(results.mean(0), results.std(0) if len(results) > 1 else None)
 

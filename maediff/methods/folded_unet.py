@@ -1,0 +1,66 @@
+"""The U-Net of the baselines, and the slice sizes that it divides."""
+
+from __future__ import annotations
+
+from monai.networks.nets import DiffusionModelUNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maediff.config import ModelConfig
+
+
+class FoldedUNet(nn.Module):
+    """MONAI's diffusion U-Net with `model.patch` x `model.patch` pixels folded into channels, as MAEDiff's is.
+
+    Args:
+        config: Widths and depths.
+        channels: (in, out) channels of the images.
+        patch: Pixels folded; those of the configuration if None.
+        embedding: Size of a vector a slice that is added to the embedding of the timestep; 0: none.
+    """
+
+    def __init__(
+        self, config: ModelConfig, channels: tuple[int, int] = (1, 1), patch: int | None = None, embedding: int = 0
+    ) -> None:
+        super().__init__()
+        self.patch = config.patch if patch is None else patch
+        self.unet = DiffusionModelUNet(
+            spatial_dims=2,
+            in_channels=channels[0] * self.patch**2,
+            out_channels=channels[1] * self.patch**2,
+            channels=config.channels,
+            num_res_blocks=config.num_res_blocks,
+            attention_levels=config.attention,
+            norm_num_groups=config.norm_groups,
+            num_head_channels=config.norm_groups,
+            num_class_embeds=1 if embedding else None,
+        )
+        if embedding:
+            self.unet.add_module("class_embedding", nn.Linear(embedding, 4 * config.channels[0]))
+
+    def forward(self, x: Tensor, t: Tensor, vector: Tensor | None = None) -> Tensor:
+        """Predict (B, out, H, W) from (B, in, H, W), timesteps (B,) and, with an embedding, a vector (B, E)."""
+        folded = F.pixel_unshuffle(x, self.patch)
+        output = self.unet(folded, t) if vector is None else self.unet(folded, t, class_labels=vector)
+        return F.pixel_shuffle(output, self.patch)
+
+
+def unet_multiple(config: ModelConfig) -> int:
+    """Tell what the sides of a slice must be multiples of for :class:`FoldedUNet`."""
+    return int(config.patch * 2 ** (len(config.channels) - 1))
+
+
+def padded_shape(shape: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Round the sides of a slice up to a multiple.
+
+    Example:
+        >>> padded_shape((30, 32), 8)
+        (32, 32)
+    """
+    return (shape[0] + -shape[0] % multiple, shape[1] + -shape[1] % multiple)
+
+
+def padded(images: Tensor, multiple: int) -> Tensor:
+    """Pad (B, 1, H, W) with background, at the far ends, to multiples."""
+    height, width = padded_shape((images.shape[2], images.shape[3]), multiple)
+    return F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]), value=-1.0)
