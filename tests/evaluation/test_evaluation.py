@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
 import re
@@ -278,6 +279,29 @@ def test_per_case_table_lists_every_scan(cohort):
     assert rows[2]["auprc"] == ""
     assert float(rows[0]["lesion_ml"]) == pytest.approx(27 * 9 / 1000)
     assert rows[0]["brain_from"] == "reference"
+
+
+def test_whatever_a_scan_raises_the_rest_is_scored(cohort, monkeypatch):
+    module = importlib.import_module("maediff.evaluation.evaluate")
+    right = module._compare
+
+    def fail(output, truth):
+        if output.case == "b_T2w":
+            raise LookupError("no such thing")
+        return right(output, truth)
+
+    monkeypatch.setattr(module, "_compare", fail)
+    metrics = evaluate(cohort.out, cohort.reference, cohort.root / "m", bootstrap=0)
+    (missing,) = [item for item in metrics["cases"]["not_scored"] if item["case"] == "b_T2w"]
+    assert missing["message"] == "unexpected LookupError: no such thing"
+    assert metrics["cases"]["scored"] == 3
+
+
+def test_a_map_of_zeros_is_scored(cohort):
+    image = nib.load(cohort.out / "c_T2w_anomaly.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.float32), image.affine), cohort.out / "c_T2w_anomaly.nii.gz")
+    metrics = evaluate(cohort.out, cohort.reference, cohort.root / "m", bootstrap=0)
+    assert metrics["cases"]["scored"] == 4
 
 
 def test_scans_without_usable_reference_are_reported_and_the_rest_scored(cohort):

@@ -18,7 +18,7 @@ from maediff.evaluation import evaluate
 from maediff.evaluation.bootstrap import histogram
 from maediff.evaluation.curves import scan_curves, voxel_curves
 from maediff.findings import locate
-from maediff.report import write_report
+from maediff.report import pictures, write_report
 from maediff.report.charts import Group, strip_chart
 from maediff.report.figures import (
     PLANES,
@@ -185,6 +185,22 @@ def test_report_draws_curves_distributions_and_the_place_among_healthy_scans(coh
     assert "case_scores" not in text
     (cohort.out / "run.json").write_text(json.dumps(record | {"hashes": {"model": "other"}}))
     assert "this scan (1)" not in write_report(cohort.out, cohort.root / "r.html").read_text()
+
+
+def test_whatever_a_scan_raises_the_rest_is_shown_and_a_map_of_zeros_is_too(cohort, monkeypatch):
+    right = pictures._extract
+
+    def fail(case, reference):
+        if case.case == "b_T2w":
+            raise LookupError("no such thing")
+        return right(case, reference)
+
+    monkeypatch.setattr(pictures, "_extract", fail)
+    nifti = nib.load(cohort.out / "c_T2w_anomaly.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(nifti.shape, np.float32), nifti.affine), cohort.out / "c_T2w_anomaly.nii.gz")
+    text = write_report(cohort.out, cohort.root / "r.html").read_text()
+    assert text.count("No pictures") == 1
+    assert "unexpected LookupError: no such thing" in text
 
 
 def test_uncertainty_is_drawn_where_there_is_one(cohort):
