@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from . import EXIT_SOME_FAILED
 from ._options import Command, examples, input_option, output_option, talk
 
 
@@ -21,7 +22,15 @@ def command(*, source: Path, prepared: Path, out: Path) -> None:
     """
     from maediff import restore_cohort
 
-    from ._console import say
+    from ._console import print_failed, say
 
-    written = restore_cohort(source, prepared, out)
+    failed: list[str] = []
+
+    def tell(case: str, reason: str) -> None:
+        failed.append(case)
+        print_failed(f"{case}: failed: {reason}")
+
+    written = restore_cohort(source, prepared, out, on_failed=tell)
     say(f"{len(written)} maps on the raw scans' voxels: {out}")
+    if failed:
+        click.get_current_context().exit(EXIT_SOME_FAILED)

@@ -20,6 +20,8 @@ _SCAN = re.compile(
     r"(?P<folder>sub-[a-zA-Z0-9+]+(/ses-[a-zA-Z0-9+]+)?/anat)/"
     r"(?P<entities>sub-[a-zA-Z0-9+]+(_[a-z]+-[a-zA-Z0-9+]+)*)_(?P<suffix>T1w|T2w|FLAIR)"
 )
+_GRID = ("space", "cohort", "res", "den")
+_AFTER_SPACE = ("split", "recording", "chunk", "seg", "label", "desc")
 _IGNORED = (
     "cases*.tsv",
     "run*.json",
@@ -75,23 +77,30 @@ class BidsName:
         return f"{self.folder}/{self.entities}_{self.suffix}"
 
     def in_space(self, space: str) -> BidsName:
-        """Name the scan as resampled to a template; entities have a fixed order, in which only chunk comes later.
+        """Name the scan as resampled to a template; entities have a fixed order, in which few come after space.
 
         Example:
             >>> BidsName("sub-1/anat", "sub-1_run-2_chunk-1", "T1w").in_space("X").entities
             'sub-1_run-2_space-X_chunk-1'
+            >>> BidsName("sub-1/anat", "sub-1_space-Y_res-2_desc-preproc", "T1w").in_space("X").entities
+            'sub-1_space-X_desc-preproc'
         """
-        before, chunk, after = self.entities.partition("_chunk-")
-        return replace(self, entities=f"{before}_space-{space}{chunk}{after}")
+        parts = [part for part in self.entities.split("_") if part.partition("-")[0] not in _GRID]
+        after = [part for part in parts if part.partition("-")[0] in _AFTER_SPACE]
+        before = [part for part in parts if part not in after]
+        return replace(self, entities="_".join([*before, f"space-{space}", *after]))
 
     def map(self, kind: str) -> str:
-        """Name a map of the scan inside the derivative data set, without an ending.
+        """Name a map of the scan inside the derivative data set, without an ending; a ``desc`` of the scan is kept.
 
         Example:
             >>> BidsName("sub-1/anat", "sub-1", "T1w").map("anomaly")
             'sub-1/anat/sub-1_desc-anomaly_T1w'
+            >>> BidsName("sub-1/anat", "sub-1_desc-preproc", "T1w").map("anomaly")
+            'sub-1/anat/sub-1_desc-preprocanomaly_T1w'
         """
-        return f"{self.folder}/{self.entities}_desc-{kind}_{self.suffix}"
+        entities, _, desc = self.entities.partition("_desc-")
+        return f"{self.folder}/{entities}_desc-{desc}{kind}_{self.suffix}"
 
     @property
     def mask(self) -> str:
@@ -101,8 +110,9 @@ class BidsName:
             >>> BidsName("sub-1/anat", "sub-1", "FLAIR", alone=False).mask
             'sub-1/anat/sub-1_label-anomaly_desc-FLAIR_mask'
         """
-        contrast = "" if self.alone else f"_desc-{self.suffix}"
-        return f"{self.folder}/{self.entities}_label-anomaly{contrast}_mask"
+        entities, _, desc = self.entities.partition("_desc-")
+        desc += "" if self.alone else self.suffix
+        return f"{self.folder}/{entities}_label-anomaly{f'_desc-{desc}' if desc else ''}_mask"
 
 
 def describe_data_set(

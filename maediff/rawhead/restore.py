@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def restore_map(values: Array, sidecar: dict[str, Any], raw: Volume, order: int 
     return resample(values, matrix, (x, y, z), order)
 
 
-def restore_cohort(results: str | Path, prepared: str | Path, out: str | Path) -> list[Path]:
+def restore_cohort(
+    results: str | Path, prepared: str | Path, out: str | Path, on_failed: Callable[[str, str], None] | None = None
+) -> list[Path]:
     """Bring all maps of an output folder of ``infer`` back to the raw scans.
 
     The result is an output folder like that of ``infer``, with sidecars and ``cases.tsv``, so that report, evaluate and
@@ -58,29 +61,42 @@ def restore_cohort(results: str | Path, prepared: str | Path, out: str | Path) -
         results: Output folder of ``maediff infer`` on prepared scans.
         prepared: Folder that ``maediff prepare`` wrote.
         out: Folder for the maps on raw voxels.
+        on_failed: Called with a case and the reason if its maps cannot be brought back (the raw scan is gone, or is
+            not the one that was prepared); the others are.
 
     Returns:
         The maps written.
 
     Raises:
-        InputError: No map of a prepared scan is there, or a raw scan is gone.
-        GeometryError: A map or raw scan does not fit its sidecar.
+        InputError: No map of a prepared scan is there, or none could be brought back.
     """
     results, prepared, out = Path(results), Path(prepared), Path(out)
     if out.resolve() == results.resolve():
         raise InputError(f"{out} holds the maps of the prepared scans; choose another folder for those on raw voxels")
-    rows, written, suffixes = [], [], []
+    rows: list[dict[str, Any]] = []
+    written: list[Path] = []
+    suffixes: list[str] = []
+    errors: list[InputError] = []
     for output in read_outputs(results):
         sidecar = read_json(prepared / f"{output.case}_prepare.json")
-        volume_ml = output.volume_ml
+        volume_ml, status, message = output.volume_ml, output.status, output.message
         if sidecar and output.finished:
-            maps, volume_ml = _restored(output, sidecar, results, prepared, out)
+            try:
+                maps, volume_ml = _restored(output, sidecar, results, prepared, out)
+            except InputError as error:
+                volume_ml, status, message = math.nan, "failed", str(error)
+                errors.append(error)
+                if on_failed:
+                    on_failed(output.case, message)
+                maps = []
             written += maps
             suffixes += [path.name.removesuffix(".nii.gz").rpartition("_")[2] for path in maps if "_desc-" in path.name]
         elif output.finished:
             continue  # of another folder of prepared scans
-        row = {"case": output.case, "status": output.status, "score": output.score, "anomalous_volume_ml": volume_ml}
-        rows.append(row | {"seconds": output.seconds, "message": output.message})
+        row = {"case": output.case, "status": status, "score": output.score, "anomalous_volume_ml": volume_ml}
+        rows.append(row | {"seconds": output.seconds, "message": message})
+    if errors and not written:
+        raise errors[0]
     if not written:
         raise InputError(
             f"{results} holds no map of a scan that was prepared in {prepared}; run maediff infer on "

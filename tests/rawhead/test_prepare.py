@@ -195,6 +195,24 @@ class TestWayBack:
         with pytest.raises(GeometryError, match="give the original file"):
             restore_map(values, sidecar, read_nifti(raw / "a_t1.nii.gz"))
 
+    def test_a_raw_scan_that_is_gone_stops_no_other(self, raw, tmp_path, make_scan):
+        out, maps = tmp_path / "out", tmp_path / "maps"
+        nib.save(make_scan(TURNED, SHAPE), raw / "b_t1.nii.gz")
+        prepare_cohort(raw, out, PLAIN)
+        maps.mkdir()
+        for name in "ab":
+            nib.save(nib.load(out / f"{name}_t1.nii.gz"), maps / f"{name}_t1_anomaly.nii.gz")
+        (maps / "cases.tsv").write_text("case\tstatus\na_t1\tdone\nb_t1\tdone\n")
+        (raw / "a_t1.nii.gz").unlink()
+        told = []
+        (path,) = restore_cohort(maps, out, tmp_path / "back", on_failed=lambda *failed: told.append(failed))
+        assert path.name == "b_t1_anomaly.nii.gz"
+        assert [case for case, _ in told] == ["a_t1"]
+        assert "is not where it was when it was prepared" in (tmp_path / "back" / "cases.tsv").read_text()
+        (raw / "b_t1.nii.gz").unlink()
+        with pytest.raises(InputError, match="is not where it was when it was prepared"):
+            restore_cohort(maps, out, tmp_path / "again")
+
     def test_no_maps_is_said(self, raw, tmp_path):
         prepare_cohort(raw, tmp_path / "out", PLAIN)
         (tmp_path / "cases.tsv").write_text("case\tstatus\na_t1\tfailed\n")
