@@ -15,9 +15,11 @@ from maediff.system import name_user
 name_user()  # before anything imports MONAI or PyTorch
 
 _HOMES = {
-    "AnomalyResult": "maediff.inference.predictor",
+    "AnomalyResult": "maediff.inference.result",
     "Config": "maediff.config",
     "MAEDiffError": "maediff.errors",
+    "MAEDiffSubject": "maediff.transforms",
+    "MAEDiffd": "maediff.transforms",
     "Predictor": "maediff.inference.predictor",
     "PrepareSettings": "maediff.rawhead.scan",
     "Volume": "maediff.volume",
@@ -50,7 +52,8 @@ if TYPE_CHECKING:
     from maediff.evaluation.document import document_model
     from maediff.evaluation.evaluate import evaluate
     from maediff.inference.load import load_model
-    from maediff.inference.predictor import AnomalyResult, Predictor
+    from maediff.inference.predictor import Predictor
+    from maediff.inference.result import AnomalyResult
     from maediff.jobs.calibrate import calibrate_model
     from maediff.jobs.infer import estimate_inference, infer, plan_inference
     from maediff.jobs.train import train
@@ -58,12 +61,15 @@ if TYPE_CHECKING:
     from maediff.rawhead.restore import restore_cohort
     from maediff.rawhead.scan import PrepareSettings
     from maediff.report.html import write_report
+    from maediff.transforms import MAEDiffd, MAEDiffSubject
     from maediff.volume import Volume, read_nifti
 
 __all__ = [
     "AnomalyResult",
     "Config",
     "MAEDiffError",
+    "MAEDiffSubject",
+    "MAEDiffd",
     "Predictor",
     "PrepareSettings",
     "Volume",

@@ -87,6 +87,19 @@ class Calibration:
         return lines
 
 
+def among_healthy(percentile: float) -> str:
+    """Say how a score compares with those of the healthy calibration scans, in scans of twenty.
+
+    Args:
+        percentile: Share of healthy scans that scored lower, 0 to 1.
+
+    Example:
+        >>> among_healthy(0.95), among_healthy(1.0), among_healthy(0.6)
+        ('above 19 of 20 healthy scans', 'above every healthy scan', 'above 12 of 20 healthy scans')
+    """
+    return "above every healthy scan" if percentile >= 1 else f"above {round(20 * percentile)} of 20 healthy scans"
+
+
 def with_threshold(
     calibration: Calibration | None, threshold: float | None = None, rate: float | None = None
 ) -> Calibration:

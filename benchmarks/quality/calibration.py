@@ -29,7 +29,8 @@ from benchmarks.common import Benchmark, say, table
 from maediff.calibration import Calibration, calibrate
 from maediff.data.cases import find_cases
 from maediff.errors import ModelError
-from maediff.inference.predictor import AnomalyResult, Predictor
+from maediff.inference.predictor import Predictor
+from maediff.inference.result import AnomalyResult
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/calibration.md", results=("calibration.json",))
 ONE = "t2"

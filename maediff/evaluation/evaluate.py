@@ -15,6 +15,7 @@ from maediff.errors import ConfigError, InputError, one_line
 from maediff.evaluation.bootstrap import Estimate, VoxelHistogram, bootstrap_ci, histogram, pooled
 from maediff.evaluation.case import case_auroc_estimate
 from maediff.evaluation.lesion import LesionMetrics, lesion_metrics
+from maediff.evaluation.metrics import Metrics
 from maediff.evaluation.outputs import OutputCase, read_outputs
 from maediff.evaluation.reference import Reference, Truth
 from maediff.evaluation.strata import Stratum
@@ -101,14 +102,14 @@ class Evaluation:
 
 
 def evaluate(
-    out_dir: Path,
-    reference: Path,
-    metrics_dir: Path,
+    out_dir: str | Path,
+    reference: str | Path,
+    metrics_dir: str | Path,
     *,
     bootstrap: int = 1000,
     seed: int = 0,
     strata: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Metrics:
     """Score an infer output folder and write ``metrics.json`` and ``metrics_per_case.csv``.
 
     Args:
@@ -121,7 +122,7 @@ def evaluate(
             ``age:40,60`` with the edges of ranges.
 
     Returns:
-        The content of ``metrics.json``: see :func:`measure`.
+        The content of ``metrics.json``, see :func:`measure`, with tables of it.
 
     Raises:
         InputError: The folder or the reference cannot be used, or no scan could be scored.
@@ -131,11 +132,11 @@ def evaluate(
     rows = [case.to_row() for case in evaluation.cases]
     write_table(Path(metrics_dir) / PER_CASE_FILE, rows, list(rows[0]))
     write_json(Path(metrics_dir) / METRICS_FILE, evaluation.metrics)
-    return evaluation.metrics
+    return Metrics(evaluation.metrics, rows)
 
 
 def measure(
-    out_dir: Path, reference: Path, *, bootstrap: int = 1000, seed: int = 0, strata: Sequence[str] = ()
+    out_dir: str | Path, reference: str | Path, *, bootstrap: int = 1000, seed: int = 0, strata: Sequence[str] = ()
 ) -> Evaluation:
     """Score an infer output folder in memory.
 
@@ -160,8 +161,8 @@ def measure(
     wanted = [Stratum.parse(text) for text in strata]
     if bootstrap < 0 or seed < 0:
         raise ConfigError(f"bootstrap {bootstrap} and seed {seed} must be 0 or more")
-    truths = Reference(reference)
-    outputs = read_outputs(out_dir)
+    truths = Reference(Path(reference))
+    outputs = read_outputs(Path(out_dir))
     results = [_score(output, truths) for output in outputs]
     scored = [result for result in results if result.status == SCORED]
     for result in results:

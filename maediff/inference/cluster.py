@@ -20,7 +20,8 @@ from maediff.data.cases import Case
 from maediff.errors import ConfigError
 from maediff.inference.cohort import CaseJob, CaseOutcome, CaseTable, InferSummary, Outputs, RunKey, summarize
 from maediff.inference.load import load_model
-from maediff.inference.predictor import AnomalyResult, Predictor
+from maediff.inference.predictor import Predictor
+from maediff.inference.result import AnomalyResult
 
 if TYPE_CHECKING:
     from distributed import Client

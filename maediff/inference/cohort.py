@@ -22,8 +22,12 @@ from maediff.inference.overlap import overlapped
 from maediff.paths import WRITTEN_IN, stored_path
 from maediff.volume import write_like
 
-if TYPE_CHECKING:  # the predictor imports the network's packages, which a run of finished scans does not need
-    from maediff.inference.predictor import AnomalyResult, LoadedScan, Predictor
+if TYPE_CHECKING:
+    import pandas as pd
+
+    # the predictor imports the network's packages, which a run of finished scans does not need
+    from maediff.inference.predictor import LoadedScan, Predictor
+    from maediff.inference.result import AnomalyResult
 
 log = logging.getLogger(__name__)
 Status = Literal["done", "skipped", "failed"]
@@ -53,6 +57,17 @@ class InferSummary:
     skipped: int
     failed: int
     cases: tuple[CaseOutcome, ...] = ()
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the outcomes as a table, one row per scan, with the columns of `cases.tsv`."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(case) for case in self.cases], columns=outcome_columns())
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        counts = f"{self.done} done, {self.skipped} skipped, {self.failed} failed"
+        return f"<p>{counts}</p>{self.to_frame().to_html(index=False)}"
 
 
 @dataclass(frozen=True)
@@ -327,6 +342,16 @@ def _write_result(
     key: RunKey,
     on_result: Callable[[AnomalyResult, Outputs], None] | None,
 ) -> CaseOutcome:
+    written = _write_maps(result, outputs)
+    if on_result:
+        on_result(result, outputs)
+    write_json(outputs.sidecar, _sidecar(case, result, key, outputs.sidecar.parent) | {"outputs": written})
+    message = "; ".join(result.notes)
+    return CaseOutcome(case.id, "done", result.score, result.volume_ml, result.seconds, message, result.notes)
+
+
+def _write_maps(result: AnomalyResult, outputs: Outputs) -> dict[str, str]:
+    """Write maps, mask and findings; returns the file names of the maps."""
     written = {"anomaly": outputs.anomaly, "reconstruction": outputs.reconstruction}
     write_like(outputs.anomaly, result.anomaly, result.volume)
     write_like(outputs.reconstruction, result.reconstruction, result.volume)
@@ -336,13 +361,25 @@ def _write_result(
         write_components(outputs.components, findings.components)
     if result.uncertainty is not None:
         written["uncertainty"] = write_like(outputs.uncertainty, result.uncertainty, result.volume)
-    if on_result:
-        on_result(result, outputs)
-    named = {name: path.name for name, path in written.items()}
-    write_json(outputs.sidecar, _sidecar(case, result, key, outputs.sidecar.parent) | {"outputs": named})
-    return CaseOutcome(
-        case.id, "done", result.score, result.volume_ml, result.seconds, "; ".join(result.notes), result.notes
-    )
+    return {name: path.name for name, path in written.items()}
+
+
+def save_result(result: AnomalyResult, folder: Path, stem: str) -> Path:
+    """Write one result that was computed in memory, named as in an output folder; returns the path of the map.
+
+    Raises:
+        InputError: The stem is too long to make output names of.
+        OutputError: A file cannot be written.
+    """
+    image = result.volume.source or Path(f"{stem}.nii.gz")
+    outputs = Outputs.of(Case(stem, image, None, None, stem, None, None, stem), folder)
+    outputs.remove()
+    written = _write_maps(result, outputs)
+    named = {"image": stored_path(image, folder)} if result.volume.source else {}
+    place = {WRITTEN_IN: str(folder.resolve())}
+    content = {"case": stem, **named, **place, **result.to_dict(), "outputs": written, "use": "research use only"}
+    write_json(outputs.sidecar, content)
+    return outputs.anomaly
 
 
 def _sidecar(case: Case, result: AnomalyResult, key: RunKey, folder: Path) -> dict[str, Any]:
@@ -357,17 +394,8 @@ def _sidecar(case: Case, result: AnomalyResult, key: RunKey, folder: Path) -> di
         "model_hash": key.model_hash,
         "config_hash": key.config_hash,
         "seed": key.seed,
-        "units": result.units,
-        "threshold": result.threshold,
-        "threshold_origin": result.threshold_origin,
         "threshold_given": key.threshold_given,
-        "score": result.score,
-        "score_percentile": result.score_percentile,
-        "volume_ml": result.volume_ml,
-        "brain_volume_ml": result.brain_volume_ml,
-        "seconds": round(result.seconds, 3),
-        "background": None if result.background is None else asdict(result.background),
-        "notes": list(result.notes),
+        **result.to_dict(),
         "use": "research use only",
     }
 
@@ -392,9 +420,14 @@ def table_name(shard: tuple[int, int]) -> str:
     return "cases.tsv" if shard == (1, 1) else f"cases-{shard[0]}-of-{shard[1]}.tsv"
 
 
+def outcome_columns() -> list[str]:
+    """Name the columns of `cases.tsv`."""
+    return [field.name for field in fields(CaseOutcome) if field.name != "notes"]
+
+
 def write_table(path: Path, outcomes: Sequence[CaseOutcome]) -> None:
     """Write `cases.tsv` atomically."""
-    columns = [field.name for field in fields(CaseOutcome) if field.name != "notes"]
+    columns = outcome_columns()
     tables.write_table(path, [asdict(outcome) for outcome in outcomes], columns, missing="n/a")
 
 

@@ -7,97 +7,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
-import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from maediff.calibration import Calibration
 from maediff.config import Config, config_hash
 from maediff.errors import InputError, ModelError
 from maediff.hardware import check_not_forked, use_bf16, usual_defaults
+from maediff.images import as_image, as_mask
+from maediff.inference.result import WORKING_UNITS, AnomalyResult
 from maediff.methods.base import Engine, Healthy, Method
 from maediff.normative import UNITS, Locations
 from maediff.scoring import anomaly_mask, case_score, channel_residual, eroded, postprocess
-from maediff.typing import Array, BoolArray, FloatMap
+from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, check_common_space, from_image, image_like, read_channel, read_mask
 from maediff.working import WorkingScan, prepare
-from maediff.working.foreground import Background
 
-Image = str | Path | nib.Nifti1Image | Volume
-WORKING_UNITS = "working units: 2 spans the scan's intensity scale"
-Images = Image | list[Image] | tuple[Image, ...]
+Image = Any
+"""A path, a nibabel image, a `Volume`, an array with an affine, or an image of MONAI, SimpleITK or TorchIO."""
+Images = Any
 """A scan, or its channels in the order of the model's `data.channels`."""
-
-
-@dataclass(frozen=True)
-class AnomalyResult:
-    """What MAEDiff says about one scan; all arrays are (X, Y, Z) on the scan's own voxel grid.
-
-    Attributes:
-        volume: The scan; of several channels the first.
-        anomaly: Anomaly map, float32, in `units`, never negative, zero outside the brain.
-        reconstruction: Healthy reconstruction in the scan's intensity units, outside the brain the scan itself; of
-            several channels that of the first.
-        brain_mask: Where the map is defined.
-        anomaly_mask: Voxels above the calibrated threshold; None where the model has no calibration.
-        uncertainty: Standard deviation of the reconstruction over noise draws and timesteps, working units, the mean
-            of several channels; None for a single draw.
-        score: Scan-level score, the mean of the highest 1 % of the map inside the brain.
-        score_percentile: Share of healthy calibration scans that scored lower, 0 to 1; None without calibration.
-        threshold: Calibrated threshold of the map, or None.
-        threshold_origin: Where the threshold comes from.
-        notes: What a user should be told about this scan.
-        seconds: Time taken.
-        units: Of the map: working units, or standard deviations where the model has healthy residuals by place.
-        background: What was taken as background; None if a brain mask was given, or if there is none.
-    """
-
-    volume: Volume
-    anomaly: FloatMap
-    reconstruction: FloatMap
-    brain_mask: BoolArray
-    anomaly_mask: BoolArray | None
-    uncertainty: FloatMap | None
-    score: float
-    score_percentile: float | None
-    threshold: float | None
-    threshold_origin: str | None
-    notes: tuple[str, ...]
-    seconds: float
-    units: str = WORKING_UNITS
-    background: Background | None = None
-
-    @property
-    def volume_ml(self) -> float | None:
-        """Volume of the anomaly mask, ml; None without calibration."""
-        if self.anomaly_mask is None:
-            return None
-        return float(np.count_nonzero(self.anomaly_mask)) * self.volume.voxel_mm3 / 1000
-
-    @property
-    def brain_volume_ml(self) -> float:
-        """Volume of the brain mask, ml."""
-        return float(np.count_nonzero(self.brain_mask)) * self.volume.voxel_mm3 / 1000
-
-    def image(self, name: str) -> nib.Nifti1Image:
-        """Return an array as a NIfTI image with the scan's affine, qform and sform.
-
-        Args:
-            name: "anomaly", "reconstruction", "brain_mask", "anomaly_mask" or "uncertainty".
-
-        Raises:
-            InputError: Unknown name, or a map that this result does not have.
-        """
-        names = ("anomaly", "reconstruction", "brain_mask", "anomaly_mask", "uncertainty")
-        if name not in names:
-            raise InputError(f"a result has no map {name!r}; it has {', '.join(names)}")
-        data = getattr(self, name)
-        if data is None:
-            why = "the model is not calibrated" if name == "anomaly_mask" else "there was a single draw (infer.draws)"
-            raise InputError(f"this result has no {name}: {why}")
-        return image_like(data, self.volume, np.uint8 if data.dtype == bool else np.float32)
 
 
 @dataclass(frozen=True)
@@ -152,19 +84,23 @@ class Predictor:
     def predict(
         self,
         image: Images,
-        mask: Image | Array | None = None,
+        mask: Image | None = None,
         seed: int = 0,
         on_batch: Callable[[int, int], None] | None = None,
+        *,
+        affine: npt.ArrayLike | None = None,
     ) -> AnomalyResult:
         """Score one scan.
 
         Args:
-            image: Path, nibabel image or :class:`~maediff.volume.Volume`, 3-D; for a model of several channels a list
-                of them in the order of its `data.channels`, on one voxel grid.
+            image: Path, nibabel image, :class:`~maediff.volume.Volume`, NumPy array or PyTorch tensor (X, Y, Z), MONAI
+                MetaTensor, SimpleITK image or TorchIO image; for a model of several channels a list of them in the
+                order of its `data.channels`, on one voxel grid.
             mask: Brain mask on the same grid; without one, what is not background in a skull-stripped scan.
             seed: Seed of the noise. The result depends on it and on the scan's content and place alone: not on its file
                 name, nor on the order in which its voxels are stored.
-            on_batch: Told how many windows are done, of how many.
+            on_batch: Progress callback, called with (windows done, windows in total).
+            affine: Voxel to RAS mm (4, 4) of an array or a tensor.
 
         Returns:
             Maps on the voxel grid of `image`.
@@ -175,22 +111,22 @@ class Predictor:
                 where the model measures by place.
             ModelError: The maps are not finite.
         """
-        return self.score(self.prepare(image, mask), seed, on_batch)
+        return self.score(self.prepare(image, mask, affine), seed, on_batch)
 
     @usual_defaults()
-    def prepare(self, image: Images, mask: Image | Array | None = None) -> LoadedScan:
+    def prepare(self, image: Images, mask: Image | None = None, affine: npt.ArrayLike | None = None) -> LoadedScan:
         """Read a scan and bring it to the working grid: the part of :meth:`predict` that needs no network.
 
         Cohorts do it in a thread while the network works on the scan before. Arguments and errors are those of
         :meth:`predict`.
         """
         start = time.perf_counter()
-        first, *rest = self._channels(image)
+        first, *rest = (as_image(channel, affine) for channel in self._channels(image))
         volume = from_image(first)
         if self.config.score.locations:
             check_common_space(volume, "score.locations")
         others = [read_channel(channel, volume) for channel in rest]
-        brain = None if mask is None else _mask(mask, volume)
+        brain = None if mask is None else _mask(as_mask(mask), volume)
         prepared = prepare(volume, brain, self.config.data, others)
         return LoadedScan(volume, prepared, time.perf_counter() - start)
 
@@ -307,7 +243,7 @@ def content_key(scan: LoadedScan) -> str:
     return hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
 
 
-def _mask(mask: Image | Array, volume: Volume) -> BoolArray:
+def _mask(mask: Any, volume: Volume) -> BoolArray:
     source = image_like(mask.data, mask) if isinstance(mask, Volume) else mask
     found: BoolArray = read_mask(source, volume, "brain mask")
     return found

@@ -25,7 +25,8 @@ from maediff.provenance import run_record, write_run
 
 if TYPE_CHECKING:
     from maediff.inference.cost import Cost
-    from maediff.inference.predictor import AnomalyResult, Predictor
+    from maediff.inference.predictor import Predictor
+    from maediff.inference.result import AnomalyResult
 
 OnCase = Callable[[CaseOutcome], None]
 OnBatch = Callable[[str, int, int], None]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from maediff.files import atomic_path
-from maediff.inference.predictor import AnomalyResult
+from maediff.inference.result import AnomalyResult
 from maediff.report.figures import (
     MASK_COLOUR,
     frame_around,

@@ -15,6 +15,8 @@ def test_the_public_names():
         "AnomalyResult",
         "Config",
         "MAEDiffError",
+        "MAEDiffSubject",
+        "MAEDiffd",
         "Predictor",
         "PrepareSettings",
         "Volume",
