@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train a model on healthy scans."),
     "calibrate": ("calibrate", "Set a model's threshold from healthy scans."),
     "infer": ("infer", "Turn scans into anomaly maps in their own space."),
+    "bids": ("bids", "Score a BIDS data set, as BIDS-Apps are called."),
     "restore": ("restore", "Bring maps of prepared scans back to the raw scans."),
     "export-dicom": ("export_dicom", "Write maps as DICOM SEG and Parametric Map."),
     "evaluate": ("evaluate", "Score anomaly maps against lesion masks."),

@@ -41,7 +41,7 @@ class Command(click.Command):
         rows: dict[str, list[tuple[str, str]]] = {"Options": [], **{section: [] for section in SECTIONS}}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 rows[_section(parameter, where)].append(record)
         for section, records in rows.items():
             if records:

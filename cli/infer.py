@@ -140,21 +140,22 @@ def command(  # noqa: PLR0913  click passes each option by its name
         _show_plan(plan, model, device, overrides, as_json=as_json)
         return
     more = {"device": device, "preview": preview, "scheduler": scheduler, "workers": workers}
-    summary = _run(plan, (model, source, out), chosen | more)
+    summary = run(plan, (model, source, out), chosen | more)
     if report:
         _report(out)
-    _finish(summary, out, as_json)
+    finish(summary, out, as_json)
 
 
-def _run(plan: Sequence[PlannedCase], where: tuple[str, Path, Path], options: dict[str, Any]) -> InferSummary:
+def run(plan: Sequence[PlannedCase], where: tuple[str, Path, Path], options: dict[str, Any]) -> InferSummary:
     """Score the scans; a run whose scans are all finished loads no network."""
-    from maediff.inference.plan import keep_finished, nothing_to_do
+    from maediff.inference.plan import keep_finished, nothing_to_do, part_of
 
     from ._console import scan_progress
 
+    part = part_of(options.get("shard", (1, 1)), options.get("participants", ()), options.get("sessions", ()))
     with scan_progress(len(plan)) as progress:
         if nothing_to_do(plan, where[2]):
-            summary = keep_finished(plan, where[2], shard=options["shard"])
+            summary = keep_finished(plan, where[2], part=part)
             for outcome in summary.cases:
                 progress.case(outcome)
             return summary
@@ -221,7 +222,8 @@ def _report(out: Path) -> None:
     say(f"report: {write_report(out, out / 'report.html')}")
 
 
-def _finish(summary: InferSummary, out: Path, as_json: bool) -> None:
+def finish(summary: InferSummary, out: Path, as_json: bool) -> None:
+    """Print the summary of a run, and set the exit code."""
     from ._console import say
 
     if as_json:

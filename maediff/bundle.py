@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from maediff._version import __version__
 from maediff.config import UNTRAINED, Config
 from maediff.errors import ConfigError, OutputError
+from maediff.extras import install_hint
 from maediff.files import atomic_path, cannot_write, write_json, write_text
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
@@ -112,7 +113,7 @@ def _write(bundle: Path, folder: Path, predictor: Predictor) -> None:
     write_json(bundle / "configs" / "metadata.json", _metadata(predictor))
     write_json(bundle / "configs" / "inference.json", _inference())
     card = (folder / CARD).read_text(encoding="utf-8")
-    write_text(bundle / "docs" / "README.md", card.rstrip() + _HOW_TO)
+    write_text(bundle / "docs" / "README.md", card.rstrip() + _HOW_TO.replace("HINT", install_hint("bundle")))
     write_text(bundle / "docs" / "license.txt", _LICENCE)
 
 
@@ -180,7 +181,7 @@ _HOW_TO = """
 
 ## Running this bundle
 
-It needs MAEDiff (`pip install 'maediff[bundle]'`). From this folder:
+It needs MAEDiff, and for MONAI's command line `HINT`. From this folder:
 
 ```
 python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS --output_dir OUT

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from maediff.errors import ConfigError, InputError, ModelError, OutputError
+from maediff.extras import install_hint
 from maediff.files import cannot_write
 from maediff.model_folder import model_files, resolve_model, verify_model_folder
 from maediff.staging import CHECKSUMS, FILES, LOCATIONS
@@ -122,7 +123,7 @@ def _default_api() -> HubApi:
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
-        raise ConfigError("the Hugging Face Hub needs its client: pip install 'maediff[hub]'") from error
+        raise ConfigError(f"the Hugging Face Hub needs its client: {install_hint('hub')}") from error
     api: HubApi = HfApi(library_name="maediff")
     return api
 

@@ -11,16 +11,19 @@ from filelock import FileLock, Timeout
 from maediff.errors import OutputError
 from maediff.files import cannot_write
 
+PARTICIPANTS = "participants"
+Part = tuple[int, int] | tuple[str, str]
+"""What part of a cohort a run works on."""
 WAIT_SECONDS = 2.0  # a run that merely looks at a lock holds it for less than a millisecond
 
 
 @contextmanager
-def folder_lock(folder: Path, part: tuple[int, int] = (1, 1)) -> Iterator[None]:
+def folder_lock(folder: Path, part: Part = (1, 1)) -> Iterator[None]:
     """Hold a folder for one run; the K-th parts of one N may work side by side.
 
     Args:
         folder: Output folder; made if it is missing. A hidden lock file lies in it while the run goes on.
-        part: (K, N) of a sharded run.
+        part: (K, N) of a sharded run, or (names, "participants") of a run over some participants.
 
     Raises:
         OutputError: Another run writes there: an equal part, or a run that is divided into another number of parts.

@@ -71,7 +71,7 @@ SCHEMA = {
 
 
 needs_command = pytest.mark.skipif(
-    not all(find_spec(name) for name in ("fire", "jsonschema")), reason="MONAI's bundle command needs maediff[bundle]"
+    not all(find_spec(name) for name in ("fire", "jsonschema")), reason="MONAI's bundle command needs the extra bundle"
 )
 
 

@@ -65,7 +65,7 @@ def configuration_page() -> str:
     for name, field in Config.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            lines += [f"## {name}", "", " ".join((kind.__doc__ or "").split()), ""]
+            lines += [f"## {name}", "", _prose(" ".join((kind.__doc__ or "").split())), ""]
             lines += [*_TABLE, *(_setting(key, part) for key, part in kind.model_fields.items())]
         else:
             lines += [f"## {name}", "", *_TABLE, _setting(name, field)]
@@ -77,7 +77,7 @@ def _setting(key: str, field: FieldInfo) -> str:
     limits = [f"{sign}\u00a0{value:g}" for item in field.metadata for sign, value in _limits(item)]
     kind = ", ".join([_type(field.annotation), *limits])
     default = _plain(field.default)
-    return f"| `{key}` | {_cell(kind)} | `{default}` | {_cell(field.description or '')} |"
+    return f"| `{key}` | {_cell(kind)} | `{default}` | {_cell(_prose(field.description or ''))} |"
 
 
 def _limits(item: Any) -> Iterator[tuple[str, float]]:
@@ -145,8 +145,9 @@ def _plain(value: Any) -> str:
 
 
 def _prose(text: str) -> str:
-    """Keep what Markdown would take for markup: words in capitals and braces stay as they are."""
-    return re.sub(r"(?<!`)<([^<>]*)>(?!`)", r"`<\1>`", text.replace("\b", "").strip())
+    """Keep what Markdown would take for markup: a word with a placeholder, such as image_<channel>, becomes code."""
+    parts = re.split(r"(`[^`]*`)", text.replace("\b", "").strip())  # what is code already stays
+    return "".join(p if p.startswith("`") else re.sub(r"[\w./-]*<[^<>\s]+>[\w./<>-]*", r"`\g<0>`", p) for p in parts)
 
 
 def _code(text: str) -> str:

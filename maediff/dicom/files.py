@@ -11,6 +11,7 @@ from typing import Any
 
 from maediff.data.walk import walk
 from maediff.errors import ConfigError, InputError
+from maediff.extras import install_hint
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _HEAD_BYTES = 1024
@@ -31,7 +32,7 @@ def packages() -> tuple[Any, Any]:
         import pydicom
     except ImportError as error:
         raise ConfigError(
-            "DICOM needs pydicom and highdicom, which are not installed: pip install 'maediff[dicom]'"
+            f"DICOM needs pydicom and highdicom, which are not installed: {install_hint('dicom')}"
         ) from error
     return pydicom, highdicom
 

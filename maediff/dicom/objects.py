@@ -10,6 +10,7 @@ from typing import Any
 
 from maediff.dicom.files import dicom_files, has_preamble
 from maediff.errors import InputError
+from maediff.extras import install_hint
 
 log = logging.getLogger(__name__)
 
@@ -162,5 +163,5 @@ def _check_decodable(image: Any, pydicom: Any, folder: Path) -> None:
     if not ready:
         raise InputError(
             f"the images in {folder} are compressed as {syntax.name}, which cannot be decoded here: "
-            "pip install 'maediff[dicom]' python-gdcm, or convert them to Explicit VR Little Endian"
+            f"{install_hint('dicom')}, or convert them to Explicit VR Little Endian"
         )

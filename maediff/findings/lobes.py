@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from maediff.errors import ConfigError
+from maediff.extras import install_hint
 from maediff.typing import ByteArray, DoubleArray, FloatArray
 
 LOBES = (
@@ -141,4 +142,4 @@ def atlas_folder() -> Path:
         folder = Path(place) / "data" / "atlases"
         if folder.is_dir():
             return folder
-    raise ConfigError("Lobes need an atlas, which is not installed: pip install 'maediff[atlas]'")
+    raise ConfigError(f"Lobes need an atlas, which is not installed: {install_hint('atlas')}")

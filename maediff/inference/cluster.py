@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from maediff.data.cases import Case
 from maediff.errors import ConfigError
+from maediff.extras import install_hint
 from maediff.inference.cohort import CaseJob, CaseOutcome, CaseTable, InferSummary, Outputs, RunKey, summarize
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
@@ -97,7 +98,7 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
     try:
         from distributed import Client, LocalCluster
     except ImportError as error:
-        raise ConfigError("--scheduler and --workers need Dask: pip install 'maediff[cluster]'") from error
+        raise ConfigError(f"--scheduler and --workers need Dask: {install_hint('cluster')}") from error
     if scheduler is None:
         with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster:  # noqa: SIM117
             with Client(cluster) as client:

@@ -19,6 +19,7 @@ from maediff.errors import InputError, OutputError
 from maediff.files import file_sha256, read_json, remove_leftovers, write_json
 from maediff.findings import scan_findings, write_components
 from maediff.inference.overlap import overlapped
+from maediff.locking import PARTICIPANTS, Part
 from maediff.paths import WRITTEN_IN, stored_path
 from maediff.volume import write_like
 
@@ -410,14 +411,16 @@ def finished_outcome(case: str, sidecar: Path) -> CaseOutcome:
     )
 
 
-def table_name(shard: tuple[int, int]) -> str:
-    """Name the table of a run over part K of N.
+def table_name(part: Part) -> str:
+    """Name the table of a run over part K of N, or over some participants.
 
     Example:
-        >>> table_name((1, 1)), table_name((2, 4))
-        ('cases.tsv', 'cases-2-of-4.tsv')
+        >>> table_name((1, 1)), table_name((2, 4)), table_name(("sub-01", "participants"))
+        ('cases.tsv', 'cases-2-of-4.tsv', 'cases-sub-01.tsv')
     """
-    return "cases.tsv" if shard == (1, 1) else f"cases-{shard[0]}-of-{shard[1]}.tsv"
+    if part[1] == PARTICIPANTS:
+        return f"cases-{part[0]}.tsv"
+    return "cases.tsv" if part == (1, 1) else f"cases-{part[0]}-of-{part[1]}.tsv"
 
 
 def outcome_columns() -> list[str]:

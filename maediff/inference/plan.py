@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from maediff.errors import MAEDiffError
+from maediff.data.cases import Case
+from maediff.errors import InputError, MAEDiffError
 from maediff.inference.cohort import (
     CaseTable,
     InferSummary,
@@ -16,10 +18,12 @@ from maediff.inference.cohort import (
     summarize,
     table_name,
 )
-from maediff.locking import folder_lock
+from maediff.locking import PARTICIPANTS, Part, folder_lock
+from maediff.tables import listed
 from maediff.volume import read_channel, read_mask, read_nifti
 
 log = logging.getLogger(__name__)
+_MAX_PART = 100  # characters of a part in the name of its table
 
 
 def check_planned(plan: Iterable[PlannedCase]) -> list[PlannedCase]:
@@ -39,13 +43,13 @@ def nothing_to_do(plan: Sequence[PlannedCase], out: str | Path) -> bool:
     return bool(plan) and all(item.action == "skip" for item in plan) and (Path(out) / "run.json").is_file()
 
 
-def keep_finished(plan: Sequence[PlannedCase], out: str | Path, *, shard: tuple[int, int] = (1, 1)) -> InferSummary:
+def keep_finished(plan: Sequence[PlannedCase], out: str | Path, *, part: Part = (1, 1)) -> InferSummary:
     """List finished scans in `cases.tsv` from their sidecars; `run.json` of the run that computed them stays.
 
     Args:
         plan: From :func:`maediff.plan_inference`, with nothing to do.
         out: Output folder.
-        shard: (K, N) of the run.
+        part: What part of the cohort the run works on.
 
     Returns:
         The summary of a run that skipped every scan.
@@ -54,10 +58,55 @@ def keep_finished(plan: Sequence[PlannedCase], out: str | Path, *, shard: tuple[
         OutputError: The table cannot be written, or another run writes there.
     """
     out = Path(out)
-    with folder_lock(out, shard), CaseTable(out / table_name(shard)) as rows:
+    with folder_lock(out, part), CaseTable(out / table_name(part)) as rows:
         for item in plan:
             rows.outcomes.append(finished_outcome(item.case, item.sidecar))
     return summarize(rows.outcomes)
+
+
+def of_participants(cases: Sequence[Case], participants: Sequence[str], sessions: Sequence[str]) -> list[Case]:
+    """Keep the scans of some participants and sessions; all of them if none is named.
+
+    Args:
+        cases: Scans.
+        participants: Labels with or without ``sub-``.
+        sessions: Labels with or without ``ses-``.
+
+    Raises:
+        InputError: A label that no scan has, or no scan of these participants in these sessions.
+    """
+    subjects, visits = _labels(participants, "sub-"), _labels(sessions, "ses-")
+    missing = subjects - {case.subject for case in cases} | visits - {case.session or "" for case in cases}
+    if missing:
+        known = listed(sorted({case.subject for case in cases}))
+        raise InputError(f"no scan of {', '.join(sorted(missing))}; the participants with scans are {known}")
+    kept = [
+        case
+        for case in cases
+        if (not subjects or case.subject in subjects) and (not visits or (case.session or "") in visits)
+    ]
+    if not kept:
+        raise InputError(f"no scan of {', '.join(sorted(subjects))} in {', '.join(sorted(visits))}")
+    return kept
+
+
+def part_of(shard: tuple[int, int], participants: Sequence[str], sessions: Sequence[str] = ()) -> Part:
+    """Name the part of a cohort that a run works on, so that job arrays can run one participant per job.
+
+    Example:
+        >>> part_of((1, 1), ["02", "01"], ["a"])
+        ('sub-01_sub-02_ses-a', 'participants')
+    """
+    if not (participants or sessions):
+        return shard
+    name = "_".join([*sorted(_labels(participants, "sub-")), *sorted(_labels(sessions, "ses-"))])
+    if len(name) > _MAX_PART:
+        name = f"{name[:_MAX_PART]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name, PARTICIPANTS
+
+
+def _labels(labels: Sequence[str], prefix: str) -> set[str]:
+    return {f"{prefix}{label.removeprefix(prefix)}" for label in labels}
 
 
 def _checked(item: PlannedCase) -> PlannedCase:

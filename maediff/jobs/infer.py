@@ -19,7 +19,8 @@ from maediff.data.walk import LeftOut, as_facts
 from maediff.files import remove_leftovers
 from maediff.inference.cohort import CaseOutcome, CaseTable, InferSummary, Outputs, PlannedCase, RunKey, plan_cases
 from maediff.inference.cohort import table_name as table_of
-from maediff.locking import folder_lock
+from maediff.inference.plan import of_participants, part_of
+from maediff.locking import Part, folder_lock
 from maediff.model_folder import read_calibration, resolve_model, verify_model_folder
 from maediff.provenance import run_record, write_run
 
@@ -54,6 +55,8 @@ class InferJob:
         workers: Score the scans in this many processes on this machine, if no scheduler is given.
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: Use the threshold that the calibration records for this false-positive rate.
+        participants: Only these, with or without `sub-`; runs over others may write into the same folder.
+        sessions: Only these, with or without `ses-`.
     """
 
     model: str | Path
@@ -73,6 +76,8 @@ class InferJob:
     workers: int | None = None
     threshold: float | None = None
     rate: float | None = None
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
 
     def plan(self) -> list[PlannedCase]:
         """List what :meth:`run` would do, without loading weights.
@@ -117,7 +122,7 @@ class InferJob:
         device = self.device if alone else "cpu"  # the workers have the devices
         predictor = load_model(self.model, device, self.overrides, threshold=self.threshold, rate=self.rate)
         found = self._search(predictor.config)
-        with folder_lock(self.out, self.shard):
+        with folder_lock(self.out, self._part):
             self._clear_leftovers()
             if alone:
                 summary = self._run_here(predictor, found.cases, on_case, on_batch)
@@ -132,7 +137,11 @@ class InferJob:
 
     @property
     def _table(self) -> Path:
-        return self.out / table_of(self.shard)
+        return self.out / table_of(self._part)
+
+    @property
+    def _part(self) -> Part:
+        return part_of(self.shard, self.participants, self.sessions)
 
     def _search(self, config: Config) -> Search:
         """List the scans of this part of the run, and what the source holds beside scans."""
@@ -145,11 +154,12 @@ class InferJob:
             pattern=self.pattern,
             exclude=[self.out],
         )
-        return replace(found, cases=tuple(shard_of(found.cases, *self.shard)))
+        cases = of_participants(found.cases, self.participants, self.sessions)
+        return replace(found, cases=tuple(shard_of(cases, *self.shard)))
 
     def _clear_leftovers(self) -> None:
         """Remove what a killed run left half-written; the files of all parts only if there is a single one."""
-        shared = ("run.json", *DERIVATIVE_FILES) if self.shard == (1, 1) else ()
+        shared = ("run.json", *DERIVATIVE_FILES) if self._part == (1, 1) else ()
         for name in (self._table.name, *shared):
             remove_leftovers(self.out / name)
 
@@ -223,6 +233,8 @@ def infer(  # noqa: PLR0913  the public door: a keyword per attribute of the job
     workers: int | None = None,
     threshold: float | None = None,
     rate: float | None = None,
+    participants: Sequence[str] = (),
+    sessions: Sequence[str] = (),
     on_case: OnCase | None = None,
     on_batch: OnBatch | None = None,
 ) -> InferSummary:
@@ -246,6 +258,8 @@ def infer(  # noqa: PLR0913  the public door: a keyword per attribute of the job
         workers: Score the scans in this many processes on this machine, if no scheduler is given.
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: Use the threshold that the calibration records for this false-positive rate.
+        participants: Only these, with or without `sub-`; runs over others may write into the same folder.
+        sessions: Only these, with or without `ses-`.
         on_case: Called with the outcome of each scan.
         on_batch: Progress callback within a scan, called with (case, windows done, windows in total); not on a cluster.
 
@@ -275,6 +289,8 @@ def infer(  # noqa: PLR0913  the public door: a keyword per attribute of the job
         workers=workers,
         threshold=threshold,
         rate=rate,
+        participants=tuple(participants),
+        sessions=tuple(sessions),
     )
     return job.run(on_case, on_batch)
 
@@ -294,6 +310,8 @@ def plan_inference(  # noqa: PLR0913  the public door: a keyword per attribute o
     overrides: Iterable[str] = (),
     threshold: float | None = None,
     rate: float | None = None,
+    participants: Sequence[str] = (),
+    sessions: Sequence[str] = (),
 ) -> list[PlannedCase]:
     """List what :func:`infer` would do, without loading weights; arguments are the same."""
     job = InferJob(
@@ -310,6 +328,8 @@ def plan_inference(  # noqa: PLR0913  the public door: a keyword per attribute o
         overrides=tuple(overrides),
         threshold=threshold,
         rate=rate,
+        participants=tuple(participants),
+        sessions=tuple(sessions),
     )
     return job.plan()
 

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from maediff.errors import ConfigError, InputError
+from maediff.extras import install_hint
 from maediff.typing import Array, BoolArray
 from maediff.working.brainmask import bounding_box, largest_component
 
@@ -69,7 +70,7 @@ def simpleitk() -> Any:
         import SimpleITK
     except ImportError as error:
         raise ConfigError(
-            "bias correction and registration need SimpleITK, which is not installed: pip install 'maediff[prep]'; "
+            f"bias correction and registration need SimpleITK, which is not installed: {install_hint('prep')}; "
             "or leave those steps out (--bias none --register none, with masks given)"
         ) from error
     return SimpleITK

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from maediff.config import Config, config_hash
 from maediff.data.slices import SliceSet
 from maediff.errors import ConfigError, MAEDiffError, ModelError, TrainingInterrupted
+from maediff.extras import install_hint
 from maediff.hardware import kept_random_state, use_bf16, usual_defaults
 from maediff.heads.headset import HeadSet
 from maediff.methods.build import build_network
@@ -317,9 +318,7 @@ def _accelerator(config: Config, device: torch.device, run_dir: Path, *, every_p
     precision = "bf16" if use_bf16(device, config.train.precision) else "no"
     tracker = "tensorboard" if config.train.tensorboard else None
     if tracker and find_spec("tensorboard") is None:
-        raise ConfigError(
-            "train.tensorboard is on, but TensorBoard is not installed: pip install 'maediff[tensorboard]'"
-        )
+        raise ConfigError(f"train.tensorboard is on, but TensorBoard is not installed: {install_hint('tensorboard')}")
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         AcceleratorState._reset_state(reset_partial_state=True)  # else a process keeps its first run's precision
     with processes.alone_unless_launched():

@@ -13,6 +13,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from maediff.cli import app
 
 from maediff.calibration import Calibration
 from maediff.data.bids import SPACE, BidsName
@@ -165,3 +167,41 @@ class TestPrepared:
     def test_a_name_that_leads_elsewhere_is_refused(self, text):
         with pytest.raises(InputError, match="not the BIDS path of a scan"):
             BidsName.parse(text)
+
+
+class TestApp:
+    """``maediff bids`` as job scripts call it."""
+
+    @pytest.fixture
+    def start(self, raw, make_model, tiny, tmp_path):
+        model = make_model(tmp_path / "model", tiny("partition.stride=16"), CALIBRATION)
+        runner = CliRunner()
+
+        def run(*arguments):
+            words = ["bids", str(raw), str(tmp_path / "out"), *arguments, "-m", str(model), "-d", "cpu"]
+            return runner.invoke(app, words, prog_name="maediff")
+
+        return run
+
+    def test_one_participant_per_job_then_the_group(self, start, tmp_path):
+        for label in ("02", "sub-01"):
+            assert start("participant", "--participant-label", label).exit_code == 0
+        names = {path.name for path in (tmp_path / "out").iterdir()}
+        assert names >= {"cases-sub-01.tsv", "cases-sub-02.tsv", "dataset_description.json", "run.json"}
+        assert {case.case for case in read_outputs(tmp_path / "out")} == {
+            "sub-01_T1w",
+            "sub-01_FLAIR",
+            "sub-02_ses-a_acq-3d_run-1_T2w",
+        }
+        again = start("participant", "--participant-label", "01", "02")
+        assert "0 done, 3 skipped, 0 failed" in again.stderr
+        assert start("group").exit_code == 0
+        assert "sub-01_FLAIR" in (tmp_path / "out" / "report.html").read_text()
+
+    def test_sessions_and_unknown_labels(self, start, tmp_path):
+        wrong = start("participant", "--participant_label", "03")
+        assert wrong.exit_code == 1
+        assert "sub-03" in wrong.stderr
+        assert "sub-01, sub-02" in wrong.stderr
+        assert start("participant", "--session-id", "a").exit_code == 0
+        assert [case.case for case in read_outputs(tmp_path / "out")] == ["sub-02_ses-a_acq-3d_run-1_T2w"]

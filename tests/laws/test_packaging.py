@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,8 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+
+from maediff.extras import install_hint
 
 ROOT = Path(__file__).parents[2]
 PACKAGED = ("maediff", "cli", "configs", "pyproject.toml", "README.md", "LICENSE")
@@ -174,3 +177,19 @@ class TestDockerfile:
         assert len([line for line in lock if line.startswith("torch==")]) == 1
         assert "USER 1000" in lines
         assert 'ENTRYPOINT ["maediff"]' in lines
+
+
+def test_one_place_decides_how_extras_are_installed():
+    """No message or page may name an index package `maediff`, which no index has."""
+    named = re.compile(r"pip install [^\n]*maediff(\[|\b(?!/))")
+    texts = [*SOURCES, *(ROOT / "cli").glob("*.py"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")]
+    found = [path.name for path in [*texts, ROOT / "README.md"] if named.search(path.read_text(encoding="utf-8"))]
+    assert not found
+
+
+def test_install_hints_name_the_packages_of_the_extra():
+    tomllib = pytest.importorskip("tomllib", reason="in the standard library from Python 3.11 on")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra, packages in extras.items():
+        assert install_hint(extra).startswith("pip install ")
+        assert all(f"'{package}'" in install_hint(extra) for package in packages)

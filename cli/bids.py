@@ -1,0 +1,135 @@
+"""``maediff bids``: the command line that BIDS-Apps share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ._completion import complete_model
+from ._options import Command, device_option, examples, jobs_option, rate_option, seed_option, talk, threshold_option
+from .infer import finish, run
+
+_MANY = ("--participant-label", "--participant_label", "--session-id", "--session_id", "--session-label")
+
+
+class BidsCommand(Command):
+    """Takes several labels after one option, as BIDS-Apps do: ``--participant-label 01 02``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option before each of its labels, if BIDS_DIR, OUT and LEVEL came before."""
+        return super().parse_args(ctx, spread(args))
+
+
+def spread(arguments: list[str]) -> list[str]:
+    """Turn ``--participant-label 01 02`` into one option per label.
+
+    Example:
+        >>> spread(["in", "out", "participant", "--participant-label", "01", "02", "-q"])
+        ['in', 'out', 'participant', '--participant-label', '01', '--participant-label', '02', '-q']
+    """
+    found: list[str] = []
+    option = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            option = argument if argument in _MANY and len(found) >= 3 else ""
+            if not option:
+                found.append(argument)
+        elif option:
+            found += [option, argument]
+        else:
+            found.append(argument)
+    return found
+
+
+@click.command(
+    cls=BidsCommand,
+    epilog=examples(
+        "maediff bids bids/ derivatives/maediff participant",
+        "maediff bids bids/ derivatives/maediff participant --participant-label 01 02 --session-id a",
+        "maediff bids bids/ derivatives/maediff group",
+    ),
+)
+@click.argument("bids_dir", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("level", type=click.Choice(["participant", "group"]))
+@click.option(
+    "--participant-label",
+    "--participant_label",
+    "participants",
+    multiple=True,
+    metavar="LABEL…",
+    help="Only these participants, with or without sub-.",
+)
+@click.option(
+    "--session-id",
+    "--session_id",
+    "--session-label",
+    "sessions",
+    multiple=True,
+    metavar="LABEL…",
+    help="Only these sessions, with or without ses-.",
+)
+@click.option(
+    "-m",
+    "--model",
+    default="phantom",
+    metavar="MODEL",
+    shell_complete=complete_model,
+    help="Model folder, a training run, or the name of a packaged model.",
+)
+@click.option("--channel", help="Only this contrast: t1w, t2w or flair.")
+@threshold_option
+@rate_option
+@click.option("--overwrite", is_flag=True, help="Compute again what is finished.")
+@device_option
+@jobs_option
+@seed_option
+@talk
+def command(  # noqa: PLR0913  click passes each option by its name
+    *,
+    bids_dir: Path,
+    out: Path,
+    level: str,
+    participants: tuple[str, ...],
+    sessions: tuple[str, ...],
+    model: str,
+    channel: str | None,
+    threshold: float | None,
+    rate: float | None,
+    overwrite: bool,
+    device: str,
+    seed: int,
+) -> None:
+    """Score a BIDS data set, as BIDS-Apps are called.
+
+    The level participant writes the maps of the named participants, or of all, as a BIDS derivative data set in OUT;
+    jobs over different participants may run at the same time. The level group writes OUT/report.html about all of them.
+    """
+    if level == "group":
+        _group(out)
+        return
+    from maediff import plan_inference
+
+    if threshold is not None and rate is not None:
+        raise click.UsageError("--threshold and --rate exclude each other: a rate stands for its threshold")
+    chosen: dict[str, Any] = {
+        "participants": participants,
+        "sessions": sessions,
+        "channel": channel,
+        "threshold": threshold,
+        "rate": rate,
+        "overwrite": overwrite,
+        "seed": seed,
+    }
+    plan = plan_inference(model, bids_dir, out, **chosen)
+    finish(run(plan, (model, bids_dir, out), chosen | {"device": device}), out, as_json=False)
+
+
+def _group(out: Path) -> None:
+    from maediff import write_report
+
+    from ._console import say
+
+    say(f"report: {write_report(out, out / 'report.html')}")
