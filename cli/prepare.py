@@ -18,7 +18,7 @@ from ._options import (
     talk,
 )
 
-METHODS = ("auto", "given", "stripped", "hd-bet", "synthstrip", "template")
+METHODS = ("auto", "given", "stripped", "extraction", "hd-bet", "synthstrip", "template")
 
 
 @click.command(
@@ -35,9 +35,10 @@ METHODS = ("auto", "given", "stripped", "hd-bet", "synthstrip", "template")
 @click.option(
     "--register",
     type=click.Choice(["none", "rigid", "affine"]),
-    default="rigid",
-    help="Registration to the bundled ICBM template.",
+    default="none",
+    help="Registration to the bundled ICBM template, if a model needs it.",
 )
+@click.option("--align/--no-align", default=True, help="Register further channels to the first, rigidly.")
 @click.option("--spacing", type=float, help="Voxel size, mm; else 2 on the template's grid, or the scan's own.")
 @click.option("--mask-from", type=click.Choice(METHODS), default="auto", help="Where the brain mask comes from.")
 @click.option("--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan.")
@@ -53,6 +54,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
     out: Path,
     bias: str,
     register: str,
+    align: bool,
     spacing: float | None,
     mask_from: str,
     mask: Path | None,
@@ -64,16 +66,17 @@ def command(  # noqa: PLR0913  click passes each option by its name
 ) -> None:
     """Turn raw head scans into model-ready ones.
 
-    Bias correction, registration to the bundled template, resampling, brain mask and intensity scale; a sidecar records
-    each step, and `maediff restore` brings maps back to the raw voxels. The mask is the given one; all but background
-    of a stripped scan; that of hd-bet or mri_synthstrip, if on PATH; else the template's, which is approximate.
+    Brain mask, bias correction, resampling and intensity scale; a sidecar records each step, and `maediff restore`
+    brings maps back to the raw voxels. The mask is the given one; all but background of a stripped scan; else that of
+    the packaged brain extraction, which takes any contrast. Other sources of masks and registration to the bundled
+    template are options.
     """
     from maediff import PrepareSettings, prepare_cohort
 
     from ._console import prepare_progress, say
 
     percentiles = (1.0, 99.0) if scale else None
-    settings = PrepareSettings(bias, register, spacing, mask_from, percentiles)  # type: ignore[arg-type]
+    settings = PrepareSettings(bias, register, spacing, mask_from, percentiles, align)  # type: ignore[arg-type]
     with prepare_progress() as progress:
         summary = prepare_cohort(
             source,

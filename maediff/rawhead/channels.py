@@ -28,7 +28,7 @@ class FirstChannel:
 def prepare_channel(volume: Volume, first: FirstChannel, settings: PrepareSettings) -> PreparedScan:
     """Bring a further channel to the grid and the brain of the first.
 
-    It is registered rigidly to the first channel, unless nothing is to be registered: then headers are trusted.
+    It is registered rigidly to the first channel, unless ``align_channels`` is off: then headers are trusted.
 
     Args:
         volume: The raw channel, on any grid.
@@ -38,7 +38,7 @@ def prepare_channel(volume: Volume, first: FirstChannel, settings: PrepareSettin
     Raises:
         InputError: No plausible registration, or no contrast.
     """
-    target = itk.Target(first.raw.data, first.brain.native, first.raw.affine) if settings.register != "none" else None
+    target = itk.Target(first.raw.data, first.brain.native, first.raw.affine) if settings.align_channels else None
     move = np.eye(4) if target is None else itk.register_rigid(target, volume.data, volume.affine, volume.name)
     matrix = index_map(first.raw.affine, np.linalg.inv(move) @ volume.affine)
     brain: BoolArray = resample(first.brain.native, matrix, shape_of(volume.data)) >= 0.5

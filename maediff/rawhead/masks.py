@@ -20,8 +20,8 @@ from maediff.volume import Volume, read_mask, write_like
 from maediff.working.brainmask import PLAUSIBLE_ML, largest_component
 from maediff.working.resample import index_map, resample
 
-Method = Literal["given", "stripped", "hd-bet", "synthstrip", "template"]
-METHODS: tuple[Method, ...] = ("given", "stripped", "hd-bet", "synthstrip", "template")
+Method = Literal["given", "stripped", "extraction", "hd-bet", "synthstrip", "template"]
+METHODS: tuple[Method, ...] = ("given", "stripped", "extraction", "hd-bet", "synthstrip", "template")
 
 # The template's mask follows the cortex; brain masks usually hold the fluid around it too.
 TEMPLATE_MARGIN_MM = 3.0
@@ -61,7 +61,7 @@ TOOLS: dict[str, Tool] = {
 def choose_method(asked: str, *, given: bool, stripped: bool) -> Method:
     """Choose where the brain mask comes from.
 
-    ``auto`` takes the first that is there: given, stripped, hd-bet, synthstrip, template.
+    ``auto`` takes the first that is there: given, stripped, extraction; the others must be asked for.
 
     Raises:
         ConfigError: An unknown method, or one that this scan or machine does not have.
@@ -69,9 +69,7 @@ def choose_method(asked: str, *, given: bool, stripped: bool) -> Method:
     if asked == "auto":
         if given:
             return "given"
-        if stripped:
-            return "stripped"
-        return next((m for m in METHODS if m in TOOLS and shutil.which(TOOLS[m].program)), "template")
+        return "stripped" if stripped else "extraction"
     for method in METHODS:
         if method == asked:
             break

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from maediff.errors import ConfigError, InputError
+from maediff.extraction import extract_brain
 from maediff.rawhead import itk, masks
 from maediff.rawhead.grid import Brain, Grid, lay_grid, resample_brain, shape_of
 from maediff.typing import Array, BoolArray
@@ -30,16 +31,18 @@ class PrepareSettings:
         spacing_mm: Voxel size of the result; None keeps 2 mm for the template's grid, else the scan's own.
         mask_from: ``auto`` or one of :data:`maediff.rawhead.masks.METHODS`.
         percentiles: In-mask percentiles that become 0 and 1000, or None: intensities stay.
+        align_channels: Register further channels to the first; False trusts their headers.
 
     Raises:
         ConfigError: A value that does not exist or is impossible.
     """
 
     bias: Literal["n4", "none"] = "n4"
-    register: Literal["none", "rigid", "affine"] = "rigid"
+    register: Literal["none", "rigid", "affine"] = "none"
     spacing_mm: float | None = None
     mask_from: str = "auto"
     percentiles: tuple[float, float] | None = (1.0, 99.0)
+    align_channels: bool = True
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -95,7 +98,7 @@ def prepare_scan(volume: Volume, mask: BoolArray | None, settings: PrepareSettin
     """
     stripped = mask is None and _stripped(settings, volume)
     method = masks.choose_method(settings.mask_from, given=mask is not None, stripped=stripped)
-    known = _known_mask(method, mask, volume)
+    known, said = _known_mask(method, mask, volume)
     data = volume.data
     if settings.bias == "n4":
         data, _ = itk.correct_bias(data, volume.affine, known)
@@ -116,7 +119,7 @@ def prepare_scan(volume: Volume, mask: BoolArray | None, settings: PrepareSettin
         "brain_mask": {"method": method, "approximate": method == "template", **facts},
         "registration": None if to_scan is None else {"target": itk.TEMPLATE, "template_to_scan": to_scan.tolist()},
     }
-    notes = (*volume.notes, *_said(method), *warnings)
+    notes = (*volume.notes, *said, *warnings)
     return finish_scan(volume, image, Brain(new_mask, brain), grid, settings=settings, steps=steps, notes=notes)
 
 
@@ -172,20 +175,21 @@ def resample_label(label: Array, prepared: PreparedScan, raw: Volume) -> BoolArr
     return result
 
 
-def _known_mask(method: str, mask: BoolArray | None, volume: Volume) -> BoolArray | None:
+def _known_mask(method: str, mask: BoolArray | None, volume: Volume) -> tuple[BoolArray | None, tuple[str, ...]]:
+    """Find the brain on the scan's own voxels, unless the template is to show it, and say what to look at."""
     if method == "given":
-        return mask
+        return mask, ()
     if method == "stripped":
         background = find_background(volume.data)
-        return None if background is None else largest_component(background.outside(volume.data))
-    return masks.run_tool(method, volume) if method in masks.TOOLS else None
-
-
-def _said(method: str) -> tuple[str, ...]:
-    return {
-        "stripped": ("the scan is skull-stripped already: what is not background is the brain",),
-        "template": ("the brain mask is approximate: the template's, registered to the scan; look at it before use",),
-    }.get(method, ())
+        brain = None if background is None else largest_component(background.outside(volume.data))
+        return brain, ("the scan is skull-stripped already: what is not background is the brain",)
+    if method == "extraction":
+        found = extract_brain(volume)
+        return found.mask, found.notes
+    if method == "template":
+        said = "the brain mask is approximate: the template's, registered to the scan; look at it before use"
+        return None, (said,)
+    return masks.run_tool(method, volume), ()
 
 
 def _scale(values: Array, settings: PrepareSettings, name: str) -> Scale | None:

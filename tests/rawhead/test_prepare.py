@@ -19,7 +19,7 @@ from maediff.working.foreground import looks_stripped
 
 TURNED = np.array([[0, -3.0, 0, 70], [-3, 0, 0, 80], [0, 0, 4, -60], [0, 0, 0, 1]])
 SHAPE = (54, 48, 32)
-PLAIN = PrepareSettings(bias="none", register="none")
+PLAIN = PrepareSettings(bias="none", register="none", align_channels=False)
 
 
 @pytest.fixture
@@ -94,7 +94,9 @@ class TestChannels:
         return tmp_path / "raw.csv"
 
     def test_all_channels_share_grid_and_brain_of_the_first(self, table, tmp_path):
-        summary = prepare_cohort(table, tmp_path / "out", PrepareSettings("none", "none", percentiles=None))
+        summary = prepare_cohort(
+            table, tmp_path / "out", PrepareSettings("none", "none", percentiles=None, align_channels=False)
+        )
         assert [case.case for case in summary.cases] == ["p_t1", "p_flair", "q_t1", "q_flair"]
         (first, _), (second, _) = (find_cases(tmp_path / "out", channel=name) for name in ("t1", "flair"))
         one, two = read_nifti(first.image), read_nifti(second.image)
@@ -229,12 +231,10 @@ class TestMask:
         assert not looks_stripped(head)
 
     def test_order_of_choice(self, monkeypatch):
-        monkeypatch.setattr(masks.shutil, "which", lambda _name: None)
+        monkeypatch.setattr(masks.shutil, "which", lambda name: f"/bin/{name}")
         assert masks.choose_method("auto", given=True, stripped=True) == "given"
         assert masks.choose_method("auto", given=False, stripped=True) == "stripped"
-        assert masks.choose_method("auto", given=False, stripped=False) == "template"
-        monkeypatch.setattr(masks.shutil, "which", lambda name: f"/bin/{name}")
-        assert masks.choose_method("auto", given=False, stripped=False) == "hd-bet"
+        assert masks.choose_method("auto", given=False, stripped=False) == "extraction"
 
     @pytest.mark.parametrize(("asked", "said"), [("given", "no brain mask is given"), ("synthstrip", "not on PATH")])
     def test_what_is_not_there_is_said(self, asked, said, monkeypatch):

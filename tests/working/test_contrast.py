@@ -1,0 +1,55 @@
+"""Reading the contrast of a scan from its image."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from maediff.working.contrast import ContrastReading, read_contrast
+
+SIGNALS = {"t1": (0.2, 0.6, 0.9), "t2": (1.0, 0.55, 0.4), "flair": (0.1, 0.8, 0.65)}  # fluid, cortex, white matter
+
+
+def brain(kind):
+    """A folded ball: white matter with a wavy rim of cortex, fluid outside it and in its middle."""
+    rng = np.random.default_rng(0)
+    grid = np.indices((56, 66, 40)) - np.array([27.5, 32.5, 19.5])[:, None, None, None]
+    radius = np.sqrt((grid[0] / 24) ** 2 + (grid[1] / 29) ** 2 + (grid[2] / 26) ** 2)
+    folds = ndimage.gaussian_filter(rng.standard_normal(radius.shape), 1.5)
+    wavy = radius + 0.12 * folds / folds.std()
+    fluid, cortex, white = SIGNALS[kind]
+    image = np.where(wavy < 0.66, white, np.where(wavy < 0.88, cortex, fluid))
+    image = np.where(radius < 0.2, fluid, image)
+    image = ndimage.gaussian_filter(image, 0.6) + 0.02 * rng.standard_normal(image.shape)
+    return image.astype(np.float32), radius < 1
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_tissue_order_tells_the_sequence(kind):
+    image, mask = brain(kind)
+    assert read_contrast(image, mask, (3.0, 3.0, 3.0)).kind == kind
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_neither_scale_nor_what_lies_outside_nor_the_slice_distance_matters(kind):
+    image, mask = brain(kind)
+    first = read_contrast(image, mask, (3.0, 3.0, 3.0))
+    changed = np.where(mask, 700 * image - 90, 5000).astype(np.float32)
+    second = read_contrast(changed, mask, (3.0, 3.0, 6.0))
+    for name, probability in first.probabilities.items():
+        assert second.probabilities[name] == pytest.approx(probability, abs=1e-3)
+
+
+def test_one_tissue_has_no_contrast_to_read():
+    _, mask = brain("t1")
+    noise = np.random.default_rng(1).standard_normal(mask.shape).astype(np.float32)
+    probabilities = read_contrast(noise, mask, (3.0, 3.0, 3.0)).probabilities
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "sign"),
+    [((0.9, 0.05, 0.05), "dark"), ((0.1, 0.45, 0.45), "bright"), ((0.5, 0.25, 0.25), "abs")],
+)
+def test_the_sign_of_lesions_follows_from_the_probabilities(probabilities, sign):
+    reading = ContrastReading("other", dict(zip(("t1", "t2", "flair"), probabilities, strict=True)))
+    assert reading.lesion_sign == sign
