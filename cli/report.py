@@ -15,16 +15,24 @@ from ._options import Command, examples, output_option, reference_option, talk
 @click.option("--metrics", type=click.Path(path_type=Path), help="What evaluate wrote: its folder or metrics.json.")
 @output_option("The HTML file.", default="report.html")
 @click.option("--title", default="MAEDiff report", help="Heading of the page.")
+@click.option(
+    "--cards",
+    type=click.IntRange(min=0),
+    default=24,
+    help="Scans with pictures, the highest scores first; 0 shows all.",
+)
 @talk
-def command(*, source: Path, reference: Path | None, metrics: Path | None, out: Path, title: str) -> None:
+def command(*, source: Path, reference: Path | None, metrics: Path | None, out: Path, title: str, cards: int) -> None:
     """Write one self-contained HTML page about an output folder.
 
-    Pictures of scan, healthy reconstruction, anomaly map and mask at the most anomalous slice, beside the truth where a
-    reference is given; metrics, settings, versions, and the scans that failed with the reason. The page loads nothing
-    from the network.
+    Pictures of scan, healthy reconstruction and anomaly map in three planes through the largest finding, with outlines
+    of the anomaly mask and, if a reference is given, of the truth; a list of all findings; metrics, settings, versions,
+    and the scans that failed with the reason. The page loads nothing from the network. Each scan's
+    <stem>_components.tsv is completed with the overlaps with the reference.
     """
     from maediff.report import write_report
 
     from ._console import say
 
-    say(f"report: {write_report(source, out, reference=reference, metrics=metrics, title=title)}")
+    path = write_report(source, out, reference=reference, metrics=metrics, title=title, max_pictures=cards or None)
+    say(f"report: {path}")

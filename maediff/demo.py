@@ -43,6 +43,10 @@ class Scale:
     preset: str
 
 
+_QUICK_WARNING = (
+    "Quick demo: the model was trained for seconds, to prove that every part runs. Its maps mean nothing; run "
+    "`maediff demo` without --quick for maps to look at."
+)
 FULL = Scale(32, 2.0, "tiny")
 QUICK = Scale(14, 4.0, "quick")
 
@@ -89,6 +93,7 @@ def run_demo(out: str | Path, *, quick: bool = False, seed: int = 0, on_message:
                 reference=table,
                 metrics=out / f"metrics{suffix}",
                 table=methods,
+                warning=_QUICK_WARNING if quick else "",
                 title="MAEDiff demo" + (": packaged model" if suffix else ": model trained in minutes"),
             )
     summary = {

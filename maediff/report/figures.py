@@ -1,4 +1,4 @@
-"""Pictures for the report: slices in three planes, in radiological orientation, as PNG data URIs."""
+"""Pictures: slices in three planes, in radiological orientation, and one colour scale for report, viewer, previews."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from maediff.typing import Array, BoolArray, ByteArray, FloatArray
+from maediff.typing import Array, BoolArray, ByteArray, DoubleArray, FloatArray
 
 COLOUR_MAP = "inferno"
 MASK_COLOUR = (255, 149, 0)
 TRUTH_COLOUR = (0, 200, 220)  # told apart from the mask's with every common colour-vision deficiency
 MARGIN_MM = 8.0
-MAX_PIXELS = 320
+MAX_PIXELS = 640  # of a picture's side; larger scans are thinned
 
 PLANES = ("axial", "coronal", "sagittal")
 """Planes of the pictures, in the order in which they are shown."""
 
 _LAYOUT = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}  # world axis of slice, row and column
 _OVERLAY_OPACITY = 0.6
+_THRESHOLDS, _SCORES = 3.0, 1.5  # thresholds, or highest scores, that the colour scale spans
 _TOP_SHARE = 0.01
 _TOP_PERCENTILE = 99.9  # of a map's brain voxels: where the shared colour scale ends
 _WINDOW = (0.5, 99.8)  # grey window, percentiles of the scan within the brain
@@ -34,7 +35,7 @@ _orientations: Any = nib.orientations  # without type hints upstream
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a picture lies: one slice of a plane, cropped to the brain.
+    """Where the pictures of a plane lie: cropped to the brain.
 
     Attributes:
         slice_index: Slice of the plane, in the order of :func:`plane_slices`.
@@ -50,11 +51,55 @@ class Frame:
     columns: slice
     aspect: float
 
-    def cut(self, planes: FloatArray) -> Array:
-        """Take the picture's pixels (H, W) out of a plane's slices, every n-th where there are too many."""
-        picture = planes[self.slice_index, self.rows, self.columns]
-        step = math.ceil(max(picture.shape) / MAX_PIXELS)
-        return picture[::step, ::step]
+    @property
+    def height(self) -> int:
+        """Rows of the crop."""
+        return int(self.rows.stop - self.rows.start)
+
+    @property
+    def width(self) -> int:
+        """Columns of the crop."""
+        return int(self.columns.stop - self.columns.start)
+
+    @property
+    def step(self) -> int:
+        """Every how many pixels are kept: 1 up to :data:`MAX_PIXELS`."""
+        return math.ceil(max(self.height, self.width) / MAX_PIXELS)
+
+    def cut(self, planes: Array, slice_index: int | None = None) -> Array:
+        """Take the pixels (H, W) of a slice, by default this frame's, out of a plane's slices."""
+        picture = planes[self.slice_index if slice_index is None else slice_index, self.rows, self.columns]
+        return picture[:: self.step, :: self.step]
+
+
+def plane_axes(plane: str) -> tuple[int, int, int]:
+    """World axes (0 right-left, 1 front-back, 2 up-down) of a plane's slices, rows and columns."""
+    return _LAYOUT[plane]
+
+
+def canonical_index(voxel: Sequence[int], affine: FloatArray, shape: Sequence[int]) -> tuple[int, int, int]:
+    """Turn a voxel index into that of the volume whose axes run to the right, the front and the top.
+
+    Args:
+        voxel: Index in the scan's array.
+        affine: Voxel to RAS mm (4, 4).
+        shape: Shape of the scan.
+
+    Example:
+        >>> canonical_index((1, 2, 3), np.diag([-1.0, 1.0, 1.0, 1.0]), (10, 10, 10))
+        (8, 2, 3)
+    """
+    index = [0, 0, 0]
+    for axis, (world, direction) in enumerate(_orientations.io_orientation(affine)):
+        index[int(world)] = int(voxel[axis]) if direction > 0 else int(shape[axis]) - 1 - int(voxel[axis])
+    i, j, k = index
+    return i, j, k
+
+
+def voxel_from_canonical(affine: FloatArray, shape: Sequence[int]) -> DoubleArray:
+    """Matrix (4, 4) that undoes :func:`canonical_index`."""
+    matrix: DoubleArray = _orientations.inv_ornt_aff(_orientations.io_orientation(affine), tuple(shape))
+    return matrix
 
 
 def plane_slices(data: Array, affine: FloatArray, plane: str = "axial") -> Array:
@@ -130,8 +175,7 @@ def most_anomalous_voxel(values: FloatArray, affine: FloatArray) -> tuple[int, i
         Voxel index in the order of ``values``.
     """
     place = most_anomalous_place(values, affine)
-    back = _orientations.inv_ornt_aff(_orientations.io_orientation(affine), values.shape)
-    voxel = back @ [place["sagittal"], place["coronal"], place["axial"], 1]
+    voxel = voxel_from_canonical(affine, values.shape) @ [place["sagittal"], place["coronal"], place["axial"], 1]
     return int(voxel[0]), int(voxel[1]), int(voxel[2])
 
 
@@ -206,18 +250,23 @@ def data_uri(picture: ByteArray) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def scale_top(tops: Sequence[float], threshold: float | None) -> float:
-    """Choose the upper end of the colour scale that all scans share, rounded up to two digits.
+def scale_top(scores: Sequence[float], threshold: float | None) -> float:
+    """Choose the upper end of the colour scale, rounded up to two digits.
+
+    With a calibrated threshold it is three times the threshold, so that the same colour means the same in every
+    picture of every run of a model; without one it is one and a half times the highest score.
 
     Args:
-        tops: A high percentile of each scan's map.
-        threshold: Calibrated threshold, which must lie well within the scale.
+        scores: Scan-level scores, or other high values of the maps; NaN is left out.
+        threshold: Calibrated threshold; None without a calibration.
 
     Example:
-        >>> scale_top([0.412, 0.3], 0.2)
-        0.42
+        >>> scale_top([0.9], 0.2), scale_top([0.4, 0.3], None)
+        (0.6, 0.6)
     """
-    value = max([*tops, 1.5 * (threshold or 0.0)], default=0.0)
+    value = (
+        _THRESHOLDS * threshold if threshold else _SCORES * max((s for s in scores if math.isfinite(s)), default=0.0)
+    )
     if not value > 0:
         return 1.0
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -11,19 +12,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from maediff._version import __version__
-from maediff.errors import InputError
+from maediff.errors import InputError, one_line
 from maediff.evaluation.evaluate import METRICS_FILE, PER_CASE_FILE, Evaluation, measure
 from maediff.evaluation.outputs import FINISHED, OutputCase, read_outputs
 from maediff.evaluation.reference import Reference
 from maediff.files import read_json, write_text
+from maediff.findings import Findings, components_path, write_components
 from maediff.paths import without_names
-from maediff.report.cohort_charts import curve_charts, distribution, placed_among_healthy
-from maediff.report.figures import gradient
-from maediff.report.pictures import build_gallery
+from maediff.report.cohort_charts import curve_charts, distribution, healthy_scores, placed_among_healthy
+from maediff.report.figures import colour_table, gradient
+from maediff.report.pictures import Gallery, build_gallery, colour_top, measure_findings, read_layers
+from maediff.report.sheets import LEVELS
 from maediff.tables import read_table
+from maediff.volume import read_map
 
 logger = logging.getLogger(__name__)
 MAX_PICTURES = 24
@@ -92,7 +97,8 @@ def write_report(
     metrics: Mapping[str, Any] | Path | None = None,
     table: Table | None = None,
     title: str = "MAEDiff report",
-    max_pictures: int = MAX_PICTURES,
+    max_pictures: int | None = MAX_PICTURES,
+    warning: str = "",
 ) -> Path:
     """Write a report of an infer output folder as one HTML file that needs nothing else.
 
@@ -103,7 +109,10 @@ def write_report(
         metrics: Content of ``metrics.json``, that file, or its folder (then scan by scan as well).
         table: Methods to compare, ``{method: {lesion kind: {"auroc", "auprc", "dice", "dice_oracle"}}}``.
         title: Heading.
-        max_pictures: Scans with pictures, those with the highest scores first; the table lists all.
+        max_pictures: Scans with pictures, those with the highest scores first; None for all. The table lists all.
+        warning: What a reader must know before anything else, shown at the top.
+
+    Each scan's ``<stem>_components.tsv`` is written if it is missing, and with the overlaps if there is a reference.
 
     Returns:
         ``report_path``.
@@ -120,16 +129,24 @@ def write_report(
     record = read_json(out_dir / "run.json")
     finished = [case for case in cases if case.finished]
     shown = sorted(finished, key=_rank)[:max_pictures]
-    gallery = build_gallery(shown, truths)
+    gallery = build_gallery(shown, truths, colour_top(finished))
+    rows = [_row(case, per_case.get(case.case, {}), shown) for case in sorted(cases, key=_rank)]
     context = {
         "title": title,
         "version": __version__,
-        "cases": [_row(case, per_case.get(case.case, {})) for case in sorted(cases, key=_rank)],
+        "warning": warning,
+        "cases": rows,
         "failed": [case for case in cases if not case.finished],
         "n_finished": len(finished),
+        "n_noted": sum(bool(row["notes"]) for row in rows),
         "shown": shown,
         "gallery": gallery,
+        "tables": complete_tables(finished, truths, gallery),
+        "notes_of": {case.case: card_notes(case) for case in shown},
+        "above_healthy": {case.case: _above_healthy(case, record) for case in shown},
         "scale": _scale(finished, gallery.top),
+        "levels": LEVELS,
+        "colours": colour_table()[np.linspace(0, 255, LEVELS + 1).round().astype(int)].tolist(),
         "facts": _facts(finished),
         "summary": _summary(figures),
         "tiles": _tiles(figures),
@@ -147,12 +164,70 @@ def write_report(
     return report_path
 
 
+def card_notes(case: OutputCase) -> list[str]:
+    """List what stands at the top of a scan's card: what a reader must know before looking at its map."""
+    notes = case.sidecar.get("notes") or []
+    texts = [without_names(str(text)) for text in (notes if isinstance(notes, list) else [notes])]
+    return [f"{text[:1].upper()}{text[1:]}" for text in texts]
+
+
+def complete_tables(cases: Sequence[OutputCase], truths: Reference | None, gallery: Gallery) -> dict[str, str]:
+    """Write the table of findings of each scan that has none yet, and of all if a reference tells the overlaps.
+
+    Args:
+        cases: Finished cases.
+        truths: Reference, if there is one.
+        gallery: Findings that are measured already.
+
+    Returns:
+        Name of each case's table.
+    """
+    names = {}
+    for case in cases:
+        path = components_path(case.files["anomaly"])
+        names[case.case] = path.name
+        if "mask" not in case.files or (truths is None and path.is_file()):
+            continue
+        try:
+            findings = gallery.findings.get(case.case) or _findings(case, truths)
+            if findings:
+                write_components(path, findings.components)
+        except Exception as error:  # whatever is wrong with a scan must not stop the others
+            logger.warning("no table of the findings of %s: %s", case.case, one_line(error))
+    return names
+
+
+def _findings(case: OutputCase, truths: Reference | None) -> Findings | None:
+    volume = read_map(case.files["anomaly"])
+    return measure_findings(case, volume, read_layers(case, volume, truths)[0])[0]
+
+
+def _above_healthy(case: OutputCase, record: Mapping[str, Any]) -> str:
+    """Say how the scan's score compares with healthy scans; empty if that is not known."""
+    share = case.sidecar.get("score_percentile")
+    if share is None:
+        return ""
+    count = len(healthy_scores(record))
+    if not count:
+        return f"above {format_number(100 * share, 0)} % of the healthy calibration scans"
+    return f"above {round(share * count)} of {count} healthy calibration scan{'' if count == 1 else 's'}"
+
+
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["num"] = format_number
-    environment.filters["nameless"] = without_names
-    text = (resources.files("maediff.report") / "template.html").read_text(encoding="utf-8")
-    return environment.from_string(text)
+    environment.filters.update(num=format_number, nameless=without_names, plural=_plural, share=_share)
+    folder = resources.files("maediff.report")
+    for name in ("css", "js"):
+        environment.globals[name] = (folder / f"report.{name}").read_text(encoding="utf-8")
+    return environment.from_string((folder / "template.html").read_text(encoding="utf-8"))
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _share(percent: float) -> str:
+    return "< 1 %" if 0 < percent < 1 else f"{format_number(percent, 0)} %"
 
 
 def format_number(value: Any, digits: int = 3) -> str:
@@ -161,12 +236,14 @@ def format_number(value: Any, digits: int = 3) -> str:
     Example:
         >>> format_number(0.12345), format_number(None), format_number(float("nan"), 1)
         ('0.123', '–', '–')
+        >>> format_number(-0.2, 0)
+        '0'
     """
     try:
         number = float(value)
     except (TypeError, ValueError):
         return "–"
-    return f"{number:.{digits}f}" if math.isfinite(number) else "–"
+    return f"{round(number, digits) + 0.0:.{digits}f}" if math.isfinite(number) else "–"
 
 
 def _rank(case: OutputCase) -> tuple[bool, float, str]:
@@ -207,18 +284,22 @@ def _figures(
     return evaluation.metrics, {c.case: {**asdict(c.voxel), "lesion": c.lesion or ""} for c in evaluation.cases}
 
 
-def _row(case: OutputCase, scores: Mapping[str, Any]) -> dict[str, Any]:
-    notes = case.sidecar.get("notes") or []
+def _row(case: OutputCase, scores: Mapping[str, Any], shown: Sequence[OutputCase]) -> dict[str, Any]:
+    place = next((number for number, other in enumerate(shown, 1) if other.case == case.case), None)
+    row = f"row-{hashlib.sha256(case.case.encode()).hexdigest()[:12]}"
     return {
         "case": case.case,
         "status": case.status,
         "finished": case.finished,
+        "shown": place is not None,
+        "row": row,
+        "anchor": row if place is None else f"scan-{place}",
         "score": case.score,
         "volume_ml": case.volume_ml,
         "seconds": case.seconds,
         "lesion": scores.get("lesion", ""),
         "scores": {name: scores.get(name) for name in METRICS},
-        "notes": notes if isinstance(notes, list) else [str(notes)],
+        "notes": card_notes(case),
         "message": case.message,
     }
 

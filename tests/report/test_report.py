@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 from nilearn.datasets import load_mni152_brain_mask
+from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 from maediff.errors import InputError
@@ -33,6 +34,9 @@ from maediff.report.figures import (
     plane_spacing_mm,
     scale_top,
 )
+from maediff.report.html import format_number
+from maediff.report.sheets import LEVELS
+from maediff.tables import read_table
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -52,6 +56,16 @@ class Checker(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+
+def cards(text):
+    """What the page draws, by scan."""
+    found = re.findall(r'data-case="([^"]+)">(?:(?!<article).)*?class="data">(.*?)</script>', text, re.DOTALL)
+    return {case: json.loads(data) for case, data in found}
+
+
+def sheet(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
 
 
 def check(text):
@@ -209,8 +223,10 @@ def test_uncertainty_is_drawn_where_there_is_one(cohort):
     nib.save(spread, cohort.out / "a_T2w_uncertainty.nii.gz")
     text = write_report(cohort.out, cohort.root / "r.html").read_text()
     check(text)
-    assert text.count("<figcaption>Uncertainty") == 1
-    top = re.search(r"<figcaption>Uncertainty, 0 to ([\d.]+)<", text)[1]
+    assert [case for case, card in cards(text).items() if "uncertainty" in card["planes"]["axial"]["sheets"]] == [
+        "a_T2w"
+    ]
+    top = re.search(r"same colours, from 0 to ([\d.]+):", text)[1]
     values = cohort.scans["a_T2w"].map
     assert float(top) == scale_top([float(np.percentile(values[values > 0], 99.9))], None)
 
@@ -223,7 +239,9 @@ def test_warnings_and_settings_are_readable(cohort):
     metrics = {"by_lesion": {"tumour": {"voxel.auroc": {"mean": 0.9}}}}
     text = write_report(cohort.out, cohort.root / "r.html", metrics=metrics).read_text()
     check(text)
-    assert text.count("sheared &lt;affine&gt;") == 2  # beside the pictures and in the table
+    assert text.count("heared &lt;affine&gt;") == 2  # at the top of the card and in the table
+    card = text.split('data-case="a_T2w">')[1]
+    assert card.index("Sheared &lt;affine&gt;") < card.index('class="planes"')
     assert "<dd>0.1: 0.123457</dd>" in text
     assert "<h2>By lesion kind</h2>" in text
 
@@ -236,7 +254,9 @@ def test_charts_escape_names():
 
 def test_large_pictures_are_thinned():
     planes = np.zeros((1, 900, 700), np.float32)
-    assert max(frame_around(planes > 1, 0, (1.0, 1.0)).cut(planes).shape) <= 320
+    frame = frame_around(planes > 1, 0, (1.0, 1.0))
+    assert frame.step == 2
+    assert frame.cut(planes).shape == (450, 350)
 
 
 def test_colours():
@@ -255,8 +275,11 @@ def test_data_uri_is_the_picture():
     assert np.array_equal((back[..., :3] * 255).round(), picture)
 
 
-@pytest.mark.parametrize(("tops", "threshold", "top"), [([0.3], 1.0, 1.5), ([], None, 1.0), ([123.4], 0.1, 130.0)])
-def test_scale_ends_on_a_round_number_beyond_the_threshold(tops, threshold, top):
+@pytest.mark.parametrize(
+    ("tops", "threshold", "top"),
+    [([0.3], 1.0, 3.0), ([], None, 1.0), ([123.4], 0.1, 0.3), ([82.1, float("nan")], None, 130.0)],
+)
+def test_scale_ends_at_three_thresholds_else_beyond_the_highest_score(tops, threshold, top):
     assert scale_top(tops, threshold) == top
 
 
@@ -266,18 +289,21 @@ def test_report_is_whole_and_needs_nothing_else(cohort):
     path = write_report(cohort.out, cohort.root / "r.html", reference=cohort.reference, table=table, title="A <b> & c")
     text = path.read_text(encoding="utf-8")
     checker = check(text)
-    assert all(source.startswith(("data:image/png", "#")) for source in checker.sources)
+    assert all(source.startswith("#") for source in checker.sources)
     assert "http" not in re.sub(r'"data:[^"]*"', "", text)
     assert "A &lt;b&gt; &amp; c" in text
     assert "e_T2w.nii.gz holds &lt;NaN&gt;" in text  # the failed scan and its reason
     assert "Research use only" in text
     assert "ab" * 32 in text  # model hash
     assert "9.9" in text
-    assert "above <b>75 %</b> of the healthy calibration scans" in text
+    assert "above 75 % of the healthy calibration scans" in text
     assert '<td class="n best">0.700</td>' in text
-    for caption in ("Scan", "Healthy reconstruction", "Anomaly map", "Anomaly mask", "Truth"):
-        assert text.count(f"<figcaption>{caption}") >= 4
-    assert "Truth: no lesion here" in text
+    drawn = cards(text)
+    assert len(drawn) == 4
+    for card in drawn.values():
+        assert set(card["planes"]) == set(PLANES)
+        assert set(card["planes"]["axial"]["sheets"]) == {"scan", "reconstruction", "map", "labels"}
+    assert text.count("The reference marks no lesion in this scan.") == 2
     assert not list(cohort.root.glob(".*"))
 
 
@@ -285,8 +311,9 @@ def test_report_without_reference_asks_for_one(cohort):
     text = write_report(cohort.out, cohort.root / "r.html").read_text(encoding="utf-8")
     check(text)
     assert "maediff evaluate" in text
-    assert "Truth" not in re.sub(r"<footer>.*", "", text, flags=re.DOTALL).split("<main>")[1].split("<script>")[0]
-    assert text.count("<img ") == 4 * 4 * 3  # scans, pictures and planes
+    page = re.sub(r"<footer>.*", "", text, flags=re.DOTALL).split("<main>")[1].split("<script>")[0]
+    assert "truth" not in re.sub(r"<script type.*?</script>", "", page, flags=re.DOTALL)  # no legend for what is absent
+    assert "Lesions of the reference" not in page
 
 
 def test_metrics_can_be_given_as_folder_or_values(cohort):
@@ -304,7 +331,8 @@ def test_metrics_can_be_given_as_folder_or_values(cohort):
 def test_large_cohorts_show_the_highest_scores_only(cohort):
     text = write_report(cohort.out, cohort.root / "r.html", max_pictures=1).read_text()
     assert text.count("<article") == 1
-    assert "the 1 highest of 4 scans" in text
+    assert "Shown are the 1 scan with the highest scores of 4" in text
+    assert write_report(cohort.out, cohort.root / "r.html", max_pictures=None).read_text().count("<article") == 4
     highest = max(cohort.scans, key=lambda case: cohort.scans[case].map.max())
     assert f"<h3>{highest}</h3>" in text
 
@@ -317,8 +345,8 @@ def test_missing_scans_and_masks_leave_the_rest(cohort):
     check(text)
     assert "no longer where it was" in text
     assert "No pictures:" in text
-    assert "<figcaption>Scan" not in text
-    assert "<figcaption>Anomaly map" in text
+    assert all("scan" not in card["planes"]["axial"]["sheets"] for card in cards(text).values())
+    assert all(card["threshold"] == cohort.threshold and card["maskMl"] is None for card in cards(text).values())
 
 
 def test_uncalibrated_models_are_told_to_calibrate(cohort):
@@ -327,19 +355,140 @@ def test_uncalibrated_models_are_told_to_calibrate(cohort):
     assert "maediff calibrate" in write_report(cohort.out, cohort.root / "r.html").read_text()
 
 
+def test_sheets_hold_the_scan_and_thresholds_stay_exact(cohort):
+    text = write_report(cohort.out, cohort.root / "r.html", reference=cohort.reference).read_text()
+    card, scan = cards(text)["a_T2w"], cohort.scans["a_T2w"]
+    top = float(re.search(r'data-top="([\d.]+)"', text)[1])
+    assert top == 1.8  # three calibrated thresholds
+    mask, voxel_ml = scan.map > np.float32(cohort.threshold), 9 / 1000
+    assert card["maskMl"] == pytest.approx(mask.sum() * voxel_ml)
+    for k in (0, 10, 42, LEVELS - 1):
+        assert card["above"][k] == pytest.approx((scan.map > k * top / LEVELS).sum() * voxel_ml, rel=1e-4)
+    axial, planes = (
+        card["planes"]["axial"],
+        plane_slices(np.arange(scan.map.size).reshape(scan.map.shape), cohort.affine),
+    )
+    assert axial["slices"] == list(range(1, 9))  # all with brain: the scan is small
+    (height, width), (row, column) = axial["size"], axial["origin"]
+    levels, marks = sheet(axial["sheets"]["map"]), sheet(axial["sheets"]["labels"])
+    for position, index in enumerate(axial["slices"]):
+        voxels = planes[index, row : row + height, column : column + width]
+        up, left = position // axial["across"] * height, position % axial["across"] * width
+        tile = levels[up : up + height, left : left + width]
+        assert ((tile > 42) == (scan.map.ravel()[voxels] > 42 * top / LEVELS)).all()
+        expected = 85 * mask.ravel()[voxels] + 170 * scan.label.ravel()[voxels]
+        assert (marks[up : up + height, left : left + width] == expected).all()
+
+
+def test_pictures_go_through_the_largest_finding_lesion_and_missed_lesion(cohort):
+    label = cohort.scans["a_T2w"].label.copy()
+    label[12, 11, 8] = True  # a second, small lesion
+    nib.save(nib.Nifti1Image(label.astype(np.uint8), cohort.affine), cohort.root / "a_T2w_lesion.nii.gz")
+    mask = nib.load(cohort.out / "a_T2w_anomaly-mask.nii.gz")
+    inside = np.asarray(mask.dataobj) > 0
+    inside[11:14, 10:13, 7:10] = False  # missed
+    nib.save(nib.Nifti1Image(inside.astype(np.uint8), cohort.affine), cohort.out / "a_T2w_anomaly-mask.nii.gz")
+    card = cards(write_report(cohort.out, cohort.root / "r.html", reference=cohort.reference).read_text())["a_T2w"]
+    names = [place["name"].split(",")[0] for place in card["places"]]
+    assert names == ["Largest finding", "Largest lesion", "Largest missed lesion", "Highest values"]
+    voxels = [(np.array(card["toVoxel"]) @ [*place["at"], 1])[:3].tolist() for place in card["places"]]
+    assert voxels[1] == [5, 6, 4]
+    assert voxels[2] == [12, 11, 8]
+    assert voxels[0] == card["findings"][0]["voxel"]
+    assert inside[tuple(int(v) for v in voxels[0])]
+    for axis, plane in enumerate(("sagittal", "coronal", "axial")):
+        assert {place["at"][axis] for place in card["places"]} <= set(card["planes"][plane]["slices"])
+    assert [lesion["share"] > 0 for lesion in card["lesions"]] == [True, False]
+
+
+def test_the_report_completes_the_tables_of_findings(cohort):
+    write_report(cohort.out, cohort.root / "r.html", max_pictures=1)
+    assert len(list(cohort.out.glob("*_components.tsv"))) == 4  # older runs have none
+    rows = read_table(cohort.out / "a_T2w_components.tsv").rows
+    assert {row["truth_ml"] for row in rows} == {"n/a"}
+    write_report(cohort.out, cohort.root / "r.html", reference=cohort.reference, max_pictures=1)
+    mask, label = cohort.scans["a_T2w"].map > cohort.threshold, cohort.scans["a_T2w"].label
+    shared = sum(float(row["truth_ml"]) for row in read_table(cohort.out / "a_T2w_components.tsv").rows)
+    assert shared == pytest.approx((mask & label).sum() * 9 / 1000, rel=1e-4)
+
+
+def test_many_scans_share_the_room(monkeypatch, cohort):
+    """Each card has at least its first places, however little room there is."""
+    monkeypatch.setattr("maediff.report.pictures._TOTAL_BYTES", 1)
+    monkeypatch.setattr("maediff.report.pictures._CARD_BYTES", (1, 1))
+    for card in cards(
+        write_report(cohort.out, cohort.root / "r.html", reference=cohort.reference).read_text()
+    ).values():
+        for axis, plane in enumerate(("sagittal", "coronal", "axial")):
+            assert len(card["planes"][plane]["slices"]) <= 3
+            assert card["places"][0]["at"][axis] in card["planes"][plane]["slices"]
+
+
+def test_numbers_have_no_negative_zero_and_nouns_their_number(cohort):
+    assert format_number(-0.04, 1) == "0.0"
+    text = write_report(
+        cohort.out, cohort.root / "r.html", max_pictures=1, warning="These maps mean nothing."
+    ).read_text()
+    assert '<p class="notice" role="note">These maps mean nothing.</p>' in text
+    visible = re.sub(r"<(script|style).*?</\1>", "", text, flags=re.DOTALL)
+    assert not re.search(r">-0(\.0*)?[,<]|\b1 (scans|findings|lesions)\b", visible)
+
+
 @pytest.mark.slow
 def test_the_report_works_in_a_real_browser(cohort, browser):
-    path = write_report(cohort.out, cohort.root / "r.html")
+    path = write_report(cohort.out, cohort.root / "r.html", reference=cohort.reference)
+    card = cards(path.read_text())["a_T2w"]
     browser.send("Page.navigate", url=path.as_uri())
-    browser.wait_for("document.readyState == 'complete' && document.images.length == 48")
-    assert browser.value("[...document.images].every(picture => picture.naturalWidth > 5)")
+    browser.wait_for("document.readyState == 'complete' && document.querySelector('article.case')")
+    browser.value("a = document.querySelector('article[data-case=a_T2w]'); a.scrollIntoView(); c = cardOf(a); 0")
+    browser.wait_for("a.dataset.drawn > 0")
+    assert browser.value("a.querySelectorAll('canvas').length") == 9  # three planes of scan, reconstruction and map
+    assert browser.value(
+        "[...a.querySelectorAll('.picture')].map(p => p.innerText.replace(/\\s/g, '')).join()"
+    ) == ",".join(["RLAP"] * 3 + ["RLSI"] * 3 + ["APSI"] * 3)
+    first = ", ".join(str(v) for v in card["findings"][0]["voxel"])
+    assert browser.value("a.querySelector('.where code').textContent") == first
+
+    browser.value("a.querySelectorAll('.goto button')[1].click()")  # the largest lesion
+    lesion = ", ".join(str(v) for v in card["lesions"][0]["voxel"])
+    browser.wait_for(f"a.querySelector('.where code').textContent == '{lesion}'")
+    assert not browser.value("a.querySelector('.say').textContent.includes('no lesion')")
+    browser.value("s = a.querySelector('.plane input'); s.value = 7; s.dispatchEvent(new Event('input'))")
+    browser.wait_for("a.querySelector('.say').textContent.includes('slice 9 of 10')")
+    assert browser.value("a.querySelector('.say').textContent.includes('no lesion in this slice')")
+
+    browser.value("t = document.getElementById('threshold'); t.value = 20; t.dispatchEvent(new Event('input'))")
+    assert browser.value("a.querySelector('.now b').textContent") == f"{card['above'][20]:.1f}"
+    browser.value("document.getElementById('calibrated').click()")
+    assert browser.value("a.querySelector('.now').hidden")
+    browser.value("c.blink(); 0")
+    browser.wait_for("a.querySelector('figcaption').textContent == 'Healthy reconstruction'")
+    browser.value("c.blink(false); a.querySelector('tr[data-at]').click()")
+    browser.wait_for(f"a.querySelector('.where code').textContent == '{first}'")
+    browser.value("a.querySelector('.picture').click()")
+    browser.wait_for(
+        "document.getElementById('large').open && document.querySelector('dialog canvas').clientWidth > 300"
+    )
+    browser.value("document.getElementById('large').close()")
+
+    listed = "[...document.querySelectorAll('#scans li:not([hidden])')].map(li => li.dataset.case).join()"
+    assert len(browser.value(listed).split(",")) == 5
+    browser.value("document.querySelector('[data-filter=failed]').click()")
+    assert browser.value(listed) == "e_T2w"
+    assert browser.value("[...document.querySelectorAll('article.case')].every(card => card.hidden)")
+    browser.value("document.querySelector('[data-filter=failed]').click()")
+    browser.value("f = document.getElementById('sort'); f.value = 'name'; f.dispatchEvent(new Event('change'))")
+    assert browser.value(listed) == "a_T2w,b_T2w,c_T2w,d_T2w,e_T2w"
+
     scores = "[...document.querySelectorAll('table.sortable td:nth-child(3)')].map(cell => cell.textContent).join(' ')"
     falling = browser.value(scores)
     browser.value("[...document.querySelectorAll('th button')].find(b => b.textContent == 'Score').click()")
     assert browser.value(scores) == falling  # numbers fall at the first click, the failed scan last
     browser.value("[...document.querySelectorAll('th button')].find(b => b.textContent == 'Score').click()")
     assert browser.value(scores).split() == [*falling.split()[-2::-1], "–"]
-    assert browser.value("document.documentElement.scrollWidth <= window.innerWidth")
+    for width in (1200, 400):
+        browser.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+        assert browser.value("document.documentElement.scrollWidth <= window.innerWidth")
     asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
     assert all(url.startswith(("data:", path.as_uri())) for url in asked)
     assert [e for e in browser.events if e["method"] in {"Log.entryAdded", "Runtime.exceptionThrown"}] == []
