@@ -22,10 +22,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Result": (
         "threshold", "rate", "min_size", "preview", "report", "title", "locations", "bootstrap", "strata",
+        "ratings", "cards",
     ),
     "Run": (
         "overwrite", "dry_run", "resume", "quick", "shard", "scheduler", "workers", "device", "jobs", "seed",
-        "overrides", "port", "browser", "thorough",
+        "overrides", "port", "browser", "thorough", "reader",
     ),
     "Messages": ("as_json", "quiet", "verbose", "help"),
 }  # fmt: skip

@@ -8,26 +8,34 @@ from threading import Thread
 
 import click
 
-from ._options import Command, examples, talk
+from ._options import Command, examples, reference_option, talk
 
 
-@click.command(cls=Command, epilog=examples("maediff view out", "maediff view out --no-browser --port 8765"))
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "maediff view out", "maediff view out -r cases.csv --reader anna", "maediff view out --no-browser --port 8765"
+    ),
+)
 @click.argument("out", type=click.Path(path_type=Path))
+@reference_option(required=False)
+@click.option("--reader", default="", help="Name under which you rate findings; the page asks for it as well.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; 0 takes a free one.")
 @click.option("--browser/--no-browser", default=True, help="Open the page in the default browser.")
 @talk
-def command(*, out: Path, port: int, browser: bool) -> None:
+def command(*, out: Path, reference: Path | None, reader: str, port: int, browser: bool) -> None:
     """Look at the maps of an output folder in the browser.
 
     OUT is what infer wrote. Scan and anomaly map lie over each other in three planes and in 3-D, with a threshold to
-    move and keys to go from scan to scan. The page is served to this machine only, under an address that holds a random
-    token, and loads nothing from the network. Ctrl-C ends it.
+    move and keys to go from scan to scan and from finding to finding. Findings can be rated real, artefact or unsure:
+    the ratings land in OUT/ratings.tsv, and `maediff evaluate --ratings` summarises them. The page is served to this
+    machine only, under an address that holds a random token, and loads nothing from the network. Ctrl-C ends it.
     """
     from maediff.viewer import open_viewer
 
     from ._console import say
 
-    with open_viewer(out, port) as server:
+    with open_viewer(out, port, reference=reference, reader=reader) as server:
         click.echo(server.url)
         say("open this address; it is served to this machine only, and Ctrl-C ends it")
         if browser:  # beside the server: a browser in a terminal would wait for it

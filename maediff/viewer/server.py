@@ -1,5 +1,7 @@
 """A small web server for one person: loopback only, nothing without its token, nothing but what the catalogue holds.
 
+One thing can be written: a rating of a finding, which lands in ``ratings.tsv`` of the output folder.
+
 Every path begins with a random token, ``http://127.0.0.1:PORT/TOKEN/``, so that there is no cookie that another server
 of this machine could receive. The browser is sent to ``/open/NONCE``, which works once: the command line of a browser
 can be read by all users of a machine.
@@ -18,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from maediff.errors import MAEDiffError, OutputError
 from maediff.viewer.catalogue import KINDS, Catalogue
@@ -36,6 +38,8 @@ _STATIC = {
 }
 _DETAILS = re.compile(r"cases/(\d{1,7})\.json")
 _VOLUME = re.compile(rf"cases/(\d{{1,7}})/({'|'.join(KINDS)})\.nii\.gz")
+_RATINGS = "ratings"
+_MAX_CONTENT = 16_384  # bytes of a rating
 _JSON, _GZIP, _TEXT = "application/json", "application/gzip", "text/plain; charset=utf-8"
 _HEADERS = {
     # data: holds the fonts of NiiVue; nothing is ever loaded from another host
@@ -59,20 +63,24 @@ class Answer:
     location: str | None = None
 
 
-def open_viewer(out_dir: str | Path, port: int = 0) -> ViewerServer:
+def open_viewer(
+    out_dir: str | Path, port: int = 0, *, reference: str | Path | None = None, reader: str = ""
+) -> ViewerServer:
     """Make ready to serve an output folder on 127.0.0.1; call ``serve_forever`` on what comes back.
 
     Args:
         out_dir: What ``maediff infer`` wrote.
         port: Port; 0 takes a free one.
+        reference: Table or folder with the truth, shown as a layer.
+        reader: Name under which findings are rated; the page asks for it if it is empty.
 
     Raises:
-        InputError: The folder holds no map.
+        InputError: The folder holds no map, or the reference cannot be used.
         OutputError: The port cannot be had.
     """
-    catalogue = Catalogue.of(out_dir)
+    catalogue = Catalogue.of(out_dir, reference)
     try:
-        return ViewerServer(catalogue, port)
+        return ViewerServer(catalogue, port, reader)
     except (OSError, OverflowError) as error:
         raise OutputError(
             f"cannot serve on port {port} of {LOOPBACK}: {error}; leave --port out for a free one"
@@ -84,13 +92,15 @@ class ViewerServer(ThreadingHTTPServer):
 
     Attributes:
         catalogue: What is served.
+        reader: Name under which findings are rated, unless the page says otherwise.
     """
 
     daemon_threads = True
     allow_reuse_address = False
 
-    def __init__(self, catalogue: Catalogue, port: int = 0) -> None:
+    def __init__(self, catalogue: Catalogue, port: int = 0, reader: str = "") -> None:
         self.catalogue = catalogue
+        self.reader = reader
         self._token = secrets.token_urlsafe(32)
         self._nonces: set[str] = set()
         super().__init__((LOOPBACK, port), _Handler)
@@ -112,14 +122,14 @@ class ViewerServer(ThreadingHTTPServer):
         Args:
             target: Request target of a GET, as it was sent.
         """
-        path = urlsplit(target).path if target.startswith("/") else ""
+        path, query = (urlsplit(target).path, urlsplit(target).query) if target.startswith("/") else ("", "")
         first, _, rest = path.removeprefix("/").partition("/")
         if first == "open" and self._spend(rest):
             return Answer(HTTPStatus.SEE_OTHER, b"", location=f"/{self._token}/")
         if not secrets.compare_digest(first.encode(), self._token.encode()):
             return _refusal(HTTPStatus.FORBIDDEN, "open the address that `maediff view` printed")
         try:
-            return self._content(rest)
+            return self._content(rest, query)
         except (MAEDiffError, OSError) as error:
             log.debug("not served: %s", error)
             return _refusal(HTTPStatus.NOT_FOUND, "there is nothing to see at this address")
@@ -131,12 +141,38 @@ class ViewerServer(ThreadingHTTPServer):
             return False
         return True
 
-    def _content(self, name: str) -> Answer:
+    def store(self, target: str, content: bytes) -> Answer:
+        """Store a rating that the page sent.
+
+        Args:
+            target: Request target of a POST, as it was sent.
+            content: JSON object with ``number``, ``finding``, ``reader``, ``rating`` and ``comment``.
+        """
+        first, _, rest = target.removeprefix("/").partition("/")
+        if not secrets.compare_digest(first.encode(), self._token.encode()):
+            return _refusal(HTTPStatus.FORBIDDEN, "open the address that `maediff view` printed")
+        if rest != _RATINGS:
+            return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "nothing can be written here")
+        try:
+            given = json.loads(content)
+            texts = [str(given.get(name, "")) for name in ("reader", "rating", "comment")]
+            rating = self.catalogue.rate(int(given["number"]), int(given["finding"]), *texts)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return _refusal(HTTPStatus.BAD_REQUEST, "this is no rating")
+        except OutputError as error:
+            return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+        except (MAEDiffError, OSError) as error:
+            return _refusal(HTTPStatus.BAD_REQUEST, str(error))
+        return _json({"finding": rating.finding, "rating": rating.rating, "comment": rating.comment})
+
+    def _content(self, name: str, query: str) -> Answer:
         if name in _STATIC:
             file, kind = _STATIC[name]
             return Answer(HTTPStatus.OK, (resources.files("maediff.viewer") / "static" / file).read_bytes(), kind)
         if name == "run.json":
-            return _json(self.catalogue.summary)
+            return _json({**self.catalogue.summary, "reader": self.reader})
+        if name == _RATINGS:
+            return _json(self.catalogue.ratings(parse_qs(query).get("reader", [""])[0]))
         if match := _DETAILS.fullmatch(name):
             return _json(self.catalogue.details(int(match[1])))
         if match := _VOLUME.fullmatch(name):
@@ -145,7 +181,7 @@ class ViewerServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Turns requests into calls of :meth:`ViewerServer.answer`; GET and HEAD only."""
+    """Turns requests into calls of :meth:`ViewerServer.answer`: GET and HEAD, and POST of ratings."""
 
     server: ViewerServer
     protocol_version = "HTTP/1.1"
@@ -167,6 +203,24 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer without content."""
         self._send(self._answer(), with_content=False)
 
+    def do_POST(self) -> None:
+        """Store a rating, if it comes from the page itself."""
+        if not self.path.endswith(f"/{_RATINGS}"):
+            self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
+            return
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit() and int(length) <= _MAX_CONTENT):
+            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            return
+        content = self.rfile.read(int(length))
+        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+        if not self._host_allowed():
+            self._send(_refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this server answers to {LOOPBACK} only"))
+        elif self.headers.get_content_type() != _JSON or origin not in {None, f"http://{host}"}:
+            self._send(_refusal(HTTPStatus.FORBIDDEN, "ratings are taken from the viewer's own page only"))
+        else:
+            self._send(self.server.store(self.path, content))
+
     def __getattr__(self, name: str) -> Callable[[], None]:
         """Answer every other method the same way."""
         if not name.startswith("do_"):
@@ -183,10 +237,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: requests hold the token."""
 
     def _answer(self) -> Answer:
-        hosts = self.headers.get_all("Host") or []
-        if len(hosts) != 1 or _HOST.fullmatch(hosts[0]) is None:
+        if not self._host_allowed():
             return _refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this server answers to {LOOPBACK} only")
         return self.server.answer(self.path)
+
+    def _host_allowed(self) -> bool:
+        hosts = self.headers.get_all("Host") or []
+        return len(hosts) == 1 and _HOST.fullmatch(hosts[0]) is not None
 
     def _send(self, answer: Answer, *, with_content: bool = True) -> None:
         self.send_response_only(answer.status)

@@ -23,7 +23,9 @@ from click.testing import CliRunner
 from maediff.cli import app
 
 from maediff.errors import InputError, OutputError
-from maediff.report.figures import most_anomalous_voxel
+from maediff.findings import locate
+from maediff.report.figures import canonical_index, most_anomalous_voxel
+from maediff.tables import read_table
 from maediff.viewer import open_viewer
 
 
@@ -59,6 +61,19 @@ def ask(server, path, method="GET", hosts=None, token=True):
         headers = response.headers
     connection.close()
     return response.status, headers, content
+
+
+GOOD = {"number": 0, "finding": 1, "reader": "anna", "rating": "real", "comment": "left, by the ventricle"}
+
+
+def post(server, path, value, token=True, **headers):
+    host, port = server.server_address[:2]
+    connection = http.client.HTTPConnection(host, port, timeout=20)
+    target = (server.url.split(str(port), 1)[1] if token else "/x/") + path
+    content = value if isinstance(value, bytes) else json.dumps(value).encode()
+    connection.request("POST", target, content, {"Content-Type": "application/json"} | headers)
+    with connection.getresponse() as response:
+        return response.status, response.read().decode()
 
 
 def nifti(content):
@@ -100,6 +115,92 @@ def test_uncertainty_is_a_layer_with_its_own_scale(viewer, cohort):
         assert details["layers"][-1] == "uncertainty"
         assert 0 < details["uncertainty_top"] <= cohort.scans[case].map.max() * 1.1
         assert ask(server, f"cases/{number}/uncertainty.nii.gz")[0] == 200
+
+
+def test_the_truth_is_a_layer_of_its_voxels(viewer, cohort):
+    assert ask(viewer, "cases/0/truth.nii.gz")[0] == 404
+    with open_viewer(cohort.out, reference=cohort.reference) as server:
+        names = [case["case"] for case in server.catalogue.summary["cases"]]
+        details = server.catalogue.details(names.index("a_T2w"))
+        assert details["layers"] == ["scan", "reconstruction", "anomaly", "mask", "truth"]
+        shown = nifti(server.catalogue.volume(names.index("a_T2w"), "truth"))
+        assert np.array_equal(np.asarray(shown.dataobj) > 0, cohort.scans["a_T2w"].label)
+        assert [round(lesion["ml"], 6) for lesion in details["lesions"]] == [27 * 9 / 1000]
+        assert server.catalogue.details(names.index("c_T2w"))["lesions"] == []
+
+
+def test_findings_are_those_of_the_table_and_places_become_voxels(viewer, cohort):
+    number, case = first(viewer)
+    details = json.loads(ask(viewer, f"cases/{number}.json")[2])
+    mask = cohort.scans[case].map > cohort.threshold
+    found = locate(mask, cohort.brain, cohort.affine, values=cohort.scans[case].map).components
+    assert [part["number"] for part in details["findings"]] == list(range(1, len(found) + 1))
+    assert [part["mm"] for part in details["findings"]] == [list(part.centre_mm) for part in found]
+    for part in found:
+        voxel = np.array(details["to_voxel"]) @ [*part.centre_mm, 1]
+        assert voxel[:3] == pytest.approx(part.centre_voxel)
+        slices = np.array(details["to_slice"]) @ [*part.centre_mm, 1]
+        assert slices[:3] == pytest.approx(canonical_index(part.centre_voxel, cohort.affine, mask.shape))
+    assert details["shape"] == list(mask.shape)
+
+
+def test_ratings_land_beside_the_maps_and_each_reader_sees_his_own(viewer, cohort):
+    status, answer = post(viewer, "ratings", GOOD)
+    assert (status, json.loads(answer)["rating"]) == (200, "real")
+    before = (cohort.out / "ratings.tsv").read_bytes()
+    assert (
+        post(viewer, "ratings", GOOD | {"reader": "ben", "rating": "artefact", "comment": 'tab\tand "quote"\n'})[0]
+        == 200
+    )
+    assert post(viewer, "ratings", GOOD | {"rating": "unsure"})[0] == 200
+    assert (cohort.out / "ratings.tsv").read_bytes().startswith(before)  # nothing is ever taken back
+    rows = read_table(cohort.out / "ratings.tsv").rows
+    case = first(viewer)[1]
+    assert [(row["reader"], row["case"], row["rating"]) for row in rows] == [
+        ("anna", case, "real"),
+        ("ben", case, "artefact"),
+        ("anna", case, "unsure"),
+    ]
+    assert rows[1]["comment"] == 'tab and "quote"'
+    part = json.loads(ask(viewer, "cases/0.json")[2])["findings"][0]
+    assert [float(rows[0][name]) for name in ("x_mm", "y_mm", "z_mm")] == part["mm"]
+    assert float(rows[0]["volume_ml"]) == pytest.approx(part["ml"])
+    assert rows[0]["model_hash"] == "ab" * 32
+    own = json.loads(ask(viewer, "ratings?reader=anna")[2])
+    assert [(item["number"], item["finding"], item["rating"]) for item in own] == [(0, 1, "unsure")]
+    assert json.loads(ask(viewer, "ratings?reader=carl")[2]) == json.loads(ask(viewer, "ratings")[2]) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rating": "maybe"},
+        {"reader": " "},
+        {"reader": "x" * 61},
+        {"comment": "x" * 1001},
+        {"finding": 0},
+        {"finding": 9999},
+        {"number": 4},
+        {"number": -1},
+        {"finding": "first"},
+        {"number": None},
+    ],
+)
+def test_what_is_no_rating_is_refused(viewer, cohort, wrong):
+    assert post(viewer, "ratings", GOOD | wrong)[0] == 400
+    assert not (cohort.out / "ratings.tsv").exists()
+
+
+def test_only_the_own_page_may_rate(viewer, cohort):
+    port = viewer.server_address[1]
+    assert post(viewer, "ratings", GOOD, token=False)[0] == 403
+    assert post(viewer, "ratings", GOOD, Origin="http://evil.example")[0] == 403
+    assert post(viewer, "ratings", GOOD, **{"Content-Type": "text/plain"})[0] == 403  # what a foreign form can send
+    assert post(viewer, "ratings", GOOD, Host="evil.example")[0] == 421
+    assert post(viewer, "ratings", b"x" * 20_000)[0] == 413
+    assert post(viewer, "ratings", b"[1]")[0] == 400
+    assert not (cohort.out / "ratings.tsv").exists()
+    assert post(viewer, "ratings", GOOD, Origin=f"http://127.0.0.1:{port}")[0] == 200
 
 
 def first(server):
@@ -151,11 +252,18 @@ def test_a_forwarded_port_is_served(viewer):
     assert ask(viewer, "run.json", hosts=["localhost:9"])[0] == 200
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "FETCH"])
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "FETCH"])
 def test_only_reading_is_allowed(viewer, method):
     status, headers, _ = ask(viewer, "run.json", method=method)
     assert status == 405
     assert headers["Allow"] == "GET, HEAD"
+    assert ask(viewer, "ratings", method=method)[0] == 405
+
+
+def test_only_ratings_can_be_posted(viewer, cohort):
+    for path in ("run.json", "", "cases/0.json", "ratings/", "ratings.tsv", "../ratings"):
+        assert post(viewer, path, GOOD)[0] == 405
+    assert not (cohort.out / "ratings.tsv").exists()
 
 
 def test_head_is_get_without_content(viewer):
@@ -338,7 +446,8 @@ def test_the_page_shows_the_maps_in_a_real_browser(viewer, cohort, browser):
     assert "0.600 (calibrated)" in browser.value("document.getElementById('cut').textContent")
     expected = np.count_nonzero(values > np.float32(cohort.threshold)) * 2.0 * 1.5 * 3.0 / 1000
     assert browser.value("document.getElementById('above').textContent") == f"{expected:.1f} ml"
-    place = json.loads(ask(viewer, "cases/0.json")[2])["place_mm"]
+    details = json.loads(ask(viewer, "cases/0.json")[2])
+    place = details["findings"][0]["mm"]  # opens at the largest finding
     peak = np.rint(np.linalg.inv(cohort.affine) @ [*place, 1]).astype(int)[:3]
     assert f"Anomaly map\n{values[tuple(peak)]:.3f}" in browser.value("document.getElementById('here').innerText")
     assert "Research use only" in browser.value("document.body.innerText")
@@ -353,6 +462,38 @@ def test_the_page_shows_the_maps_in_a_real_browser(viewer, cohort, browser):
         browser.press(",")
     browser.wait_for("!waiting && state.threshold == 0")
     assert browser.orange_pixels() > warm
+    browser.press("k")
+    second = details["findings"][1]["mm"]
+    browser.wait_for(f"state.finding == 1 && Math.hypot(...state.mm.map((v, k) => v - {second}[k])) < 2")
+    assert "Voxel" in browser.value("document.getElementById('here').innerText")
+    browser.press("y")
+    browser.wait_for("document.getElementById('rated').textContent.includes('name')")  # who rates?
+    browser.value(
+        "r = document.getElementById('reader'); r.value = 'anna'; r.dispatchEvent(new Event('change')); r.blur()"
+    )
+    browser.press("y")
+    browser.wait_for("document.getElementById('rated').textContent.startsWith('Finding 2; 1 of')")
+    assert [row["finding"] for row in read_table(cohort.out / "ratings.tsv").rows] == ["2"]
+
+    before = browser.value("[...layer('scan').img].slice(0, 999).join()")
+    browser.press("r")  # the reconstruction takes the scan's place: the map stays above it, in 3-D as well
+    browser.wait_for("!waiting && state.base && swapped")
+    assert browser.value("[...layer('scan').img].slice(0, 999).join()") != before
+    assert browser.orange_pixels() > 50
+    browser.press("b")
+    browser.wait_for("!state.base")
+    browser.press("b")
+    browser.wait_for("blinking === null && !waiting && !swapped")
+    assert browser.value("[...layer('scan').img].slice(0, 999).join()") == before
+    browser.value("setWindow(150, 50)")
+    browser.wait_for(f"!waiting && layer('scan').cal_max > {details['window'][1]}")
+    browser.value("writeAddress()")
+    address = browser.value("location.hash")
+    assert f"scan={names[0]}" in address
+    browser.send("Page.navigate", url="about:blank")
+    browser.send("Page.navigate", url=viewer.url + address)
+    browser.wait_for(ready.format(0))
+    browser.wait_for(f"Math.hypot(...state.mm.map((v, k) => v - {second}[k])) < 2 && state.threshold == 0")
     browser.press("n")
     browser.wait_for(ready.format(1))
     assert browser.value("document.getElementById('name').textContent") == names[1]
