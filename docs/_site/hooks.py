@@ -21,8 +21,8 @@ from mkdocs.structure.pages import Page
 NAVIGATION: dict[str, list[str]] = {
     "Tutorial": ["tutorial", "first-scan"],
     "How to": [
-        "own-data", "prepare", "dicom", "bids", "own-site", "thresholds", "view", "cluster", "docker", "model-card",
-        "bundle",
+        "own-data", "prepare", "dicom", "bids", "own-site", "thresholds", "read-a-report", "view", "cluster", "docker",
+        "model-card", "bundle",
     ],
     "Reference": ["commands", "configuration", "api", "files", "robustness"],
     "Explanation": [

@@ -226,9 +226,6 @@ class Catalogue:
     ) -> tuple[list[dict[str, Any]] | None, list[dict[str, Any]] | None]:
         """Findings and lesions as plain values, numbered as in ``<stem>_components.tsv``."""
         layers: dict[str, Any] = {"map": np.where(anomaly.data > 0, anomaly.data, 0)}
-        reconstruction = self._reconstruction(case)
-        if reconstruction is not None:
-            layers["reconstruction"] = reconstruction.data
         if "mask" in case.files:
             layers["mask"] = read_mask(self._inside(case.files["mask"]), anomaly, "anomaly mask")
         if truth is not None:

@@ -209,10 +209,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
             return
         length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit() and int(length) <= _MAX_CONTENT):
+        size = int(length) if length.isascii() and length.isdigit() else _MAX_CONTENT + 1
+        if size > _MAX_CONTENT:
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return
-        content = self.rfile.read(int(length))
+        content = self.rfile.read(size)
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         if not self._host_allowed():
             self._send(_refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this server answers to {LOOPBACK} only"))
