@@ -267,6 +267,16 @@ def scale_top(scores: Sequence[float], threshold: float | None) -> float:
     value = (
         _THRESHOLDS * threshold if threshold else _SCORES * max((s for s in scores if math.isfinite(s)), default=0.0)
     )
+    return round_up(value)
+
+
+def round_up(value: float) -> float:
+    """Round the end of a colour scale up to two digits; 1 if there is nothing to show.
+
+    Example:
+        >>> round_up(0.412), round_up(0.0)
+        (0.42, 1.0)
+    """
     if not value > 0:
         return 1.0
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)

@@ -26,6 +26,7 @@ from maediff.report.figures import (
     plane_axes,
     plane_slices,
     plane_spacing_mm,
+    round_up,
     scale_top,
     voxel_from_canonical,
 )
@@ -127,7 +128,7 @@ def _uncertainty_top(cases: Sequence[OutputCase]) -> float | None:
             except Exception:  # reported with the scan's other pictures
                 continue
             tops.append(high_value(spread, spread > 0))
-    return scale_top(tops, None) if tops else None
+    return round_up(max(tops)) if tops else None
 
 
 def _card(

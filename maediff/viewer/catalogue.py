@@ -32,7 +32,7 @@ from maediff.report.figures import (
     high_value,
     most_anomalous_voxel,
     plane_slices,
-    scale_top,
+    round_up,
     voxel_from_canonical,
 )
 from maediff.report.pictures import colour_top, measure_findings
@@ -237,7 +237,7 @@ class Catalogue:
         if "uncertainty" not in case.files:
             return None
         spread = read_map(self._inside(case.files["uncertainty"])).data
-        return scale_top([high_value(spread, brain)], None)
+        return round_up(high_value(spread, brain))
 
     def _inside(self, path: Path) -> Path:
         """Follow links, and refuse what is no NIfTI file inside the output folder."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -67,4 +68,5 @@ def test_the_demo_needs_no_network(python, tmp_path):
     assert "BLOCKED" not in done.stderr
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert {"maediff", "intensity", "zscore"} <= set(summary["methods"])
-    assert "http" not in (tmp_path / "demo" / "report.html").read_text().replace("http://www.w3.org/", "")
+    page = re.sub(r"data:image/[^\"]*", "", (tmp_path / "demo" / "report.html").read_text())  # base64 spells anything
+    assert "http" not in page.replace("http://www.w3.org/", "")

@@ -71,9 +71,10 @@ def post(server, path, value, token=True, **headers):
     connection = http.client.HTTPConnection(host, port, timeout=20)
     target = (server.url.split(str(port), 1)[1] if token else "/x/") + path
     content = value if isinstance(value, bytes) else json.dumps(value).encode()
-    connection.request("POST", target, content, {"Content-Type": "application/json"} | headers)
-    with connection.getresponse() as response:
-        return response.status, response.read().decode()
+    with contextlib.closing(connection):
+        connection.request("POST", target, content, {"Content-Type": "application/json"} | headers)
+        with connection.getresponse() as response:
+            return response.status, response.read().decode()
 
 
 def nifti(content):
