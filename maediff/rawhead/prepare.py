@@ -135,7 +135,7 @@ def prepare_cohort(  # noqa: PLR0913  a public function: a keyword per option
     bids = ["bids"] if any(row["bids"] for row in rows) else []
     write_table(out / "cases.csv", rows, [*images, *_COLUMNS, *bids])
     summary = PrepareSummary(tuple(outcomes))
-    arguments = {
+    arguments: dict[str, Any] = {
         "source": Path(source),
         "out": out,
         "mask": None if mask is None else Path(mask),
@@ -210,7 +210,7 @@ def _prepare_one(
     if label is not None:
         write_like(files.label, resample_label(label, done, raw), done.volume, np.uint8)
     folder = files.sidecar.parent
-    facts = {"case": case.id, "raw": stored_path(case.image, folder), WRITTEN_IN: str(folder.resolve())}
+    facts: dict[str, Any] = {"case": case.id, "raw": stored_path(case.image, folder), WRITTEN_IN: str(folder.resolve())}
     facts |= {"settings": settings.to_dict()}
     return facts | done.record | {"maediff": __version__, "use": "research use only"}
 
