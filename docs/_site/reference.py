@@ -18,12 +18,25 @@ import maediff
 from maediff.config import Config, load_config, presets
 
 _NAMES = {type(None): "null", bool: "true or false", int: "whole number", float: "number", str: "text"}
+_COMPLETION = [
+    "## Shell completion",
+    "",
+    "Shells complete commands, options, files, packaged models (`-m`) and presets (`-c`). Add the line of your shell",
+    "to its start-up file:",
+    "",
+    "```bash",
+    'eval "$(_MAEDIFF_COMPLETE=bash_source maediff)"    # ~/.bashrc, bash 4.4 or later',
+    'eval "$(_MAEDIFF_COMPLETE=zsh_source maediff)"     # ~/.zshrc',
+    "_MAEDIFF_COMPLETE=fish_source maediff | source     # ~/.config/fish/completions/maediff.fish",
+    "```",
+    "",
+]
 _TABLE = ["| key | type | default | meaning |", "|---|---|---|---|"]
 
 
 def commands_page() -> str:
     """Describe every command: help, usage, options and examples."""
-    lines = ["# Commands", "", "Made from the program itself; the same as `maediff COMMAND --help`.", ""]
+    lines = ["# Commands", "", "Made from the program itself; the same as `maediff COMMAND --help`.", "", *_COMPLETION]
     root = click.Context(app, info_name="maediff", **app.context_settings)
     for name in app.list_commands(root):
         command = app.get_command(root, name)
