@@ -17,8 +17,17 @@ from maediff.config import TrainConfig
 from maediff.diffusion.noise import coarse_noise
 from maediff.training.augment import chance, uniform
 
+# Intensities are in working units, of which 2 span the scan's intensity scale.
 _SPOTS = (0.01, 0.035)
-_CONTRAST = (0.07, 1.0)  # of blobs of one sign, in working units, where 2 spans the scan's intensities
+"""Half axis of small spots, in parts of the slice: two to seven pixels of 200."""
+_CONTRAST = (0.07, 1.0)
+"""Contrast of blobs of one sign; faint ones are as frequent as strong ones (the logarithm is uniform)."""
+_IN_WINDOW = 0.75
+"""Share of slices whose blobs start in the patch, where the loss sees them."""
+_SHIFT = (0.15, 1.2)
+"""How much brighter or darker shifted tissue is, of any sign."""
+_BRIGHTER = 0.6
+"""Share of shifted tissue that is brighter, not darker."""
 _USUAL = TrainConfig()
 
 
@@ -47,12 +56,12 @@ def add_pseudo_lesions(
             frequent as strong ones.
 
     Returns:
-        (C, H, W); `image` itself where there is no brain.
+        (C, H, W); `image` itself if there is no brain.
     """
     pixels = mask[0].nonzero()
     if not len(pixels):
         return image
-    if window is not None and chance(0.75, rng):
+    if window is not None and chance(_IN_WINDOW, rng):
         inside = (mask & (window > 0))[0].nonzero()
         pixels = inside if len(inside) else pixels
     count, sizes = ((4, 13), _SPOTS) if chance(look.lesion_spots, rng) else ((1, 4), look.lesion_size)
@@ -89,12 +98,57 @@ def _filling(image: Tensor, mask: Tensor, donor: Tensor, look: TrainConfig, rng:
 def _signed_filling(image: Tensor, mask: Tensor, sign: float, rng: torch.Generator) -> Tensor:
     """Shift tissue by a contrast, evenly or with a texture, with the tissue's own structure or with it blurred away."""
     contrast = sign * math.exp(uniform(math.log(_CONTRAST[0]), math.log(_CONTRAST[1]), rng))
-    kind = int(torch.randint(3, (), generator=rng))
-    if kind == 0:
+    choice = int(torch.randint(3, (), generator=rng))
+    if choice == 0:
         return image + contrast
-    grain = coarse_noise((image.shape[1], image.shape[2]), int(torch.randint(2, 9, (), generator=rng)), rng)
-    shift = contrast * (1 + uniform(0, 0.5, rng) * grain.clamp(-2, 2))
-    return (image if kind == 1 else _blurred(image, mask)) + shift
+    shift = contrast * (1 + _grain(image, rng, 0.5, most=2))
+    return (image if choice == 1 else _blurred(image, mask)) + shift
+
+
+def _any_filling(image: Tensor, donor: Tensor, rng: torch.Generator) -> Tensor:
+    """Choose what a blob of any appearance shows; holes twice as often as each of the others."""
+    choice = int(torch.randint(5, (), generator=rng))
+    if choice == 0:
+        return _shifted_tissue(image, rng)
+    if choice == 1:
+        return _textured_level(image, rng)
+    if choice == 2:
+        return _other_tissue(donor, rng)
+    return _hole(image, rng)
+
+
+def _shifted_tissue(image: Tensor, rng: torch.Generator) -> Tensor:
+    """Make tissue brighter or darker, with its own structure."""
+    sign = 1.0 if chance(_BRIGHTER, rng) else -1.0
+    return image + sign * uniform(*_SHIFT, rng)
+
+
+def _textured_level(image: Tensor, rng: torch.Generator) -> Tensor:
+    """Replace tissue by one level with a coarse texture, as a tumour does."""
+    size = int(torch.randint(2, 9, (), generator=rng))
+    grain = coarse_noise((image.shape[1], image.shape[2]), size, rng)
+    return uniform(-1.0, 1.4, rng) + uniform(0.0, 0.2, rng) * grain
+
+
+def _other_tissue(donor: Tensor, rng: torch.Generator) -> Tensor:
+    """Show tissue of another slice, at most 12 pixels away from its place, at another level."""
+    shift = torch.randint(-12, 13, (2,), generator=rng).tolist()
+    return torch.roll(donor, shift, (1, 2)) + uniform(-0.4, 0.6, rng)
+
+
+def _hole(image: Tensor, rng: torch.Generator) -> Tensor:
+    """Show what is as dark as outside the brain, like an old infarct or a cavity.
+
+    Without it a network takes such lesions at the rim of the brain for background, and leaves them.
+    """
+    return uniform(-1.0, -0.8, rng) + uniform(0.0, 0.05, rng) * torch.randn(image.shape, generator=rng)
+
+
+def _grain(image: Tensor, rng: torch.Generator, strength: float, *, most: float) -> Tensor:
+    """Draw a coarse texture (1, H, W) of random grain, of up to `strength` and clipped at `most` deviations."""
+    size = int(torch.randint(2, 9, (), generator=rng))
+    grain = coarse_noise((image.shape[1], image.shape[2]), size, rng)
+    return uniform(0, strength, rng) * grain.clamp(-most, most)
 
 
 def _blurred(image: Tensor, mask: Tensor) -> Tensor:
@@ -102,22 +156,3 @@ def _blurred(image: Tensor, mask: Tensor) -> Tensor:
     side = image.shape[1] // 4 | 1
     total, share = (F.avg_pool2d(x[None], side, 1, side // 2)[0] for x in ((image + 1) * mask, mask.float()))
     return total / share.clamp(min=1 / side**2) - 1
-
-
-def _any_filling(image: Tensor, donor: Tensor, rng: torch.Generator) -> Tensor:
-    """Choose what a blob shows: tissue brighter or darker, a level with texture, another slice's tissue, or a hole.
-
-    A hole is as dark as what lies outside the brain, like an old infarct or a cavity: without it a network takes such
-    lesions at the rim of the brain for background, and leaves them.
-    """
-    kind = int(torch.randint(5, (), generator=rng))
-    if kind == 0:
-        sign = 1.0 if chance(0.6, rng) else -1.0
-        return image + sign * uniform(0.15, 1.2, rng)
-    if kind == 1:
-        grain = coarse_noise((image.shape[1], image.shape[2]), int(torch.randint(2, 9, (), generator=rng)), rng)
-        return uniform(-1.0, 1.4, rng) + uniform(0.0, 0.2, rng) * grain
-    if kind >= 3:
-        return uniform(-1.0, -0.8, rng) + uniform(0.0, 0.05, rng) * torch.randn(image.shape, generator=rng)
-    shift = torch.randint(-12, 13, (2,), generator=rng).tolist()
-    return torch.roll(donor, shift, (1, 2)) + uniform(-0.4, 0.6, rng)
