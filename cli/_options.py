@@ -17,11 +17,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Input and output": (
-        "source", "out", "model", "config", "reference", "prepared", "dicom", "metrics", "mask", "split", "channel",
-        "series", "participants", "sessions",
+        "source", "out", "model", "config", "reference", "prepared", "dicom", "metrics", "mask", "strip", "split",
+        "channel", "series", "participants", "sessions",
     ),
     "Result": (
-        "threshold", "rate", "min_size", "preview", "report", "title", "locations", "bootstrap", "strata",
+        "sign", "threshold", "rate", "min_size", "preview", "report", "title", "locations", "bootstrap", "strata",
         "ratings", "cards",
     ),
     "Run": (

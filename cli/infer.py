@@ -58,7 +58,13 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @input_option("A NIfTI file, a folder of them, a CSV/TSV table or a BIDS data set.")
 @output_option("Folder for the maps, cases.tsv and run.json.")
 @click.option(
-    "--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan; else all but the background."
+    "--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan; else it is found in the scan."
+)
+@click.option("--strip/--no-strip", default=True, help="Extract the brain of a whole head that has no mask.")
+@click.option(
+    "--sign",
+    type=click.Choice(["auto", "abs", "bright", "dark"]),
+    help="What the map shows; auto: as lesions are on the contrast that is read from the scan; else the model's own.",
 )
 @click.option(
     "--shard", callback=_shard, metavar="K/N", default="1/1", help="Work on the K-th of N parts, one per machine."
@@ -91,6 +97,8 @@ def command(  # noqa: PLR0913  click passes each option by its name
     source: Path,
     out: Path,
     mask: Path | None,
+    strip: bool,
+    sign: str | None,
     shard: tuple[int, int],
     scheduler: str | None,
     workers: int | None,
@@ -123,6 +131,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
         raise click.UsageError("--threshold and --rate exclude each other: a rate stands for its threshold")
     if min_size is not None:
         overrides = (*overrides, f"score.min_size_mm3={min_size}")
+    overrides = (*overrides, *_of_the_scan(strip, sign))
     chosen: dict[str, Any] = {
         "mask": mask,
         "seed": seed,
@@ -162,6 +171,11 @@ def run(plan: Sequence[PlannedCase], where: tuple[str, Path, Path], options: dic
         from maediff import infer
 
         return infer(*where, **options, on_case=progress.case, on_batch=progress.batch)
+
+
+def _of_the_scan(strip: bool, sign: str | None) -> tuple[str, ...]:
+    """Turn the options on what is read from a scan into overrides of the configuration."""
+    return (*(() if strip else ("infer.strip=never",)), *(() if sign is None else (f"score.sign={sign}",)))
 
 
 def _show_plan(

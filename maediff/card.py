@@ -34,6 +34,7 @@ _SIGNS = {
     "abs": "The map shows what is brighter or darker than expected.",
     "bright": "The map shows only what is brighter than expected: dark lesions are missed.",
     "dark": "The map shows only what is darker than expected: bright lesions are missed.",
+    "auto": "The map shows what is darker than expected on T1 and brighter on T2 and FLAIR, as the scan is read.",
 }
 
 

@@ -72,7 +72,18 @@ def anomaly_map(
     Returns:
         Map (S, H, W), float32, in residual units, zero outside the eroded brain.
     """
-    return postprocess(channel_residual(x, x_hat, config.sign), mask, spacing_mm, config)
+    return postprocess(channel_residual(x, x_hat, fixed_sign(config)), mask, spacing_mm, config)
+
+
+def fixed_sign(config: ScoreConfig) -> Sign:
+    """Return the sign that is set.
+
+    Raises:
+        ConfigError: It is ``auto``, which is read from a scan, not from its slices.
+    """
+    if config.sign == "auto":
+        raise ConfigError("score.sign auto is read from a scan; set abs, bright or dark for slices on their own")
+    return config.sign
 
 
 def channel_residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> FloatMap:

@@ -263,8 +263,13 @@ class TrainConfig(Section):
 
 
 class InferConfig(Section):
-    """Sliding-window inference."""
+    """Sliding-window inference, and what is done to a scan before."""
 
+    strip: Literal["auto", "never"] = Field(
+        "auto",
+        description="auto: the packaged brain extraction finds the brain of a whole head that comes without a mask; "
+        "never: such a scan is refused.",
+    )
     batch_size: Annotated[int, Field(ge=1, le=_MANY)] | Literal["auto"] = Field(
         "auto", description="Windows a forward pass; auto: as many as fit into memory. The maps do not depend on it."
     )
@@ -288,8 +293,10 @@ class InferConfig(Section):
 class ScoreConfig(Section):
     """From residual to map and mask. Lengths in mm, volumes in mm3."""
 
-    sign: Literal["abs", "bright", "dark"] = Field(
-        "abs", description="abs: |x - x^|; bright or dark: only voxels brighter or darker than healthy."
+    sign: Literal["abs", "bright", "dark", "auto"] = Field(
+        "abs",
+        description="abs: |x - x^|; bright or dark: only voxels brighter or darker than healthy; auto: as lesions are "
+        "on the contrast that is read from the scan (bright on T2 and FLAIR, dark on T1, abs if unsure).",
     )
     median_mm: float = Field(0.0, ge=0, le=100, description="Width of the in-plane median filter; 0 turns it off.")
     erode_mm: float = Field(0.0, ge=0, le=100, description="In-plane erosion of the brain mask.")

@@ -114,7 +114,8 @@ def draw(
         share += head.brain.ravel()[index] & valid
         outer += classes == _SOFT_TISSUE
         fluid += classes == _SULCAL_FLUID
-    image, spread, share, outer, fluid = (v / len(jitters) for v in (image, spread, share, outer, fluid))
+    for values in (image, spread, share, outer, fluid):
+        np.divide(values, len(jitters), out=values)
     if rng.random() < 0.7:  # muscle and fat share a label
         second = float(np.clip(rng.normal(means[_SOFT_TISSUE], 0.35), 0, 1.2))
         patches = _smooth_field(rng, shape, rng.uniform(8, 25) / spacing_mm) > rng.normal(0, 0.7)

@@ -100,6 +100,7 @@ class Outputs:
     sidecar: Path
     preview: Path
     components: Path
+    brain: Path
 
     @classmethod
     def of(cls, case: Case, out: Path) -> Outputs:
@@ -112,6 +113,7 @@ class Outputs:
                 sidecar=Path(f"{maps['anomaly']}.json"),
                 preview=Path(f"{maps['anomaly']}.png"),
                 components=Path(f"{out / case.bids.map('components')}.tsv"),
+                brain=out / f"{case.bids.mask.replace('_label-anomaly', '_label-brain')}.nii.gz",
             )
         stem = str(out / case.id)
         return cls(
@@ -122,6 +124,7 @@ class Outputs:
             sidecar=Path(f"{stem}_anomaly.json"),
             preview=Path(f"{stem}_preview.png"),
             components=Path(f"{stem}_components.tsv"),
+            brain=Path(f"{stem}_brainmask.nii.gz"),
         )
 
     def remove(self) -> None:
@@ -132,7 +135,7 @@ class Outputs:
         Raises:
             InputError: The scan's name is too long to make output names of.
         """
-        maps = (self.anomaly, self.reconstruction, self.mask, self.uncertainty)
+        maps = (self.anomaly, self.reconstruction, self.mask, self.uncertainty, self.brain)
         for path in (self.sidecar, *maps, self.preview, self.components):
             length = len(path.name.encode())
             if length > _MAX_NAME_BYTES:
@@ -346,7 +349,10 @@ def _write_result(
     written = _write_maps(result, outputs)
     if on_result:
         on_result(result, outputs)
-    write_json(outputs.sidecar, _sidecar(case, result, key, outputs.sidecar.parent) | {"outputs": written})
+    sidecar = _sidecar(case, result, key, outputs.sidecar.parent) | {"outputs": written}
+    if "brain" in written:
+        sidecar["mask"] = written["brain"]  # the brain that was extracted is the scan's from here on
+    write_json(outputs.sidecar, sidecar)
     message = "; ".join(result.notes)
     return CaseOutcome(case.id, "done", result.score, result.volume_ml, result.seconds, message, result.notes)
 
@@ -360,6 +366,8 @@ def _write_maps(result: AnomalyResult, outputs: Outputs) -> dict[str, str]:
         written["mask"] = write_like(outputs.mask, result.anomaly_mask, result.volume, np.uint8)
         findings = scan_findings(result.volume, result.anomaly, result.anomaly_mask, result.brain_mask)
         write_components(outputs.components, findings.components)
+    if "brain_mask" in result.steps:
+        written["brain"] = write_like(outputs.brain, result.brain_mask, result.volume, np.uint8)
     if result.uncertainty is not None:
         written["uncertainty"] = write_like(outputs.uncertainty, result.uncertainty, result.volume)
     return {name: path.name for name, path in written.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,10 +18,11 @@ from maediff.config import Config, config_hash
 from maediff.errors import InputError, ModelError
 from maediff.hardware import check_not_forked, use_bf16, usual_defaults
 from maediff.images import as_image, as_mask
+from maediff.inference.reading import Steps, find_brain, lesion_sign
 from maediff.inference.result import WORKING_UNITS, AnomalyResult
 from maediff.methods.base import Engine, Healthy, Method
 from maediff.normative import UNITS, Locations
-from maediff.scoring import anomaly_mask, case_score, channel_residual, eroded, postprocess
+from maediff.scoring import Sign, anomaly_mask, case_score, channel_residual, eroded, postprocess
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, check_common_space, from_image, image_like, read_channel, read_mask
 from maediff.working import WorkingScan, prepare
@@ -40,11 +41,15 @@ class LoadedScan:
         volume: The scan.
         prepared: Its working slices, with the way back.
         seconds: Time taken.
+        sign: Which difference from healthy counts.
+        steps: What was done to the scan on its own.
     """
 
     volume: Volume
     prepared: WorkingScan
     seconds: float
+    sign: Sign = "abs"
+    steps: Steps = field(default_factory=Steps)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ class Predictor:
             image: Path, nibabel image, :class:`~maediff.volume.Volume`, NumPy array or PyTorch tensor (X, Y, Z), MONAI
                 MetaTensor, SimpleITK image or TorchIO image; for a model of several channels a list of them in the
                 order of its `data.channels`, on one voxel grid.
-            mask: Brain mask on the same grid; without one, what is not background in a skull-stripped scan.
+            mask: Brain mask on the same grid; without one, what is not background in a skull-stripped scan, and what
+                the packaged brain extraction finds in a whole head (`infer.strip`).
             seed: Seed of the noise. The result depends on it and on the scan's content and place alone: not on its file
                 name, nor on the order in which its voxels are stored.
             on_batch: Progress callback, called with (windows done, windows in total).
@@ -126,9 +132,10 @@ class Predictor:
         if self.config.score.locations:
             check_common_space(volume, "score.locations")
         others = [read_channel(channel, volume) for channel in rest]
-        brain = None if mask is None else _mask(as_mask(mask), volume)
+        brain, stripping = find_brain(volume, self.config) if mask is None else (_mask(as_mask(mask), volume), Steps())
         prepared = prepare(volume, brain, self.config.data, others)
-        return LoadedScan(volume, prepared, time.perf_counter() - start)
+        sign, reading = lesion_sign(volume, others, prepared, self.config)
+        return LoadedScan(volume, prepared, time.perf_counter() - start, sign, stripping + reading)
 
     def _channels(self, image: Images) -> list[Image]:
         """List the channels of a scan; the model must see as many."""
@@ -146,7 +153,7 @@ class Predictor:
         """Score a prepared scan: the rest of :meth:`predict`."""
         start = time.perf_counter()
         volume, prepared = scan.volume, scan.prepared
-        anomaly, reconstruction, deviation = self._maps(volume, prepared, (seed, content_key(scan)), on_batch)
+        anomaly, reconstruction, deviation = self._maps(scan, (seed, content_key(scan)), on_batch)
         calibrated = self.calibration
         score = case_score(anomaly, prepared.native_mask)
         if not (np.isfinite(score) and np.isfinite(anomaly).all() and np.isfinite(reconstruction).all()):
@@ -164,10 +171,11 @@ class Predictor:
             score_percentile=calibrated.percentile_of(score) if calibrated and calibrated.case_scores else None,
             threshold=calibrated.threshold if calibrated else None,
             threshold_origin=calibrated.origin if calibrated else None,
-            notes=prepared.notes,
+            notes=(*prepared.notes, *scan.steps.notes),
             seconds=scan.seconds + time.perf_counter() - start,
             units=WORKING_UNITS if self.locations is None else UNITS,
             background=prepared.background,
+            steps=scan.steps.record,
         )
 
     @usual_defaults()
@@ -175,7 +183,7 @@ class Predictor:
         """Reconstruct a prepared scan and return its residual, before any filter, on the working grid (S, H, W)."""
         prepared = scan.prepared
         mean, _ = self._healthy(prepared, (seed, content_key(scan)))
-        return channel_residual(prepared.slices, mean.numpy(), self.config.score.sign)
+        return channel_residual(prepared.slices, mean.numpy(), scan.sign)
 
     def _healthy(
         self, prepared: WorkingScan, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None = None
@@ -185,14 +193,12 @@ class Predictor:
         return self.reconstruct(slices, inside, key, on_batch)
 
     def _maps(
-        self,
-        volume: Volume,
-        prepared: WorkingScan,
-        key: tuple[object, ...],
-        on_batch: Callable[[int, int], None] | None,
+        self, scan: LoadedScan, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None
     ) -> tuple[FloatMap, FloatMap, FloatMap | None]:
         """Make anomaly map, reconstruction and uncertainty in native space."""
-        direct = self.network.scan_maps(volume, prepared.native_mask, self.config.score)
+        volume, prepared = scan.volume, scan.prepared
+        score = self.config.score.model_copy(update={"sign": scan.sign})
+        direct = self.network.scan_maps(volume, prepared.native_mask, score)
         if direct is not None:
             return *direct, None
         mean, deviation = self._healthy(prepared, key, on_batch)
@@ -202,7 +208,7 @@ class Predictor:
         if deviation is not None and several:
             deviation = deviation.mean(1)
         uncertainty = None if deviation is None else prepared.to_native(deviation.numpy())
-        residual = channel_residual(prepared.slices, mean.numpy(), self.config.score.sign)
+        residual = channel_residual(prepared.slices, mean.numpy(), scan.sign)
         return self.map_of(prepared, residual), reconstruction, uncertainty
 
     @usual_defaults()

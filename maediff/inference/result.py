@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ class AnomalyResult:
         seconds: Time taken.
         units: Of the map: working units, or standard deviations where the model has healthy residuals by place.
         background: What was taken as background; None if a brain mask was given, or if there is none.
+        steps: What was read from the scan itself: its brain (`brain_mask`), its contrast and the sign of its lesions.
     """
 
     volume: Volume
@@ -60,6 +62,7 @@ class AnomalyResult:
     seconds: float
     units: str = WORKING_UNITS
     background: Background | None = None
+    steps: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def volume_ml(self) -> float | None:
@@ -159,6 +162,7 @@ class AnomalyResult:
             "brain_volume_ml": self.brain_volume_ml,
             "seconds": round(self.seconds, 3),
             "background": None if self.background is None else asdict(self.background),
+            "steps": dict(self.steps),
             "notes": list(self.notes),
         }
 

@@ -9,7 +9,7 @@ import numpy as np
 from maediff.config import ScoreConfig
 from maediff.errors import InputError
 from maediff.methods.base import ScanBaseline
-from maediff.scoring import Sign, filter_map
+from maediff.scoring import Sign, filter_map, fixed_sign
 from maediff.typing import BoolArray, FloatArray, FloatMap
 from maediff.volume import Volume
 
@@ -23,7 +23,7 @@ class Intensity(ScanBaseline):
     def scan_maps(self, volume: Volume, brain: BoolArray, score: ScoreConfig) -> tuple[FloatMap, FloatMap]:
         """Return the intensity map, in units of the brain's median over its dark end, and the scan at that median."""
         middle = np.percentile(volume.data[brain], 50.0)
-        values = intensity_map(volume.data, brain, score.sign)
+        values = intensity_map(volume.data, brain, fixed_sign(score))
         return filter_map(values, brain, volume.spacing_mm, score), np.where(brain, np.float32(middle), volume.data)
 
 

@@ -14,7 +14,7 @@ from maediff.config import ScoreConfig
 from maediff.errors import InputError
 from maediff.methods.base import ScanBaseline
 from maediff.methods.intensity import relative_intensity
-from maediff.scoring import Sign, filter_map
+from maediff.scoring import Sign, filter_map, fixed_sign
 from maediff.typing import BoolArray, DoubleArray, FloatArray, FloatMap
 from maediff.volume import Volume, check_common_space
 
@@ -60,7 +60,7 @@ class ZScore(ScanBaseline):
         low, middle = np.percentile(volume.data[brain], [1.0, 50.0])
         parts = {name: value.cpu().numpy() for name, value in self.named_buffers()}
         statistics = HealthyStatistics(**{**parts, "affine": parts["affine"].astype(np.float64)})
-        values = zscore_map(volume, brain, statistics, score.sign)
+        values = zscore_map(volume, brain, statistics, fixed_sign(score))
         healthy = np.where(brain, low + (middle - low) * statistics.mean_on(volume), volume.data).astype(np.float32)
         return filter_map(values, brain, volume.spacing_mm, score), healthy
 

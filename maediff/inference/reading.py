@@ -1,0 +1,78 @@
+"""What is read from a scan before it is scored: its brain if none is given, and the sign that its lesions have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from maediff.config import Config
+from maediff.scoring import Sign
+from maediff.typing import BoolArray
+from maediff.volume import Volume
+from maediff.working import WorkingScan
+from maediff.working.contrast import read_contrast
+from maediff.working.foreground import is_whole_head
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What was done to a scan on its own, for its sidecar, and what a person should be told.
+
+    Attributes:
+        record: Facts of each step; empty if there was none.
+        notes: What a person should be told.
+    """
+
+    record: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: Steps) -> Steps:
+        """Join the steps of two stages."""
+        return Steps(self.record | other.record, (*self.notes, *other.notes))
+
+
+def find_brain(volume: Volume, config: Config) -> tuple[BoolArray | None, Steps]:
+    """Extract the brain of a whole head; None if the scan is skull-stripped, or if `infer.strip` is never.
+
+    Args:
+        volume: A scan without a brain mask.
+        config: `infer.strip` is used.
+
+    Raises:
+        InputError: The scan shows a whole head, and no brain was found in it.
+    """
+    if config.infer.strip == "never" or not is_whole_head(volume):
+        return None, Steps()
+    from maediff import extraction  # loads a network, which stripped scans do not need
+
+    found = extraction.extract_brain(volume)
+    ml = float(found.mask.sum()) * volume.voxel_mm3 / 1000
+    facts = {"method": "extraction", "volume_ml": round(ml, 1), "certainty": round(found.certainty, 4)}
+    if found.slice_mm is not None:
+        facts["assumed_slice_mm"] = round(found.slice_mm, 2)
+    said = "the scan shows a whole head: the packaged brain extraction found its brain; look at the mask"
+    return found.mask, Steps({"brain_mask": facts}, (said, *found.notes))
+
+
+def lesion_sign(volume: Volume, others: Sequence[Volume], prepared: WorkingScan, config: Config) -> tuple[Sign, Steps]:
+    """Resolve `score.sign`: auto is read from the contrast of the scan.
+
+    Channels of a scan may differ in their sign, and their residuals are averaged: auto is abs if they do.
+
+    Args:
+        volume: The scan, of several channels the first.
+        others: Further channels on the same voxels.
+        prepared: The scan on its working grid.
+        config: `score.sign` is used.
+    """
+    if config.score.sign != "auto":
+        return config.score.sign, Steps()
+    readings = [read_contrast(item.data, prepared.native_mask, volume.spacing_mm) for item in (volume, *others)]
+    signs = {reading.lesion_sign for reading in readings}
+    sign: Sign = signs.pop() if len(signs) == 1 else "abs"
+    facts = [{"kind": reading.kind, "probabilities": reading.probabilities} for reading in readings]
+    meaning = {"bright": "brighter than healthy", "dark": "darker than healthy", "abs": "brighter or darker"}[sign]
+    kinds = ", ".join(reading.kind.upper() for reading in readings)
+    said = f"the contrast reads as {kinds}: the map shows what is {meaning} (score.sign overrides it)"
+    return sign, Steps({"contrast": facts[0] if len(facts) == 1 else facts, "sign": sign}, (said,))
