@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from maediff.data.bids import SPACE, describe_derivatives
-from maediff.errors import GeometryError, InputError
+from maediff.errors import GeometryError, InputError, OutputError, one_line
 from maediff.evaluation.outputs import OutputCase, read_outputs
 from maediff.files import read_json, write_json
 from maediff.paths import WRITTEN_IN, found_path, stored_path
@@ -76,15 +76,17 @@ def restore_cohort(
     rows: list[dict[str, Any]] = []
     written: list[Path] = []
     suffixes: list[str] = []
-    errors: list[InputError] = []
+    errors: list[Exception] = []
     for output in read_outputs(results):
         sidecar = read_json(prepared / f"{output.case}_prepare.json")
         volume_ml, status, message = output.volume_ml, output.status, output.message
         if sidecar and output.finished:
             try:
                 maps, volume_ml = _restored(output, sidecar, results, prepared, out)
-            except InputError as error:
-                volume_ml, status, message = math.nan, "failed", str(error)
+            except OutputError:
+                raise
+            except Exception as error:  # whatever is wrong with a scan must not stop the others
+                volume_ml, status, message = math.nan, "failed", one_line(error)
                 errors.append(error)
                 if on_failed:
                     on_failed(output.case, message)

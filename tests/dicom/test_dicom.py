@@ -620,6 +620,24 @@ class TestPipeline:
         told = caplog.text + "".join(_content(path) for path in files) + "".join(map(str, files))
         assert not any(secret in told for secret in ("SECRET", "Doe", "19700101", "ACC9"))
 
+    def test_a_scan_that_cannot_be_restored_stops_no_other(self, tmp_path):
+        names = ("a", "b")
+        for name in names:
+            write_series(tmp_path / "in" / name, change=_brain_only)
+        prepare_cohort(tmp_path / "in", tmp_path / "out", PLAIN)
+        for name in names:
+            prepared = read_nifti(tmp_path / "out" / f"{name}.nii.gz")
+            write_like(tmp_path / "maps" / f"{name}_anomaly.nii.gz", prepared.data, prepared)
+        (tmp_path / "maps" / "cases.tsv").write_text("case\tstatus\na\tdone\nb\tdone\n")
+        (tmp_path / "out" / "raw" / "a.nii.gz").unlink()
+        steps = f"restore -i {tmp_path}/maps -p {tmp_path}/out -o {tmp_path}/back"
+        result = CliRunner().invoke(app, steps.split())
+        assert result.exit_code == 3, result.output
+        assert (tmp_path / "back" / "b_anomaly.nii.gz").is_file()
+        table = (tmp_path / "back" / "cases.tsv").read_text()
+        assert "a\tfailed" in table
+        assert "is not where it was" in table
+
     @pytest.mark.parametrize("place", ["mnt/home/jane"])
     def test_by_the_command_line(self, tmp_path, monkeypatch, place):
         (tmp_path / place).mkdir(parents=True)
