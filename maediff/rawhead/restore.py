@@ -97,13 +97,9 @@ def restore_cohort(
             continue  # of another folder of prepared scans
         row = {"case": output.case, "status": status, "score": output.score, "anomalous_volume_ml": volume_ml}
         rows.append(row | {"seconds": output.seconds, "message": message})
-    if errors and not written:
-        raise errors[0]
     if not written:
-        raise InputError(
-            f"{results} holds no map of a scan that was prepared in {prepared}; run maediff infer on "
-            f"{prepared / 'cases.csv'} first"
-        )
+        none = f"{results} holds no map of a scan that was prepared in {prepared}; run maediff infer on "
+        raise errors[0] if errors else InputError(f"{none}{prepared / 'cases.csv'} first")
     write_table(out / "cases.tsv", rows, list(rows[0]), missing="n/a")
     if suffixes:
         describe_derivatives(out, (suffix for suffix in suffixes if suffix != "mask"))
