@@ -11,19 +11,19 @@ from ._completion import complete_model
 from ._options import Command, device_option, examples, jobs_option, rate_option, seed_option, talk, threshold_option
 from .infer import finish, run
 
-_MANY = ("--participant-label", "--participant_label", "--session-id", "--session_id", "--session-label")
+_MANY = ("--participant-label", "--session-id", "--session-label")
 
 
 class BidsCommand(Command):
     """Takes several labels after one option, as BIDS-Apps do: ``--participant-label 01 02``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat the option before each of its labels, if BIDS_DIR, OUT and LEVEL came before."""
+        """Repeat the option before each of its labels, and read underscores in its name as hyphens."""
         return super().parse_args(ctx, spread(args))
 
 
 def spread(arguments: list[str]) -> list[str]:
-    """Turn ``--participant-label 01 02`` into one option per label.
+    """Turn ``--participant-label 01 02`` into one option per label, if BIDS_DIR, OUT and LEVEL came before it.
 
     Example:
         >>> spread(["in", "out", "participant", "--participant-label", "01", "02", "-q"])
@@ -31,7 +31,10 @@ def spread(arguments: list[str]) -> list[str]:
     """
     found: list[str] = []
     option = ""
-    for argument in arguments:
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        hyphened = name.replace("_", "-")
+        argument = f"{hyphened}{equals}{value}" if hyphened in _MANY else word
         if argument.startswith("-"):
             option = argument if argument in _MANY and len(found) >= 3 else ""
             if not option:
@@ -56,7 +59,6 @@ def spread(arguments: list[str]) -> list[str]:
 @click.argument("level", type=click.Choice(["participant", "group"]))
 @click.option(
     "--participant-label",
-    "--participant_label",
     "participants",
     multiple=True,
     metavar="LABEL…",
@@ -64,7 +66,6 @@ def spread(arguments: list[str]) -> list[str]:
 )
 @click.option(
     "--session-id",
-    "--session_id",
     "--session-label",
     "sessions",
     multiple=True,

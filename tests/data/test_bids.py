@@ -195,7 +195,8 @@ class TestApp:
         }
         again = start("participant", "--participant-label", "01", "02")
         assert "0 done, 3 skipped, 0 failed" in again.stderr
-        assert start("group").exit_code == 0
+        group = start("group")
+        assert group.exit_code == 0, group.stderr
         assert "sub-01_FLAIR" in (tmp_path / "out" / "report.html").read_text()
 
     def test_sessions_and_unknown_labels(self, start, tmp_path):
