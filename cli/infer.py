@@ -71,6 +71,12 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Score on a Dask cluster, such as tcp://host:8786.")
 @click.option("--workers", type=click.IntRange(min=1), help="Score in this many processes on this machine (Dask).")
+@click.option(
+    "--accept",
+    multiple=True,
+    type=click.Choice(("whole-head", "ct", "empty")),
+    help="Score such a scan all the same, instead of refusing it; repeatable.",
+)
 @threshold_option
 @rate_option
 @min_size_option
@@ -102,6 +108,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
     shard: tuple[int, int],
     scheduler: str | None,
     workers: int | None,
+    accept: tuple[str, ...],
     threshold: float | None,
     rate: float | None,
     min_size: float | None,
@@ -148,7 +155,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
     if dry_run:
         _show_plan(plan, model, device, overrides, as_json=as_json)
         return
-    more = {"device": device, "preview": preview, "scheduler": scheduler, "workers": workers}
+    more = {"device": device, "preview": preview, "scheduler": scheduler, "workers": workers, "accept": accept}
     summary = run(plan, (model, source, out), chosen | more)
     if report:
         _report(out)

@@ -31,6 +31,7 @@ class Calibration:
         quantiles: Thresholds at this rate and at those of ``RATES``, keyed by the rate as text, such as ``"0.001"``.
         case_scores: Scan-level scores of those scans, for comparison with a new scan's.
         origin: Where the threshold came from, in words.
+        healthy: What the input check measured of each healthy scan; empty in calibrations of earlier versions.
     """
 
     threshold: float
@@ -40,10 +41,12 @@ class Calibration:
     quantiles: dict[str, float]
     case_scores: tuple[float, ...]
     origin: str = HEALTHY_ORIGIN
+    healthy: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self) | {"case_scores": list(self.case_scores)}
+        lists = {"case_scores": list(self.case_scores), "healthy": [dict(scan) for scan in self.healthy]}
+        return asdict(replace(self, healthy=())) | lists
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
@@ -61,6 +64,7 @@ class Calibration:
                 quantiles={str(rate): float(value) for rate, value in values["quantiles"].items()},
                 case_scores=tuple(float(score) for score in values["case_scores"]),
                 origin=str(values["origin"]),
+                healthy=tuple(dict(scan) for scan in values.get("healthy", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(

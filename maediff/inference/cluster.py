@@ -47,6 +47,7 @@ class ScanTask:
         on_result: Given each new result, before its sidecar is written.
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: False-positive rate whose recorded threshold to use.
+        accept: Codes of input that is not refused.
     """
 
     model: str
@@ -59,10 +60,11 @@ class ScanTask:
     on_result: Callable[[AnomalyResult, Outputs], None] | None
     threshold: float | None = None
     rate: float | None = None
+    accept: tuple[str, ...] = ()
 
     def __call__(self, case: Case) -> CaseOutcome:
         """Score a scan, unless a worker that died since the run began had finished it."""
-        predictor = _load_once(self.model, self.device, self.overrides, self.threshold, self.rate)
+        predictor = _load_once(self.model, self.device, self.overrides, self.threshold, self.rate, self.accept)
         key = RunKey(predictor.model_hash, predictor.config_hash, self.seed, predictor.threshold_given)
         outputs = Outputs.of(case, self.out)
         finished_now = outputs.sidecar.is_file() and outputs.sidecar.stat().st_mtime_ns >= self.began_ns
@@ -78,10 +80,15 @@ class ScanTask:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_once(
-    model: str, device: str, overrides: tuple[str, ...], threshold: float | None, rate: float | None
+def _load_once(  # noqa: PLR0917
+    model: str,
+    device: str,
+    overrides: tuple[str, ...],
+    threshold: float | None,
+    rate: float | None,
+    accept: tuple[str, ...],
 ) -> Predictor:
-    return load_model(model, device, overrides, threshold=threshold, rate=rate)
+    return load_model(model, device, overrides, threshold=threshold, rate=rate, accept=accept)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from maediff.config import UNTRAINED, Config, override
 from maediff.errors import ConfigError, ModelError
 from maediff.hardware import kept_random_state, note_loaded, resolve_device, usual_defaults
 from maediff.inference.predictor import Predictor
+from maediff.inputcheck import ACCEPTABLE
 from maediff.methods.build import build_network, network_shapes
 from maediff.model_folder import StoredModel, load_model_folder, resolve_model
 from maediff.normative import Locations
@@ -29,6 +30,7 @@ def load_model(
     *,
     threshold: float | None = None,
     rate: float | None = None,
+    accept: Collection[str] = (),
 ) -> Predictor:
     """Load a model folder, verified, ready to score scans.
 
@@ -40,11 +42,15 @@ def load_model(
             residuals while these are measured by place; ``score.locations=false`` gives maps in working units.
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: Use the threshold that the calibration records for this false-positive rate.
+        accept: Codes of input that is not refused, see :data:`maediff.inputcheck.ACCEPTABLE`.
 
     Raises:
         ModelError: The folder is missing, damaged or of a newer schema, or its weights fit another network.
-        ConfigError: Unknown device, or an override that is impossible or not allowed.
+        ConfigError: Unknown device or code, or an override that is impossible or not allowed.
     """
+    unknown = sorted(set(accept) - set(ACCEPTABLE))
+    if unknown:
+        raise ConfigError(f"{', '.join(unknown)} cannot be accepted; choose from {', '.join(ACCEPTABLE)}")
     chosen = resolve_device(device)
     stored = load_model_folder(resolve_model(model))
     config = override(stored.config, overrides)
@@ -64,14 +70,29 @@ def load_model(
     network = network.to(chosen).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     note_loaded()
     calibration = Calibration.from_dict(stored.calibration) if stored.calibration else None
+    suspended = ""
     if calibration and _maps_as(config) != _maps_as(stored.config):
-        log.warning("the overrides change the maps, so the model's threshold does not apply: no anomaly mask")
+        suspended = f"the overrides {', '.join(overrides)} change the maps"
+        log.warning(
+            "%s, so the model's calibration is suspended: its threshold does not apply, and there is no anomaly mask",
+            suspended,
+        )
         calibration = None
     given = None
     if threshold is not None or rate is not None:
         calibration = with_threshold(calibration, threshold, rate)
         given = calibration.threshold
-    return Predictor(config, network, calibration, stored.hash, chosen, _locations(config, stored), given)
+    return Predictor(
+        config,
+        network,
+        calibration,
+        stored.hash,
+        chosen,
+        locations=_locations(config, stored),
+        threshold_given=given,
+        accept=frozenset(accept),
+        suspended=suspended,
+    )
 
 
 def _locations(config: Config, stored: StoredModel) -> Locations | None:

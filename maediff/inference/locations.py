@@ -60,7 +60,11 @@ def fit_locations(
 
 
 def left_out_maps(
-    predictor: Predictor, cases: Sequence[Case], locations: Locations, folder: Path
+    predictor: Predictor,
+    cases: Sequence[Case],
+    locations: Locations,
+    folder: Path,
+    on_scan: Callable[[WorkingScan, FloatMap], None] | None = None,
 ) -> Iterator[tuple[FloatMap, Array, float]]:
     """Make the map of each scan from the statistics of all other subjects, as if it were new.
 
@@ -72,6 +76,7 @@ def left_out_maps(
         cases: As for :func:`fit_locations`.
         locations: What it returned.
         folder: What it kept.
+        on_scan: Called with each scan and its map.
 
     Yields:
         Map and brain (X, Y, Z) of a scan, and its scan-level score; subject by subject.
@@ -86,6 +91,8 @@ def left_out_maps(
         others = reduce(Locations.minus, (residuals_by_place(r, scan.mask, scan.grid) for r, scan in pairs), locations)
         for residual, scan in pairs:
             values = replace(predictor, locations=others).map_of(scan, residual)
+            if on_scan:
+                on_scan(scan, values)
             yield values, scan.native_mask, case_score(values, scan.native_mask)
 
 

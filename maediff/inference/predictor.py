@@ -20,12 +20,14 @@ from maediff.hardware import check_not_forked, use_bf16, usual_defaults
 from maediff.images import as_image, as_mask
 from maediff.inference.reading import Steps, find_brain, lesion_sign
 from maediff.inference.result import WORKING_UNITS, AnomalyResult
+from maediff.inputcheck import HealthyScan, MapMeasures, check_scan, compare, measure_scan, refuse, refuse_ct
 from maediff.methods.base import Engine, Healthy, Method
 from maediff.normative import UNITS, Locations
 from maediff.scoring import Sign, anomaly_mask, case_score, channel_residual, eroded, postprocess
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, check_common_space, from_image, image_like, read_channel, read_mask
 from maediff.working import WorkingScan, prepare
+from maediff.working.brainmask import WHOLE_HEAD
 
 Image = Any
 """A path, a nibabel image, a `Volume`, an array with an affine, or an image of MONAI, SimpleITK or TorchIO."""
@@ -64,6 +66,8 @@ class Predictor:
         device: Where it computes.
         locations: Healthy residuals by place, which maps are measured against where `score.locations` is on.
         threshold_given: Threshold that was asked for instead of the calibrated one, or None.
+        accept: Codes of input that is not refused, see :data:`maediff.inputcheck.ACCEPTABLE`.
+        suspended: Why the model's calibration is not in force; empty if it is, or if there is none.
     """
 
     config: Config
@@ -73,6 +77,23 @@ class Predictor:
     device: torch.device
     locations: Locations | None = None
     threshold_given: float | None = None
+    accept: frozenset[str] = frozenset()
+    suspended: str = ""
+
+    @cached_property
+    def healthy(self) -> tuple[HealthyScan, ...]:
+        """What calibration measured of healthy scans; empty if it was done by an earlier version.
+
+        Raises:
+            ModelError: It is damaged.
+        """
+        try:
+            return tuple(HealthyScan.from_dict(scan) for scan in (self.calibration.healthy if self.calibration else ()))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(
+                f"the healthy scans of the calibration are damaged ({type(error).__name__}: {error}); run `maediff "
+                "calibrate` again"
+            ) from None
 
     @cached_property
     def config_hash(self) -> str:
@@ -112,7 +133,8 @@ class Predictor:
             Maps on the voxel grid of `image`.
 
         Raises:
-            InputError: The scan or the mask cannot be used, or the model sees another number of channels.
+            InputError: The scan or the mask cannot be used (such as a CT, a whole head or an empty scan), or the model
+                sees another number of channels.
             GeometryError: They have no usable place in space, or not the same grid, or do not lie in a template's space
                 where the model measures by place.
             ModelError: The maps are not finite.
@@ -132,8 +154,13 @@ class Predictor:
         if self.config.score.locations:
             check_common_space(volume, "score.locations")
         others = [read_channel(channel, volume) for channel in rest]
-        brain, stripping = find_brain(volume, self.config) if mask is None else (_mask(as_mask(mask), volume), Steps())
-        prepared = prepare(volume, brain, self.config.data, others)
+        refuse_ct(volume, self.accept)
+        if mask is not None:
+            brain, stripping = _mask(as_mask(mask), volume), Steps()
+        else:
+            brain, stripping = (None, Steps()) if WHOLE_HEAD in self.accept else find_brain(volume, self.config)
+        prepared = prepare(volume, brain, self.config.data, others, accept=self.accept)
+        refuse(volume, prepared.native_mask, self.accept)
         sign, reading = lesion_sign(volume, others, prepared, self.config)
         return LoadedScan(volume, prepared, time.perf_counter() - start, sign, stripping + reading)
 
@@ -160,6 +187,11 @@ class Predictor:
             raise ModelError(
                 f"the maps of {volume.name} are not finite: the model is damaged, or was not trained to its end"
             )
+        measures = self.measured(prepared, anomaly)
+        checks = (
+            *check_scan(measures.scan),
+            *compare(measures.scan, measures.map, self.healthy),
+        )
         return AnomalyResult(
             volume=volume,
             anomaly=anomaly,
@@ -171,11 +203,24 @@ class Predictor:
             score_percentile=calibrated.percentile_of(score) if calibrated and calibrated.case_scores else None,
             threshold=calibrated.threshold if calibrated else None,
             threshold_origin=calibrated.origin if calibrated else None,
-            notes=(*prepared.notes, *scan.steps.notes),
+            notes=(*prepared.notes, *scan.steps.notes, *(note.text for note in checks)),
             seconds=scan.seconds + time.perf_counter() - start,
             units=WORKING_UNITS if self.locations is None else UNITS,
             background=prepared.background,
             steps=scan.steps.record,
+            checks=checks,
+            measures=measures,
+            healthy_scans=len(calibrated.case_scores) if calibrated and calibrated.case_scores else None,
+            suspended=self.suspended,
+        )
+
+    def measured(self, prepared: WorkingScan, anomaly: FloatMap) -> HealthyScan:
+        """Measure a scan and its map (X, Y, Z), for the input check and for what calibration keeps of healthy scans."""
+        slices = prepared.slices[:, 0] if prepared.slices.ndim == 4 else prepared.slices
+        threshold = self.calibration.threshold if self.calibration else None
+        return HealthyScan(
+            measure_scan(slices, prepared.mask, prepared.grid.spacing_mm),
+            MapMeasures.of(anomaly, prepared.native_mask, threshold),
         )
 
     @usual_defaults()

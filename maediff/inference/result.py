@@ -13,6 +13,7 @@ import numpy as np
 from maediff.calibration import among_healthy
 from maediff.errors import InputError
 from maediff.findings import COLUMNS, component_rows, scan_findings
+from maediff.inputcheck import HealthyScan, Note, as_dict
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, image_like, stem_of
 from maediff.working.foreground import Background
@@ -46,6 +47,10 @@ class AnomalyResult:
         units: Of the map: working units, or standard deviations where the model has healthy residuals by place.
         background: What was taken as background; None if a brain mask was given, or if there is none.
         steps: What was read from the scan itself: its brain (`brain_mask`), its contrast and the sign of its lesions.
+        checks: What the input check found amiss; their sentences are among the notes.
+        measures: What the input check measured of the scan and its map.
+        healthy_scans: Scans that `score_percentile` counts; None without calibration.
+        suspended: Why the model's calibration is not in force; empty if it is, or if there is none.
     """
 
     volume: Volume
@@ -63,6 +68,10 @@ class AnomalyResult:
     units: str = WORKING_UNITS
     background: Background | None = None
     steps: Mapping[str, Any] = field(default_factory=dict)
+    checks: tuple[Note, ...] = ()
+    measures: HealthyScan | None = None
+    healthy_scans: int | None = None
+    suspended: str = ""
 
     @property
     def volume_ml(self) -> float | None:
@@ -163,6 +172,12 @@ class AnomalyResult:
             "seconds": round(self.seconds, 3),
             "background": None if self.background is None else asdict(self.background),
             "steps": dict(self.steps),
+            "healthy_scans": self.healthy_scans,
+            "calibration_suspended": self.suspended or None,
+            "input_check": {
+                "found": as_dict(self.checks),
+                "measures": None if self.measures is None else self.measures.to_dict(),
+            },
             "notes": list(self.notes),
         }
 

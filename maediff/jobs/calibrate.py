@@ -15,9 +15,11 @@ from maediff.errors import InputError
 from maediff.inference.load import load_model
 from maediff.inference.locations import fit_locations, left_out_maps
 from maediff.inference.predictor import Predictor
+from maediff.inputcheck import HealthyScan
 from maediff.model_folder import resolve_model, update_calibration
 from maediff.staging import CARD
 from maediff.typing import BoolArray, FloatMap
+from maediff.working import WorkingScan
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,18 @@ def calibrate_folder(
         rate: Share of healthy brain voxels above it; the model's own if None.
         on_case: Called with the name of each scan.
     """
+    healthy: list[HealthyScan] = []
 
     def maps() -> Iterator[tuple[FloatMap, BoolArray, float]]:
         for case in cases:
             if on_case:
                 on_case(case.id)
             result = predictor.predict(case.images, case.mask)
+            healthy.extend([result.measures] if result.measures else [])
             yield result.anomaly, result.brain_mask, result.score
+
+    def keep(scan: WorkingScan, values: FloatMap) -> None:
+        healthy.append(predictor.measured(scan, values))
 
     usual = predictor.config.score.false_positive_rate
     rate = usual if rate is None else rate
@@ -146,9 +153,10 @@ def calibrate_folder(
     if predictor.config.score.locations:
         with tempfile.TemporaryDirectory(prefix="maediff-") as kept:
             locations = fit_locations(predictor, cases, Path(kept), on_case)
-            found = calibrate(left_out_maps(predictor, cases, locations, Path(kept)), rate, origin=origin)
+            found = calibrate(left_out_maps(predictor, cases, locations, Path(kept), keep), rate, origin=origin)
     else:
         found = calibrate(maps(), rate, origin=origin)
+    found = replace(found, healthy=tuple(scan.to_dict() for scan in healthy))
     described, content = (locations.described, locations.to_bytes()) if locations else (None, None)
     text = card.with_calibration((folder / CARD).read_text(encoding="utf-8"), found, described)
     update_calibration(folder, found.to_dict(), card=text, locations=content)

@@ -55,6 +55,7 @@ class InferJob:
         workers: Score the scans in this many processes on this machine, if no scheduler is given.
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: Use the threshold that the calibration records for this false-positive rate.
+        accept: Codes of input that is not refused, see :data:`maediff.inputcheck.ACCEPTABLE`.
         participants: Only these, with or without `sub-`; runs over others may write into the same folder.
         sessions: Only these, with or without `ses-`.
     """
@@ -76,6 +77,7 @@ class InferJob:
     workers: int | None = None
     threshold: float | None = None
     rate: float | None = None
+    accept: tuple[str, ...] = ()
     participants: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
 
@@ -120,7 +122,9 @@ class InferJob:
 
         alone = self.scheduler is None and self.workers is None
         device = self.device if alone else "cpu"  # the workers have the devices
-        predictor = load_model(self.model, device, self.overrides, threshold=self.threshold, rate=self.rate)
+        predictor = load_model(
+            self.model, device, self.overrides, threshold=self.threshold, rate=self.rate, accept=self.accept
+        )
         found = self._search(predictor.config)
         with folder_lock(self.out, self._part):
             self._clear_leftovers()
@@ -194,6 +198,7 @@ class InferJob:
                 _preview if self.preview else None,
                 self.threshold,
                 self.rate,
+                self.accept,
             )
             return infer_on_cluster(client, cases, task, rows, on_case=on_case)
 
@@ -201,6 +206,9 @@ class InferJob:
         self, predictor: Predictor, summary: InferSummary, left_out: Sequence[LeftOut], device: str
     ) -> dict[str, Any]:
         """Assemble `run.json`: this job, and what came of it."""
+        calibration = predictor.calibration.to_dict() if predictor.calibration else None
+        if calibration:
+            calibration["healthy"] = len(calibration["healthy"])  # what was measured of them is stored with the model
         model = Path(self.model) if Path(self.model).exists() else self.model  # a path is stored so that it opens
         return run_record(
             "infer",
@@ -209,7 +217,7 @@ class InferJob:
             device=device,
             hashes={"model": predictor.model_hash, "config": predictor.config_hash},
             counts={"done": summary.done, "skipped": summary.skipped, "failed": summary.failed},
-            calibration=predictor.calibration.to_dict() if predictor.calibration else None,
+            calibration=calibration,
             left_out=as_facts(left_out),
         )
 
@@ -233,6 +241,7 @@ def infer(  # noqa: PLR0913  the public door: a keyword per attribute of the job
     workers: int | None = None,
     threshold: float | None = None,
     rate: float | None = None,
+    accept: Iterable[str] = (),
     participants: Sequence[str] = (),
     sessions: Sequence[str] = (),
     on_case: OnCase | None = None,
@@ -258,6 +267,7 @@ def infer(  # noqa: PLR0913  the public door: a keyword per attribute of the job
         workers: Score the scans in this many processes on this machine, if no scheduler is given.
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: Use the threshold that the calibration records for this false-positive rate.
+        accept: Codes of input that is not refused, see :data:`maediff.inputcheck.ACCEPTABLE`.
         participants: Only these, with or without `sub-`; runs over others may write into the same folder.
         sessions: Only these, with or without `ses-`.
         on_case: Called with the outcome of each scan.
@@ -289,6 +299,7 @@ def infer(  # noqa: PLR0913  the public door: a keyword per attribute of the job
         workers=workers,
         threshold=threshold,
         rate=rate,
+        accept=tuple(sorted(accept)),
         participants=tuple(participants),
         sessions=tuple(sessions),
     )

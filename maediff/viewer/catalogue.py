@@ -286,6 +286,7 @@ def _described(case: OutputCase) -> dict[str, Any]:
         "message": case.message,
         "score": _or(case.score, None),
         "percentile": _number(case.sidecar, "score_percentile"),
+        "healthy": _number(case.sidecar, "healthy_scans"),
         "volume_ml": _or(case.volume_ml, None),
         "threshold": case.threshold,
         "threshold_origin": case.sidecar.get("threshold_origin"),

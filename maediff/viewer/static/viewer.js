@@ -173,7 +173,7 @@ async function show(index, place) {
 
 function describe(chosen) {
   $("name").textContent = chosen.case;
-  const percentile = chosen.percentile === null ? [] : [["Healthy scans below it", `${Math.round(100 * chosen.percentile)} %`]];
+  const percentile = chosen.percentile === null ? [] : [["Healthy scans below it", chosen.healthy ? `${Math.round(chosen.healthy * chosen.percentile)} of ${chosen.healthy}` : `${Math.round(100 * chosen.percentile)} %`]];
   pairs($("facts"), [["Score", number(chosen.score)], ...percentile,
     ["Anomalous volume", chosen.volume_ml === null ? "–" : `${number(chosen.volume_ml, 1)} ml`],
     ["Scan", `${state.number + 1} of ${state.run.cases.filter(item => item.finished).length}, by score`]]);

@@ -1,0 +1,19 @@
+"""Is a scan like those that the model knows? What can be measured of it, and what departures mean."""
+
+from maediff.inputcheck.measures import HealthyScan, MapMeasures, ScanMeasures, measure_scan
+from maediff.inputcheck.rules import ACCEPTABLE, Note, above_healthy, as_dict, check_scan, compare, refuse, refuse_ct
+
+__all__ = [
+    "ACCEPTABLE",
+    "HealthyScan",
+    "MapMeasures",
+    "Note",
+    "ScanMeasures",
+    "above_healthy",
+    "as_dict",
+    "check_scan",
+    "compare",
+    "measure_scan",
+    "refuse",
+    "refuse_ct",
+]
