@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -98,7 +99,9 @@ def test_sixty_good_inputs_pass_and_sixty_bad_ones_are_named(healthy, capsys):
             found = {note.code for note in (*check_scan(scan), *compare(scan, None, healthy))}
             missed += [] if wanted <= found else [(kind, seed, contrast, sorted(found))]
     with capsys.disabled():
-        print(f"input check: {60 - len(set(alarms))} of 60 good inputs pass, {60 - len(missed)} of 60 bad are named")
+        sys.stdout.write(
+            f"input check: {60 - len(set(alarms))} of 60 good inputs pass, {60 - len(missed)} of 60 bad are named\n"
+        )
     assert len(set(alarms)) <= 2, alarms
     assert len(missed) <= 2, missed
 
