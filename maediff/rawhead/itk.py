@@ -22,6 +22,7 @@ from maediff.working.brainmask import bounding_box, largest_component
 TEMPLATE = "ICBM-152 2009a symmetric, T1, bundled with nilearn"
 TEMPLATE_MM = 2
 # A brain is neither half nor twice the template's size along any direction.
+MAX_SHEAR_DEGREES = 0.5  # 1 mm over a head of 120 mm either side
 _SCALES = (0.6, 1.6)
 _HEAD_MM, _BRAIN_HALF_MM = 110.0, 75.0
 _RIM_MM = 8.0  # around the brain, where the metric looks too
@@ -118,6 +119,7 @@ def register(data: Array, affine: Array, brain: BoolArray | None, name: str) -> 
     Raises:
         InputError: No plausible place was found.
     """
+    check_shear(affine, name)
     sitk = simpleitk()
     atlas = template()
     moving = _image(data if brain is None else np.where(brain, data, 0), affine)
@@ -160,6 +162,7 @@ def register_rigid(fixed: Target, data: Array, affine: Array, name: str) -> Arra
     Raises:
         InputError: No plausible place was found.
     """
+    check_shear(affine, name)
     rigid = simpleitk().Euler3DTransform()
     rigid.SetCenter((_LPS[:3, :3] @ fixed.centre_mm).tolist())
     try:
@@ -167,6 +170,29 @@ def register_rigid(fixed: Target, data: Array, affine: Array, name: str) -> Arra
     except RuntimeError as error:
         raise InputError(f"{name} could not be registered to its first channel: {_reason(error)}; {_ADVICE}") from error
     return _matrix(rigid)
+
+
+def check_shear(affine: Array, name: str) -> None:
+    """Refuse a sheared grid, which ITK cannot represent: its images have orthogonal axes, so the shear would be lost.
+
+    Args:
+        affine: Voxel index to RAS mm (4, 4).
+        name: What messages call the scan.
+
+    Raises:
+        InputError: Two axes are further from a right angle than :data:`MAX_SHEAR_DEGREES`.
+
+    Example:
+        >>> check_shear(np.diag([2.0, 2.0, 3.0, 1.0]), "scan")
+    """
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    degrees = float(np.degrees(np.arcsin(np.abs(np.triu(axes.T @ axes, 1)).max().clip(0, 1))))
+    if degrees > MAX_SHEAR_DEGREES:
+        raise InputError(
+            f"the grid of {name} is sheared: two of its axes are {90 - degrees:.3g} degrees apart, and registration "
+            f"needs 90 (within {MAX_SHEAR_DEGREES:g}), else the shear would be lost; resample the scan onto an "
+            "orthogonal grid first, or use --register none"
+        )
 
 
 def _matrix(transform: Any) -> Array:
