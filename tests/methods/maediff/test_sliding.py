@@ -346,8 +346,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny, random_network, caplog
     torch.testing.assert_close(healthy, engine(config, network)(slices, mask, (0,)).mean, rtol=0, atol=1e-5)
     assert greedy.sizes == [16, 8, 4, 4, 4, 4, 4, 4, 3]
     assert [record.getMessage() for record in caplog.records] == [
-        "out of memory with 16 windows a pass; going on with 8",
-        "out of memory with 8 windows a pass; going on with 4",
+        "out of memory with 16 windows per pass; going on with 8",
+        "out of memory with 8 windows per pass; going on with 4",
     ]
     run(slices, mask, (0,))
     assert greedy.sizes[9] == 4  # remembered
@@ -359,11 +359,12 @@ def test_one_window_that_does_not_fit_and_other_errors_are_raised(tiny, random_n
     with pytest.raises(RuntimeError, match="not enough memory"):
         engine(config, Greedy(random_network(config), 0))(slices, mask, (0,))
 
-    def broken(*_):
-        raise RuntimeError("shapes do not match")
+    class Broken(StandIn):
+        def __call__(self, *_):
+            raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        engine(config, broken)(slices, mask, (0,))
+        engine(config, Broken())(slices, mask, (0,))
 
 
 def test_the_batch_is_sized_to_memory(tiny, random_network, monkeypatch):
