@@ -34,6 +34,7 @@ _LONGEST_MM = 600.0
 _FOREGROUND = 0.1
 _FLAT_MM, _WIDE_MM, _HEAD_MM = 100.0, 150.0, 150.0
 _ISOTROPIC = 1.05
+_LONGEST_BRAIN_MM, _USUAL_BRAIN_MM = 195.0, 175.0
 MIN_BRAIN_ML = 150.0
 THRESHOLD = 2 / 3
 """Probability from which a voxel is brain: the network is generous at the rim; set on four scans of IXI."""
@@ -73,11 +74,11 @@ def extract_brain(volume: Volume, net: ExtractionNet | None = None) -> Extractio
     """
     net = net or packaged_net()
     affine, slice_mm = _plausible_affine(volume)
-    to_scan, shape = _working_grid(affine, volume.data.shape)
-    image = normalise(resample(volume.data, to_scan, shape))
-    probability = _probability(image, net)
-    native = resample(probability, np.linalg.inv(to_scan), volume.data.shape)
-    mask = _opened(native >= THRESHOLD, np.linalg.norm(affine[:3, :3], axis=0))
+    mask, probability = _found(volume, affine, net)
+    smaller = _smaller_pixels(mask, affine) if slice_mm is not None else None
+    if smaller is not None:
+        affine = smaller
+        mask, probability = _found(volume, affine, net)
     found_ml = float(np.count_nonzero(mask)) * float(abs(np.linalg.det(affine[:3, :3]))) / 1000
     if found_ml < MIN_BRAIN_ML:
         raise InputError(
@@ -86,6 +87,34 @@ def extract_brain(volume: Volume, net: ExtractionNet | None = None) -> Extractio
         )
     notes = () if slice_mm is None else (_said(volume, slice_mm),)
     return Extraction(mask, certainty(probability), slice_mm, notes)
+
+
+def _found(volume: Volume, affine: Array, net: ExtractionNet) -> tuple[BoolArray, FloatArray]:
+    """Find the brain of a scan that lies as an affine says: mask on its voxels, probability on the working grid."""
+    to_scan, shape = _working_grid(affine, volume.data.shape)
+    probability = _probability(normalise(resample(volume.data, to_scan, shape)), net)
+    native = resample(probability, np.linalg.inv(to_scan), volume.data.shape)
+    return _opened(native >= THRESHOLD, np.linalg.norm(affine[:3, :3], axis=0)), probability
+
+
+def _smaller_pixels(mask: BoolArray, affine: Array) -> Array | None:
+    """Give a brain that is too long a usual length, where the header's spacing is lost in all directions.
+
+    Returns:
+        Voxel index to RAS mm (4, 4) with smaller pixels and the same slice distance; None if no brain is too long.
+    """
+    box = bounding_box(mask)
+    if box is None:
+        return None
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    lengths = np.array([side.stop - side.start for side in box]) * spacing
+    if lengths.max() <= _LONGEST_BRAIN_MM:
+        return None
+    factors = np.full(3, _USUAL_BRAIN_MM / lengths.max())
+    factors[int(spacing.argmax())] = 1.0  # the slice distance, which was assumed
+    result = affine.copy()
+    result[:3, :3] *= factors
+    return result
 
 
 def _opened(mask: BoolArray, spacing_mm: Array) -> BoolArray:

@@ -76,6 +76,17 @@ class TestSpacing:
         assert "mend the header" in found.notes[0]
         assert 2 * (found.mask & truth[:, :, 2::3]).sum() / (found.mask.sum() + truth[:, :, 2::3].sum()) > 0.9
 
+    @pytest.mark.parametrize(("radius", "shrinks"), [(45, False), (55, True)])
+    def test_a_brain_that_is_too_long_gets_smaller_pixels(self, radius, shrinks):
+        mask = ball((120, 120, 30), radius)
+        found = brain._smaller_pixels(mask, np.diag([2.0, 2.0, 5.0, 1.0]))
+        if shrinks:
+            np.testing.assert_allclose(np.linalg.norm(found[:3, :3], axis=0)[2], 5.0)
+            length = np.flatnonzero(mask.any((1, 2))).size * np.linalg.norm(found[:3, 0])
+            assert length == pytest.approx(175)
+        else:
+            assert found is None
+
     def test_a_slab_whose_header_says_so_is_believed(self):
         thick, _ = head((3.0, 3.0, 3.0))
         slab = scan_of(thick.data[:, :, 20:40], np.diag([3.0, 3.0, 4.5, 1.0]))
