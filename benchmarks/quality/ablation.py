@@ -30,7 +30,7 @@ from maediff.data.cases import find_cases
 from maediff.evaluation import bootstrap_ci, voxel_metrics
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
-from maediff.scoring import postprocess, residual
+from maediff.scoring import fixed_sign, postprocess, residual
 from maediff.working import WorkingScan, prepare, prepare_label
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/benchmark.md", results=("ablation.json",))
@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> Mapping[str, Any]:
         truth = prepare_label(patient.label, prepared.grid)
 
         def auprc(healthy: FloatMap, prepared: WorkingScan = prepared, truth: Any = truth) -> float:
-            values = residual(prepared.slices, healthy, score.sign)
+            values = residual(prepared.slices, healthy, fixed_sign(score))
             return voxel_metrics(
                 postprocess(values, prepared.mask, prepared.grid.spacing_mm, score), prepared.mask, truth, None
             ).auprc

@@ -60,7 +60,7 @@ class Reference:
         conformed[:3, 3] = middle[:3] - conformed[:3, :3] @ np.full(3, (SIDE - 1) / 2)
         image = resample(volume.data, index_map(volume.affine, conformed), (SIDE, SIDE, SIDE))
         top = np.percentile(image[image > 0], 99.9)
-        image = np.round(np.clip(image / top, 0, 1) * 255) / 255
+        image = (np.round(np.clip(image / top, 0, 1) * 255) / 255).astype(np.float32)
         box = bounding_box(image > 0.5)
         if box is None:
             raise InputError(f"{volume.name} has no bright voxels")

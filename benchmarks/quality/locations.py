@@ -36,7 +36,7 @@ from maediff.evaluation.bootstrap import paired_p_value
 from maediff.inference.predictor import Predictor
 from maediff.methods.zscore import fit_zscore, zscore_map
 from maediff.normative import FLOOR, SMOOTH_MM, Locations, residuals_by_place
-from maediff.scoring import case_score, filter_map
+from maediff.scoring import case_score, filter_map, fixed_sign
 from maediff.working import WorkingScan
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/calibration.md", results=("locations.json",))
@@ -161,7 +161,9 @@ def _zscore(healthy: Sequence[Scan]) -> Callable[[Scan], FloatMap]:
 
     def values(scan: Scan) -> FloatMap:
         volume, brain = scan.patient.volume, scan.prepared.native_mask
-        return filter_map(zscore_map(volume, brain, found, DATA.score.sign), brain, volume.spacing_mm, DATA.score)
+        return filter_map(
+            zscore_map(volume, brain, found, fixed_sign(DATA.score)), brain, volume.spacing_mm, DATA.score
+        )
 
     return values
 

@@ -74,7 +74,8 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(SEED)
     run.mkdir(parents=True, exist_ok=True)
     training, validation = read_heads(options.data / "head_labels")
-    net = ExtractionNet().to(memory_format=torch.channels_last_3d)
+    net = ExtractionNet()
+    net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = {name: value.clone() for name, value in net.state_dict().items()}
     optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     first = resume(run, net, average, optimizer)

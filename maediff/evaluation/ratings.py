@@ -119,7 +119,8 @@ def read_ratings(folder: Path) -> list[Rating]:
             rating = _rating(row)
         except (InputError, ValueError) as error:
             raise InputError(f"line {number} of {path} cannot be read: {error}") from error
-        latest[(rating.reader, *rating.about)] = rating
+        key = (rating.reader, *rating.about)
+        latest[key] = rating
     return list(latest.values())
 
 

@@ -112,7 +112,7 @@ def _smaller_pixels(mask: BoolArray, affine: Array) -> Array | None:
         return None
     factors = np.full(3, _USUAL_BRAIN_MM / lengths.max())
     factors[int(spacing.argmax())] = 1.0  # the slice distance, which was assumed
-    result = affine.copy()
+    result: Array = affine.copy()
     result[:3, :3] *= factors
     return result
 

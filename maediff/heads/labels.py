@@ -132,7 +132,8 @@ class Head:
         outside = ndimage.distance_transform_edt(~self.tissue)
         inside = ndimage.distance_transform_edt(self.tissue)
         signed = np.where(self.tissue, -inside, outside)
-        return np.clip(np.rint(signed), -_FARTHEST_MM, _FARTHEST_MM).astype(np.int8)
+        depth: npt.NDArray[np.int8] = np.clip(np.rint(signed), -_FARTHEST_MM, _FARTHEST_MM).astype(np.int8)
+        return depth
 
     @cached_property
     def box(self) -> npt.NDArray[np.int64]:
@@ -247,6 +248,6 @@ def _with_fluid_in_holes(classes: ByteArray) -> ByteArray:
     """Turn unlabelled holes between the structures of the brain into CSF."""
     brain = ~np.isin(classes, outside_brain())
     holes = ndimage.binary_fill_holes(ndimage.binary_closing(brain, iterations=2)) & (classes == 0)
-    result = classes.copy()
+    result: npt.NDArray[np.uint8] = classes.copy()
     result[holes] = class_index("sulcal CSF")
     return result

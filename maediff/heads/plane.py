@@ -133,7 +133,8 @@ def _turned(order: tuple[int, int, int], rng: torch.Generator) -> Tensor:
         )
     )
     scale = torch.exp((0.06 * torch.randn(3, generator=rng)).clamp(-0.12, 0.12))
-    return (torch.eye(3)[list(order)] @ turn) * scale
+    matrix: torch.Tensor = (torch.eye(3)[list(order)] @ turn) * scale
+    return matrix
 
 
 def _bend(shape: tuple[int, int], pixel_mm: float, rng: torch.Generator) -> Tensor:

@@ -155,6 +155,7 @@ class Predictor:
             check_common_space(volume, "score.locations")
         others = [read_channel(channel, volume) for channel in rest]
         refuse_ct(volume, self.accept)
+        brain: BoolArray | None
         if mask is not None:
             brain, stripping = _mask(as_mask(mask), volume), Steps()
         else:

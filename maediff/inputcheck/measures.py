@@ -62,10 +62,11 @@ class ScanMeasures:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ScanMeasures:
         """Rebuild from JSON; raises KeyError, TypeError or ValueError for what is no measure."""
-        found = {field.name: values[field.name] for field in fields(cls)}
+        found: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
         for name in ("sides_mm", "tissues", "histogram"):
             found[name] = tuple(float(value) for value in found[name])
-        return cls(**{k: v if isinstance(v, (tuple, str)) else float(v) for k, v in found.items()})
+        checked: dict[str, Any] = {k: v if isinstance(v, (tuple, str)) else float(v) for k, v in found.items()}
+        return cls(**checked)
 
 
 @dataclass(frozen=True)

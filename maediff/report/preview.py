@@ -75,8 +75,8 @@ def colour_bar(width: int, top: float, threshold: float | None, units: str) -> B
     axes.set_yticks([])
     axes.tick_params(length=2, pad=1)
     figure.text(0.5, 0.02, units.split(":", maxsplit=1)[0], fontsize=6, ha="center")
-    canvas.draw()
-    rgb: ByteArray = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    rgb: ByteArray = np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
     pad = max(0, width - rgb.shape[1])
     return np.pad(rgb, ((0, 0), (0, pad), (0, 0)), constant_values=255)[:, :width]
 
