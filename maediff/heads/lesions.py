@@ -165,16 +165,23 @@ def _changed(tissue: Relaxation, material: str, rng: torch.Generator) -> Relaxat
         return Relaxation(t1 * (1 + 0.6 * strength), t2 * (1 + 1.0 * strength), pd * (1 + 0.12 * strength))
     if material == "tumour":
         share = between(0.5, 1.0)  # one tissue takes the place of many
-        t1, t2, pd = ((1 - share) * own + share * new for own, new in (
-            (t1, between(1200, 2000)), (t2, between(110, 240)), (pd, between(0.82, 0.95))))  # fmt: skip
-        return Relaxation(t1, t2, pd)
+        new = Relaxation(*(torch.tensor(between(*span)) for span in ((1200, 2000), (110, 240), (0.76, 0.86))))
+        return _mixed(tissue, new, share)
     if material == "cavity":
         fluid = class_index("sulcal CSF")
-        share = between(0.6, 1.0)
-        return Relaxation(*((1 - share) * own + share * own[fluid] for own in (t1, t2, pd)))
+        return _mixed(tissue, Relaxation(t1[fluid], t2[fluid], pd[fluid]), between(0.6, 1.0))
     if material == "blood":
         return Relaxation(t1 * between(0.5, 1.0), t2 * between(0.2, 0.55), pd)
     return Relaxation(t1 * between(0.25, 0.6), t2 * between(0.8, 1.1), pd)  # enhancement
+
+
+def _mixed(tissue: Relaxation, other: Relaxation, share: float) -> Relaxation:
+    """Put a share of other tissue in the place of all classes."""
+    return Relaxation(
+        tissue.t1 + share * (other.t1 - tissue.t1),
+        tissue.t2 + share * (other.t2 - tissue.t2),
+        tissue.pd + share * (other.pd - tissue.pd),
+    )
 
 
 def _shifted(contrast: Contrast, rng: torch.Generator) -> Tensor:

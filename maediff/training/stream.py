@@ -136,7 +136,9 @@ def severity(t: int, span: tuple[int, int]) -> float:
     return 1.0 if last == first else 0.4 + 0.6 * (t - first) / (last - first)
 
 
-def sample_stream(source: SliceSet | HeadSet, config: Config, length: int, *, augmented: bool) -> Dataset[Sample]:
+def sample_stream(
+    source: SliceSet | HeadSet, config: Config, length: int, *, augmented: bool
+) -> SampleStream | HeadStream:
     """Open the stream of samples of scans or of label maps."""
     if isinstance(source, HeadSet):
         return HeadStream(source, config, length, augmented=augmented)
