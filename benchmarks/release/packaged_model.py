@@ -118,7 +118,7 @@ def write_healthy(options: argparse.Namespace) -> Path:
             rows.append((case.image.resolve(), Path(str(case.mask)).resolve(), case.subject))
     lines = ["image,mask,subject", *(",".join(map(str, row)) for row in rows)]
     write_text(folder / "cases.csv", "\n".join(lines) + "\n")
-    return folder / "cases.csv"
+    return Path(folder / "cases.csv")
 
 
 CARD = """---

@@ -157,9 +157,10 @@ class Predictor:
         refuse_ct(volume, self.accept)
         brain: BoolArray | None
         if mask is not None:
-            brain, stripping = _mask(as_mask(mask), volume), Steps()
+            found: tuple[BoolArray | None, Steps] = _mask(as_mask(mask), volume), Steps()
         else:
-            brain, stripping = (None, Steps()) if WHOLE_HEAD in self.accept else find_brain(volume, self.config)
+            found = (None, Steps()) if WHOLE_HEAD in self.accept else find_brain(volume, self.config)
+        brain, stripping = found
         prepared = prepare(volume, brain, self.config.data, others, accept=self.accept)
         refuse(volume, prepared.native_mask, self.accept)
         sign, reading = lesion_sign(volume, others, prepared, self.config)
