@@ -37,6 +37,7 @@ def test_documented_presets_and_sections():
         "infer",
         "score",
         "peer",
+        "heads",
     }
 
 
