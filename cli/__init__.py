@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bids": ("bids", "Score a BIDS data set, as BIDS-Apps are called."),
     "restore": ("restore", "Bring maps of prepared scans back to the raw scans."),
     "export-dicom": ("export_dicom", "Write maps as DICOM SEG and Parametric Map."),
-    "evaluate": ("evaluate", "Score anomaly maps against lesion masks."),
+    "evaluate": ("evaluate", "Score anomaly maps against lesion masks, or summarise the ratings of readers."),
     "report": ("report", "Write one self-contained HTML page about an output folder."),
     "view": ("view", "Look at the maps of an output folder in the browser."),
     "info": ("info", "Describe a model and show its card, or list what is packaged."),

@@ -217,7 +217,7 @@ class _Run:
         """Yield the micro-batches of each step that is left to do; samples are numbered over the whole run."""
         train = self.config.train
         stream = sample_stream(training, self.config, train.max_steps * self.batch, augmented=True)
-        span = Span(self.state.step * self.batch, len(stream))  # type: ignore[arg-type]
+        span = Span(self.state.step * self.batch, len(stream))
         loader = DataLoader(
             stream, train.batch_size, sampler=span, num_workers=train.workers, worker_init_fn=_leave_signals
         )

@@ -183,7 +183,7 @@ class TestUsage:
         assert result.exit_code == 2
         assert "tumour" in result.output
 
-    @pytest.mark.parametrize("arguments", [("infer",), ("train",), ("evaluate", "-i", "x"), ("calibrate", "-m", "x")])
+    @pytest.mark.parametrize("arguments", [("infer",), ("train",), ("evaluate", "-r", "x"), ("calibrate", "-m", "x")])
     def test_missing_option(self, run, arguments):
         result = run(*arguments)
         assert result.exit_code == 2

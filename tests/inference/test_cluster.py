@@ -84,7 +84,7 @@ def test_what_dead_workers_left_of_an_abandoned_scan_is_removed(tmp_path):
 
 def test_without_dask_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ConfigError, match=r"pip install 'maediff\[cluster\]'"), connect(None, 2):
+    with pytest.raises(ConfigError, match=r"pip install 'distributed"), connect(None, 2):
         pass
 
 
