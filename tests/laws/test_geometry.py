@@ -56,12 +56,19 @@ def write_scan(path, affine, codes, stored, marker):
     nib.save(image, path)
 
 
+class Slices(torch.nn.Identity):
+    """Stand-in for a network that works on slices."""
+
+    def scan_maps(self, volume, brain, score):
+        return None
+
+
 def constant_predictor(align, spacing):
     """Make a predictor whose network takes every slice for empty, so that maps show the scan itself."""
     values = [f"data.align={align}", f"data.spacing_mm={spacing}", f"data.slice_spacing_mm={spacing}", "data.clip=100"]
     config = load_config("quick", values)
     calibration = Calibration(50.0, 0.01, 1, 1, {f"{rate:g}": 50.0 for rate in RATES}, (0.0,))
-    predictor = Predictor(config, torch.nn.Identity(), calibration, "0" * 64, torch.device("cpu"))
+    predictor = Predictor(config, Slices(), calibration, "0" * 64, torch.device("cpu"))
 
     def reconstruct(slices, inside, key, on_batch):
         return Healthy(torch.full_like(slices, -1.0), torch.zeros_like(slices))
