@@ -137,7 +137,7 @@ class Reference:
         for path in labels:
             base = _base(path)
             patient = _subject(base)
-            facts = people.get(patient, {})
+            facts = _known_of(patient, people)
             kind = _kind(facts["lesion"]) if "lesion" in facts else None
             self._by_stem[base].append(Truth(path, brains.get(base), patient, kind, tuple(facts.items())))
 
@@ -171,8 +171,13 @@ def _row_truth(
         mask=path_cell(row, "mask", folder),
         patient=patient,
         lesion=_kind(row["lesion"]) if "lesion" in row else None,
-        facts=tuple({**people.get(patient, {}), **own}.items()),
+        facts=tuple({**_known_of(patient, people), **own}.items()),
     )
+
+
+def _known_of(patient: str, people: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:
+    """Look a patient up, who may be called ``01`` in one table and ``sub-01`` in ``participants.tsv``."""
+    return people.get(patient if patient.startswith("sub-") else f"sub-{patient}", {})
 
 
 def _kind(text: str) -> str | None:
