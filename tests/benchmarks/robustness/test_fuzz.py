@@ -208,7 +208,7 @@ def test_a_scan_of_metres_is_refused_before_it_is_resampled(tmp_path):
     data[0, 0, 0] = 2
     volume = save(tmp_path / "long.nii", data, np.diag([50.0, 50, 50, 1]))
     with pytest.raises(GeometryError, match=r"spans 3000 x 200 x 200 mm; at most 2000"):
-        prepare(volume, None, load_config("quick").data)
+        prepare(volume, data > 0, load_config("quick").data)
 
 
 def test_a_working_grid_that_memory_cannot_hold_is_refused(tmp_path, monkeypatch):
@@ -224,7 +224,7 @@ def test_a_working_grid_that_memory_cannot_hold_is_refused(tmp_path, monkeypatch
 def test_intensities_at_the_ends_of_float32_are_refused(tmp_path, scale):
     data = np.linspace(0, 3, 512).reshape(8, 8, 8) * scale
     with pytest.raises(InputError, match="the brain has no contrast"):
-        prepare(save(tmp_path / "scan.nii", data, np.eye(4)), None, load_config("quick").data)
+        prepare(save(tmp_path / "scan.nii", data, np.eye(4)), data >= 0, load_config("quick").data)
 
 
 def test_forms_that_lie_worlds_apart_are_told(tmp_path):
