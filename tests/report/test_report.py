@@ -203,14 +203,14 @@ def test_report_draws_curves_distributions_and_the_place_among_healthy_scans(coh
 
 
 def test_whatever_a_scan_raises_the_rest_is_shown_and_a_map_of_zeros_is_too(cohort, monkeypatch):
-    right = pictures._extract
+    right = pictures.read_layers
 
-    def fail(case, reference):
+    def fail(case, volume, reference):
         if case.case == "b_T2w":
             raise LookupError("no such thing")
-        return right(case, reference)
+        return right(case, volume, reference)
 
-    monkeypatch.setattr(pictures, "_extract", fail)
+    monkeypatch.setattr(pictures, "read_layers", fail)
     nifti = nib.load(cohort.out / "c_T2w_anomaly.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros(nifti.shape, np.float32), nifti.affine), cohort.out / "c_T2w_anomaly.nii.gz")
     text = write_report(cohort.out, cohort.root / "r.html").read_text()
@@ -440,7 +440,7 @@ def test_the_report_works_in_a_real_browser(cohort, browser):
     path = write_report(cohort.out, cohort.root / "r.html", reference=cohort.reference)
     card = cards(path.read_text())["a_T2w"]
     browser.send("Page.navigate", url=path.as_uri())
-    browser.wait_for("document.readyState == 'complete' && document.querySelector('article.case')")
+    browser.wait_for("document.readyState == 'complete' && !!document.querySelector('article.case')")
     browser.value("a = document.querySelector('article[data-case=a_T2w]'); a.scrollIntoView(); c = cardOf(a); 0")
     browser.wait_for("a.dataset.drawn > 0")
     assert browser.value("a.querySelectorAll('canvas').length") == 9  # three planes of scan, reconstruction and map

@@ -262,7 +262,7 @@ def test_every_objective_and_loss_gives_a_gradient(tiny, discs, objective, kind)
     (loss + mae_loss).backward()
     assert bool(torch.isfinite(loss))
     assert float(losses.network.unet.out[2].conv.weight.grad.abs().max()) > 0
-    assert losses.abar.dtype == torch.float64
+    assert losses.network.abar.dtype == torch.float64
 
 
 def test_learning_rate_warms_up_and_falls_to_a_hundredth(tiny):

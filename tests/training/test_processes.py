@@ -215,7 +215,7 @@ def test_a_shell_of_a_cluster_is_no_launch(found, monkeypatch, tiny, tmp_path):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     for name, value in found.items():
         monkeypatch.setenv(name, value)
-    accelerator = loop._accelerator(tiny(), torch.device("cpu"), tmp_path)
+    accelerator = loop._accelerator(tiny(), torch.device("cpu"), tmp_path, every_parameter=True)
     assert accelerator.num_processes == 1
     assert {name: os.environ.get(name) for name in found} == found
 
