@@ -84,12 +84,12 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key)
 
-    def orange_pixels(self):
-        """Count pixels of the stage that are as warm as the map's colours above its threshold."""
+    def map_pixels(self):
+        """Count pixels of the stage that have the map's colours above its threshold: more red than green."""
         box = self.value("(b => ({x: b.x, y: b.y, width: b.width, height: b.height}))(canvas.getBoundingClientRect())")
         picture = self.send("Page.captureScreenshot", format="png", clip={**box, "scale": 1})["data"]
         pixels = image.imread(io.BytesIO(base64.b64decode(picture)))
-        return int(np.count_nonzero(pixels[..., 0] - pixels[..., 2] > 0.3))
+        return int(np.count_nonzero(pixels[..., 0] - pixels[..., 1] > 0.15))
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_an_earlier_folder_is_not_overwritten(api, folder):
 
 def test_without_the_client_the_extra_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConfigError, match="pip install .huggingface-hub"):
+    with pytest.raises(ConfigError, match=r"pip install .huggingface-hub"):
         hub.push_model(folder, "me/model")
 
 

@@ -454,15 +454,15 @@ def test_the_page_shows_the_maps_in_a_real_browser(viewer, cohort, browser):
     assert "Research use only" in browser.value("document.body.innerText")
     assert "e_T2w" in browser.value("document.querySelector('.failed').innerText")
 
-    warm = browser.orange_pixels()
+    warm = browser.map_pixels()
     browser.press(" ")
     browser.wait_for("!waiting && !state.map")
-    assert warm > 50 > browser.orange_pixels()
+    assert warm > 50 > browser.map_pixels()
     browser.press(" ")
     for _ in range(50):
         browser.press(",")
     browser.wait_for("!waiting && state.threshold == 0")
-    assert browser.orange_pixels() > warm
+    assert browser.map_pixels() > warm
     browser.press("k")
     second = details["findings"][1]["mm"]
     browser.wait_for(f"state.finding == 1 && Math.hypot(...state.mm.map((v, k) => v - {second}[k])) < 2")
@@ -480,7 +480,7 @@ def test_the_page_shows_the_maps_in_a_real_browser(viewer, cohort, browser):
     browser.press("r")  # the reconstruction takes the scan's place: the map stays above it, in 3-D as well
     browser.wait_for("!waiting && state.base && swapped")
     assert browser.value("[...layer('scan').img].slice(0, 999).join()") != before
-    assert browser.orange_pixels() > 50
+    assert browser.map_pixels() > 50
     browser.press("b")
     browser.wait_for("!state.base")
     browser.press("b")
