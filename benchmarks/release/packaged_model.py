@@ -1,11 +1,12 @@
-"""The packaged model `heads`, made from label maps of whole heads alone, by one command that can be interrupted.
+"""A model `heads` to be packaged, made from label maps of whole heads alone, by one command that can be interrupted.
 
     python -m benchmarks.release.packaged_model train  --run runs/heads      (hours on 2 cores; resumable)
     python -m benchmarks.release.packaged_model export --run runs/heads --healthy TABLE…   (to maediff/weights/heads)
 
-`train` takes the stages of :data:`STAGES` one after another, each from the weights of the one before: the first two
-are the way that was found, the third is easier (fewer random contrasts, no faint lesions) and coarser, and made the
-model that ships. `export` halves the precision of the weights and sets the threshold on healthy scans: synthetic ones
+`train` takes the stages of :data:`STAGES` one after another, each from the weights of the one before. No model made so
+ships yet, and this command has not been run to its end: in the trial that it follows, the first two stages were stopped
+by hand at these steps of longer schedules. The third is easier (fewer random contrasts, no faint lesions) and coarser.
+`export` halves the precision of the weights and sets the threshold on healthy scans: synthetic ones
 of held-out heads, and those of the tables that are given.
 """
 

@@ -1,4 +1,4 @@
-"""Noise fields for the forward process, each of zero mean and unit variance, and seeds for them."""
+"""Noise fields for the forward process, each of zero mean and unit variance, their seeds, and single random draws."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ def generator(*key: object) -> torch.Generator:
     """
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def uniform(low: float, high: float, rng: torch.Generator) -> float:
+    """Draw one number from [low, high)."""
+    return low + (high - low) * float(torch.rand((), generator=rng))
+
+
+def chance(probability: float, rng: torch.Generator) -> bool:
+    """Return True with a probability."""
+    return float(torch.rand((), generator=rng)) < probability
 
 
 def noise_field(kind: str, shape: tuple[int, int], rng: torch.Generator, channels: int = 1) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maediff.diffusion.noise import chance, uniform
 from maediff.heads.fields import shrink, smooth_field
 from maediff.heads.plane import FINE
 
@@ -55,28 +56,24 @@ class Acquisition:
 
 def draw_acquisition(shape: tuple[int, int], rng: torch.Generator) -> Acquisition:
     """Draw what a scanner does to a slice of (H, W) pixels."""
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=rng))
-
-    sharp = uniform(0.3, 1.3)
+    sharp = uniform(0.3, 1.3, rng)
     blur = (sharp, sharp)
-    if uniform(0, 1) < 0.12:  # acquired across this plane, with thick slices
-        blur = (sharp, uniform(1.5, 3.0)) if uniform(0, 1) < 0.5 else (uniform(1.5, 3.0), sharp)
-    field = smooth_field(shape, min(shape) / uniform(1.5, 3), rng)[0].clamp(-2, 2)
-    texture = 0.8 * smooth_field(shape, 1.5, rng)[0] + 0.6 * smooth_field(shape, uniform(5, 14), rng)[0]
+    if chance(0.12, rng):  # acquired across this plane, with thick slices
+        blur = (sharp, uniform(1.5, 3.0, rng)) if chance(0.5, rng) else (uniform(1.5, 3.0, rng), sharp)
+    field = smooth_field(shape, min(shape) / uniform(1.5, 3, rng), rng)[0].clamp(-2, 2)
+    texture = 0.8 * smooth_field(shape, 1.5, rng)[0] + 0.6 * smooth_field(shape, uniform(5, 14, rng), rng)[0]
     noise = torch.randn(2, *shape, generator=rng)
-    if uniform(0, 1) < 0.6:  # resampling has smoothed the noise
-        width = uniform(0.4, 0.9)
+    if chance(0.6, rng):  # resampling has smoothed the noise
+        width = uniform(0.4, 0.9, rng)
         noise = shrink(noise, (width, width), 1)
     return Acquisition(
         blur=blur,
-        gain=torch.exp(uniform(0, 0.12) * field),
+        gain=torch.exp(uniform(0, 0.12, rng) * field),
         texture=texture,
         noise=noise,
-        noise_level=uniform(0.002, 0.04) if uniform(0, 1) < 0.85 else uniform(0.04, 0.08),
-        ringing=uniform(0.55, 0.9) if uniform(0, 1) < 0.12 else 1.0,
-        ghost=uniform(0.01, 0.06) if uniform(0, 1) < 0.06 else 0.0,
+        noise_level=uniform(0.002, 0.04, rng) if chance(0.85, rng) else uniform(0.04, 0.08, rng),
+        ringing=uniform(0.55, 0.9, rng) if chance(0.12, rng) else 1.0,
+        ghost=uniform(0.01, 0.06, rng) if chance(0.06, rng) else 0.0,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from maediff.diffusion.noise import chance, uniform
 from maediff.heads.labels import CSF, TISSUES, class_index, indices, outside_brain
 
 Kind = Literal["t1", "t2", "flair", "pd", "random"]
@@ -49,8 +50,9 @@ class Sequence:
             True
         """
         relaxed = torch.exp(-self.tr / tissue.t1)
-        inverted = 2 * torch.exp(-self.ti / tissue.t1) if math.isfinite(self.ti) else torch.ones_like(tissue.t1) * 2
-        longitudinal = (1 - inverted + relaxed).abs() if math.isfinite(self.ti) else 1 - relaxed
+        longitudinal = 1 - relaxed
+        if math.isfinite(self.ti):
+            longitudinal = (1 - 2 * torch.exp(-self.ti / tissue.t1) + relaxed).abs()
         return tissue.pd * longitudinal * torch.exp(-self.te / tissue.t2)
 
 
@@ -130,27 +132,24 @@ def draw_tissue(rng: torch.Generator) -> Relaxation:
 
 def _draw_sequence(kind: Kind, fluid_t1_ms: float, rng: torch.Generator) -> Sequence:
     """Draw the times of a sequence from the range of clinical protocols, ms; FLAIR's inversion nearly nulls fluid."""
-
-    def between(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=rng))
-
     if kind == "t1":
-        if float(torch.rand((), generator=rng)) < 0.35:
-            return Sequence(between(400, 750), _NO_INVERSION, between(8, 16))  # spin echo
-        return Sequence(between(1900, 2800), between(1000, 1500), between(2, 5))  # magnetisation-prepared gradient echo
+        if chance(0.35, rng):
+            return Sequence(uniform(400, 750, rng), _NO_INVERSION, uniform(8, 16, rng))  # spin echo
+        # magnetisation-prepared gradient echo
+        return Sequence(uniform(1900, 2800, rng), uniform(1000, 1500, rng), uniform(2, 5, rng))
     if kind == "t2":
-        return Sequence(between(3000, 8000), _NO_INVERSION, between(75, 125))
+        return Sequence(uniform(3000, 8000, rng), _NO_INVERSION, uniform(75, 125, rng))
     if kind == "pd":
-        return Sequence(between(2000, 5000), _NO_INVERSION, between(10, 30))
-    tr = between(8000, 11000)
+        return Sequence(uniform(2000, 5000, rng), _NO_INVERSION, uniform(10, 30, rng))
+    tr = uniform(8000, 11000, rng)
     null = fluid_t1_ms * math.log(2 / (1 + math.exp(-tr / fluid_t1_ms)))
-    return Sequence(tr, null * between(0.94, 1.06), between(85, 140))
+    return Sequence(tr, null * uniform(0.94, 1.06, rng), uniform(85, 140, rng))
 
 
 def _random_contrast(rng: torch.Generator) -> Contrast:
     """Draw any intensity for each structure, in half of the cases with an order of tissues as scans have it."""
     signal = 0.05 + 0.95 * torch.rand(len(TISSUES), generator=rng)
-    if float(torch.rand((), generator=rng)) < 0.5:
+    if chance(0.5, rng):
         # grey and white structures stay near their group's intensity, as in any real sequence
         white = float(torch.rand((), generator=rng))
         grey = float(torch.rand((), generator=rng))

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maediff.diffusion.noise import chance, uniform
 from maediff.errors import InputError
 from maediff.heads.contrast import Contrast, Relaxation
 from maediff.heads.fields import smooth_field
@@ -125,13 +126,13 @@ def draw_lesions(
     for _ in range(1 + int(torch.multinomial(torch.tensor([0.6, 0.3, 0.1]), 1, generator=rng))):
         material = MATERIALS[int(torch.multinomial(torch.tensor(_MATERIAL_SHARES), 1, generator=rng))]
         shape, in_white = _draw_shape(plane, room, masks, rng)
-        if in_white or (material == "gliosis" and _coin(0.3, rng)):
+        if in_white or (material == "gliosis" and chance(0.3, rng)):
             shape = shape * white_share(plane)
         shape = shape * room
         if float(shape.max()) < 0.3:
             continue
         opacity = severity * faintest ** float(torch.rand((), generator=rng))
-        if _coin(0.4, rng):
+        if chance(0.4, rng):
             opacity = opacity * (1 + 0.35 * _grain(shape.shape, rng))
         lesions.append(Lesion((shape * opacity).clamp(0, 1), material))
     return lesions
@@ -155,24 +156,21 @@ def lesion_signal(contrast: Contrast, material: str, rng: torch.Generator) -> Te
 
 def _changed(tissue: Relaxation, material: str, rng: torch.Generator) -> Relaxation:
     """Change the relaxation times of all classes."""
-
-    def between(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=rng))
-
     t1, t2, pd = tissue.t1, tissue.t2, tissue.pd
     if material == "gliosis":
-        strength = between(0.15, 1.0)  # the three times change together
+        strength = uniform(0.15, 1.0, rng)  # the three times change together
         return Relaxation(t1 * (1 + 0.6 * strength), t2 * (1 + 1.0 * strength), pd * (1 + 0.12 * strength))
     if material == "tumour":
-        share = between(0.5, 1.0)  # one tissue takes the place of many
-        new = Relaxation(*(torch.tensor(between(*span)) for span in ((1200, 2000), (110, 240), (0.76, 0.86))))
+        share = uniform(0.5, 1.0, rng)  # one tissue takes the place of many
+        spans = ((1200, 2000), (110, 240), (0.76, 0.86))
+        new = Relaxation(*(torch.tensor(uniform(low, high, rng)) for low, high in spans))
         return _mixed(tissue, new, share)
     if material == "cavity":
         fluid = class_index("sulcal CSF")
-        return _mixed(tissue, Relaxation(t1[fluid], t2[fluid], pd[fluid]), between(0.6, 1.0))
+        return _mixed(tissue, Relaxation(t1[fluid], t2[fluid], pd[fluid]), uniform(0.6, 1.0, rng))
     if material == "blood":
-        return Relaxation(t1 * between(0.5, 1.0), t2 * between(0.2, 0.55), pd)
-    return Relaxation(t1 * between(0.25, 0.6), t2 * between(0.8, 1.1), pd)  # enhancement
+        return Relaxation(t1 * uniform(0.5, 1.0, rng), t2 * uniform(0.2, 0.55, rng), pd)
+    return Relaxation(t1 * uniform(0.25, 0.6, rng), t2 * uniform(0.8, 1.1, rng), pd)  # enhancement
 
 
 def _mixed(tissue: Relaxation, other: Relaxation, share: float) -> Relaxation:
@@ -188,12 +186,12 @@ def _shifted(contrast: Contrast, rng: torch.Generator) -> Tensor:
     """Shift the intensities of a random contrast, of all tissues or of a random subset, or level them."""
     tissue = contrast.signal[parenchyma()]
     span = float(tissue.max() - tissue.min()) + 0.2
-    sign = 1.0 if _coin(0.5, rng) else -1.0
+    sign = 1.0 if chance(0.5, rng) else -1.0
     shift = sign * span * (0.12 + 0.7 * float(torch.rand((), generator=rng)))
     changed = contrast.signal + shift
-    if _coin(0.3, rng):
+    if chance(0.3, rng):
         changed = 0.3 * changed + 0.7 * float(tissue.mean() + shift)
-    if _coin(0.25, rng):  # selective: some tissues are spared
+    if chance(0.25, rng):  # selective: some tissues are spared
         spared = torch.rand(len(changed), generator=rng) < 0.4
         changed = torch.where(spared, contrast.signal, changed)
     return changed.clamp(min=0)
@@ -209,7 +207,7 @@ def _draw_shape(plane: Plane, room: Tensor, masks: Sequence[LesionMask], rng: to
             if float((shape * room).sum()) * plane.pixel_mm**2 > 6:
                 return shape, mask.in_white
     if kind == "spots":
-        return _spots(plane, room, rng), _coin(0.7, rng)
+        return _spots(plane, room, rng), chance(0.7, rng)
     blob = _blob(plane, room, rng)
     if kind == "rim":
         return (4 * blob * (1 - blob)).clamp(0, 1), False
@@ -219,7 +217,7 @@ def _draw_shape(plane: Plane, room: Tensor, masks: Sequence[LesionMask], rng: to
 def cut_mask(mask: LesionMask, plane: Plane, rng: torch.Generator) -> Tensor:
     """Cut a real mask at the place of the slice, moved a little and mirrored in half of the cases (h, w)."""
     place = plane.place + 0.12 * torch.randn(3, 1, 1, generator=rng)
-    if _coin(0.5, rng):
+    if chance(0.5, rng):
         place = place * torch.tensor([-1.0, 1.0, 1.0])[:, None, None]
     centre, half = mask.box.mean(0), (mask.box[1] - mask.box[0]) / 2
     points = (place * half[:, None, None] + (centre - mask.first)[:, None, None]).round_().int()
@@ -294,7 +292,3 @@ def _grain(shape: torch.Size | tuple[int, int], rng: torch.Generator, factor: in
     """Draw smooth noise of unit variance, clamped (h, w)."""
     factor = factor or int(torch.randint(3, 16, (), generator=rng))
     return smooth_field((shape[0], shape[1]), factor, rng)[0].clamp(-2, 2)
-
-
-def _coin(probability: float, rng: torch.Generator) -> bool:
-    return float(torch.rand((), generator=rng)) < probability

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maediff.diffusion.noise import chance
 from maediff.heads.fields import smooth_field
 from maediff.heads.labels import BrainLabels
 
@@ -95,7 +96,7 @@ def draw_pose(shape: tuple[int, int], spacing_mm: float, rng: torch.Generator, o
     axes = _turned(_AXES[orientation], rng)
     shift = torch.randn(2, generator=rng) * torch.tensor([2.0, 3.0])
     u, v = ((torch.arange(FINE * side) - (FINE * side - 1) / 2) * pixel_mm for side in shape)
-    mirrored = float(torch.rand((), generator=rng)) < 0.5
+    mirrored = chance(0.5, rng)
     return Pose(axes, u + shift[0], v + shift[1], mirrored, pixel_mm)
 
 
@@ -115,7 +116,7 @@ def draw_plane(
     half = float(head.box[1, normal] - head.box[0, normal]) / 2
     height = (1.75 * float(torch.rand((), generator=rng)) - 0.8) * half  # the lowest slices hold little brain
     bend = _bend((shape[0] * FINE, shape[1] * FINE), pose.pixel_mm, rng)
-    thin = float(torch.rand((), generator=rng)) < 0.5
+    thin = chance(0.5, rng)
     thickness = 1.0 if thin else 1.5 + 3.5 * float(torch.rand((), generator=rng))  # 1 mm isotropic up to 5 mm thick
     return pose.cut(head, height, thickness, bend)
 

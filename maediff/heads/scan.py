@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maediff.diffusion.noise import generator
+from maediff.diffusion.noise import chance, generator
 from maediff.heads.acquisition import draw_acquisition
 from maediff.heads.contrast import Kind, draw_contrast
 from maediff.heads.fields import shrink, smooth_field
@@ -167,7 +167,7 @@ def _draw_lesions(
     if not fitting:
         raise ValueError(f"no lesion mask for {kind}; read some with maediff.heads.lesions.read_masks")
     mask = fitting[int(torch.randint(len(fitting), (), generator=rng))]
-    material = "gliosis" if kind == "ms" else ("cavity" if float(torch.rand((), generator=rng)) < 0.5 else "gliosis")
+    material = "gliosis" if kind == "ms" else ("cavity" if chance(0.5, rng) else "gliosis")
     return [ScanLesion(kind, material, 0.9, torch.zeros(3), 0.0, mask, seed)]
 
 

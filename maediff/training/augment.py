@@ -8,17 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maediff.diffusion.noise import coarse_noise
-
-
-def uniform(low: float, high: float, rng: torch.Generator) -> float:
-    """Draw one number from [low, high)."""
-    return low + (high - low) * float(torch.rand((), generator=rng))
-
-
-def chance(probability: float, rng: torch.Generator) -> bool:
-    """Throw a coin."""
-    return float(torch.rand((), generator=rng)) < probability
+from maediff.diffusion.noise import chance, coarse_noise, uniform
 
 
 def augment(image: Tensor, mask: Tensor, clip: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maediff.config import TrainConfig
-from maediff.diffusion.noise import coarse_noise
-from maediff.training.augment import chance, uniform
+from maediff.diffusion.noise import chance, coarse_noise, uniform
 
 # Intensities are in working units, of which 2 span the scan's intensity scale.
 _SPOTS = (0.01, 0.035)

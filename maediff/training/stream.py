@@ -13,11 +13,11 @@ from torch.utils.data import Dataset, Sampler
 
 from maediff.config import Config
 from maediff.data.slices import SliceSet
-from maediff.diffusion.noise import generator, noise_field
+from maediff.diffusion.noise import chance, generator, noise_field
 from maediff.heads.headset import HeadSet
 from maediff.heads.sample import draw_slice
 from maediff.methods.maediff.partition import random_window, window_masks
-from maediff.training.augment import augment, chance
+from maediff.training.augment import augment
 from maediff.training.pseudo_lesions import add_pseudo_lesions
 
 Sample = dict[str, Tensor]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from maediff.config import TrainConfig
-from maediff.diffusion.noise import generator
-from maediff.training.augment import augment, chance, uniform
+from maediff.diffusion.noise import chance, generator, uniform
+from maediff.training.augment import augment
 from maediff.training.pseudo_lesions import add_pseudo_lesions
 
 CLIP = 1.5
