@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 """False-positive rates whose thresholds are always recorded."""
 
 HEALTHY_ORIGIN = "healthy calibration scans"
+MIN_OF_A_CONTRAST = 4
+"""Healthy scans of one contrast from which on it has a threshold of its own."""
 _TOLERANCE = 1e-12
 
 
@@ -32,6 +34,8 @@ class Calibration:
         case_scores: Scan-level scores of those scans, for comparison with a new scan's.
         origin: Where the threshold came from, in words.
         healthy: What the input check measured of each healthy scan; empty in calibrations of earlier versions.
+        contrasts: What the scans of one contrast alone say, by the kind that was read from them; of models whose
+            `score.sign` is auto, which know several contrasts.
     """
 
     threshold: float
@@ -42,11 +46,13 @@ class Calibration:
     case_scores: tuple[float, ...]
     origin: str = HEALTHY_ORIGIN
     healthy: tuple[Mapping[str, Any], ...] = ()
+    contrasts: Mapping[str, Calibration] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         lists = {"case_scores": list(self.case_scores), "healthy": [dict(scan) for scan in self.healthy]}
-        return asdict(replace(self, healthy=())) | lists
+        parts = {kind: part.to_dict() for kind, part in self.contrasts.items()}
+        return asdict(replace(self, healthy=(), contrasts={})) | lists | {"contrasts": parts}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
@@ -65,18 +71,23 @@ class Calibration:
                 case_scores=tuple(float(score) for score in values["case_scores"]),
                 origin=str(values["origin"]),
                 healthy=tuple(dict(scan) for scan in values.get("healthy", ())),
+                contrasts={str(kind): cls.from_dict(part) for kind, part in values.get("contrasts", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(
                 f"calibration is damaged ({type(error).__name__}: {error}); run `maediff calibrate` again"
             ) from None
 
+    def of_contrast(self, kind: str) -> Calibration:
+        """Return what holds for scans of a contrast: its own calibration if it has one, else that of all scans."""
+        return self.contrasts.get(kind, self)
+
     def percentile_of(self, score: float) -> float:
         """Tell which share of the healthy calibration scans scored lower than ``score``."""
         return float(np.mean(np.asarray(self.case_scores) < score)) if self.case_scores else float("nan")
 
     def promises(self) -> list[str]:
-        """Say what each recorded threshold allows on healthy scans, one line a false-positive rate.
+        """Say what each recorded threshold allows on healthy scans, one line a false-positive rate and contrast.
 
         Example:
             >>> Calibration(0.2, 0.01, 5, 1000, {"0.01": 0.2}, ()).promises()
@@ -88,7 +99,7 @@ class Calibration:
             force = " (in force)" if share == self.false_positive_rate else ""
             allowed = f"{1e6 * share:,.0f} voxels per million, {1e3 * share:g} ml per litre of healthy brain"
             lines.append(f"threshold {threshold:.4g}: {allowed}{force}")
-        return lines
+        return lines + [f"{kind.upper()} {line}" for kind, part in self.contrasts.items() for line in part.promises()]
 
 
 def among_healthy(percentile: float) -> str:
@@ -130,7 +141,9 @@ def with_threshold(
         origin = f"given as {threshold:g} for this run"
         if calibration is None:
             return Calibration(float(threshold), math.nan, 0, 0, {}, (), origin)
-        return replace(calibration, threshold=float(threshold), false_positive_rate=math.nan, origin=origin)
+        parts = {kind: with_threshold(part, threshold) for kind, part in calibration.contrasts.items()}
+        given = replace(calibration, threshold=float(threshold), false_positive_rate=math.nan, origin=origin)
+        return replace(given, contrasts=parts)
     known = {} if calibration is None else {float(at): value for at, value in calibration.quantiles.items()}
     if calibration is None or rate not in known:
         stored = ", ".join(f"{at:g}" for at in sorted(known, reverse=True)) or "none"
@@ -138,7 +151,8 @@ def with_threshold(
             f"the model has no threshold for rate {rate}; recorded: {stored}; choose one of them, or run `maediff "
             "calibrate --rate` with healthy scans"
         )
-    return replace(calibration, threshold=known[rate], false_positive_rate=float(rate))
+    parts = {kind: with_threshold(part, rate=rate) for kind, part in calibration.contrasts.items()}
+    return replace(calibration, threshold=known[rate], false_positive_rate=float(rate), contrasts=parts)
 
 
 def count_scans(count: int, kind: str) -> str:
@@ -152,7 +166,11 @@ def count_scans(count: int, kind: str) -> str:
 
 
 def calibrate(
-    maps: Iterable[tuple[FloatArray, BoolArray, float]], rate: float, *, origin: str = HEALTHY_ORIGIN
+    maps: Iterable[tuple[FloatArray, BoolArray, float]],
+    rate: float,
+    *,
+    origin: str = HEALTHY_ORIGIN,
+    contrasts: Sequence[str] = (),
 ) -> Calibration:
     """Choose the threshold that healthy scans allow.
 
@@ -164,6 +182,8 @@ def calibrate(
         maps: Per healthy scan its anomaly map, brain mask (same shape) and scan-level score.
         rate: Allowed share of healthy brain voxels above the threshold, in (0, 1).
         origin: Where the scans came from, recorded in the model folder.
+        contrasts: Kind of contrast of each scan, read once all maps are through; kinds with at least
+            :data:`MIN_OF_A_CONTRAST` scans get a calibration of their own besides. Empty: none does.
 
     Raises:
         ConfigError: ``rate`` is outside (0, 1).
@@ -183,6 +203,17 @@ def calibrate(
         scores.append(float(score))
     if not samples:
         raise InputError("no healthy scan to calibrate on; give at least one scan known to be healthy")
+    kinds = {kind: [at for at, own in enumerate(contrasts) if own == kind] for kind in sorted(set(contrasts))}
+    parts = {
+        kind: _calibrated([samples[at] for at in of], [scores[at] for at in of], rate, f"{origin}, those read as {kind}")
+        for kind, of in kinds.items()
+        if kind and len(of) >= MIN_OF_A_CONTRAST
+    }
+    return replace(_calibrated(samples, scores, rate, origin), contrasts=parts)
+
+
+def _calibrated(samples: Sequence[FloatMap], scores: Sequence[float], rate: float, origin: str) -> Calibration:
+    """Choose the thresholds of sorted samples, one for each scan."""
     candidates = np.sort(np.concatenate(samples))
     return Calibration(
         threshold=_threshold(samples, candidates, rate),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maediff.calibration import RATES, Calibration, calibrate, false_positive_share
+from maediff.calibration import RATES, Calibration, calibrate, false_positive_share, with_threshold
 from maediff.errors import ConfigError, InputError, ModelError
 
 samples = st.lists(
@@ -110,3 +110,34 @@ def test_promises_name_every_recorded_rate_and_the_one_in_force():
     assert len(lines) == len(RATES)
     assert [line for line in lines if "in force" in line] == [line for line in lines if "10,000 voxels" in line]
     assert "1 ml per litre" in lines[2]
+
+
+def by_contrast():
+    rng = np.random.default_rng(6)
+    values = [rng.random(500).astype(np.float32) * (1 if kind == "t1" else 3) for kind in KINDS]
+    return calibrate(scans(values), 0.01, origin="here", contrasts=KINDS), values
+
+
+KINDS = ["t1", "flair", "t1", "t1", "flair", "t1", "flair", "", "", "", ""]
+
+
+def test_a_contrast_with_scans_enough_has_the_threshold_of_its_own_scans():
+    found, values = by_contrast()
+    alone = calibrate(scans([v for v, kind in zip(values, KINDS, strict=True) if kind == "t1"]), 0.01)
+    assert list(found.contrasts) == ["t1"]  # three of flair are too few, and no kind is none
+    assert found.of_contrast("t1").quantiles == alone.quantiles
+    assert found.of_contrast("t1").case_scores == alone.case_scores
+    assert found.of_contrast("flair") is found
+    assert found.threshold == calibrate(scans(values), 0.01).threshold
+    assert len(found.promises()) == 2 * len(RATES)
+
+
+def test_thresholds_of_contrasts_are_kept_in_json_and_follow_a_rate_and_a_threshold_that_is_given():
+    found, _ = by_contrast()
+    assert Calibration.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    other = with_threshold(found, rate=0.1)
+    assert other.of_contrast("t1").threshold == found.contrasts["t1"].quantiles["0.1"]
+    assert other.threshold == found.quantiles["0.1"]
+    given = with_threshold(found, 0.7)
+    assert given.threshold == given.of_contrast("t1").threshold == 0.7
+    assert given.of_contrast("t1").case_scores == found.contrasts["t1"].case_scores

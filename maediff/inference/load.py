@@ -18,6 +18,7 @@ from maediff.inputcheck import ACCEPTABLE
 from maediff.methods.build import build_network, network_shapes
 from maediff.model_folder import StoredModel, load_model_folder, resolve_model
 from maediff.normative import Locations
+from maediff.working.contrast import KINDS, LESION_SIGNS
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def load_model(
     note_loaded()
     calibration = Calibration.from_dict(stored.calibration) if stored.calibration else None
     suspended = ""
-    if calibration and _maps_as(config) != _maps_as(stored.config):
+    if calibration and _maps_as(config) != _maps_as(stored.config, _sign_in_force(config, stored.config, calibration)):
         suspended = f"the overrides {', '.join(overrides)} change the maps"
         log.warning(
             "%s, so the model's calibration is suspended: its threshold does not apply, and there is no anomaly mask",
@@ -152,12 +153,16 @@ def _trained_as(config: Config) -> dict[str, Any]:
     }
 
 
-def _maps_as(config: Config) -> dict[str, Any]:
+def _sign_in_force(config: Config, stored: Config, calibration: Calibration) -> str:
+    """Return the sign whose calibration there is: one that is set instead of auto is that of contrasts of their own."""
+    calibrated = {LESION_SIGNS[kind] for kind in KINDS if kind in calibration.contrasts}
+    return config.score.sign if stored.score.sign == "auto" and config.score.sign in calibrated else stored.score.sign
+
+
+def _maps_as(config: Config, sign: str | None = None) -> dict[str, Any]:
     """Collect the settings that a calibrated threshold depends on."""
-    return {
-        **_residuals_as(config),
-        "score": config.score.model_dump(include={"sign", "median_mm", "erode_mm", "locations"}),
-    }
+    score = config.score.model_dump(include={"median_mm", "erode_mm", "locations"})
+    return _residuals_as(config) | {"score": score, "sign": sign or config.score.sign}
 
 
 def _residuals_as(config: Config) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from maediff.config import Config, config_hash
 from maediff.errors import InputError, ModelError
 from maediff.hardware import check_not_forked, use_bf16, usual_defaults
 from maediff.images import as_image, as_mask
-from maediff.inference.reading import Steps, find_brain, lesion_sign
+from maediff.inference.reading import Reading, Steps, find_brain, read_sign
 from maediff.inference.result import WORKING_UNITS, AnomalyResult
 from maediff.inputcheck import HealthyScan, MapMeasures, check_scan, compare, measure_scan, refuse, refuse_ct
 from maediff.methods.base import Engine, Healthy, Method
 from maediff.normative import UNITS, Locations
-from maediff.scoring import Sign, anomaly_mask, case_score, channel_residual, eroded, postprocess
+from maediff.scoring import anomaly_mask, case_score, channel_residual, eroded, postprocess
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, check_common_space, from_image, image_like, read_channel, read_mask
 from maediff.working import WorkingScan, prepare
@@ -43,14 +43,14 @@ class LoadedScan:
         volume: The scan.
         prepared: Its working slices, with the way back.
         seconds: Time taken.
-        sign: Which difference from healthy counts.
+        reading: Which difference from healthy counts, and the contrast whose calibration holds.
         steps: What was done to the scan on its own.
     """
 
     volume: Volume
     prepared: WorkingScan
     seconds: float
-    sign: Sign = "abs"
+    reading: Reading = field(default_factory=lambda: Reading("abs"))
     steps: Steps = field(default_factory=Steps)
 
 
@@ -163,8 +163,8 @@ class Predictor:
         brain, stripping = found
         prepared = prepare(volume, brain, self.config.data, others, accept=self.accept)
         refuse(volume, prepared.native_mask, self.accept)
-        sign, reading = lesion_sign(volume, others, prepared, self.config)
-        return LoadedScan(volume, prepared, time.perf_counter() - start, sign, stripping + reading)
+        reading = read_sign(volume, others, prepared, self.config, self._contrasts)
+        return LoadedScan(volume, prepared, time.perf_counter() - start, reading, stripping + reading.steps)
 
     def _channels(self, image: Images) -> list[Image]:
         """List the channels of a scan; the model must see as many."""
@@ -183,13 +183,13 @@ class Predictor:
         start = time.perf_counter()
         volume, prepared = scan.volume, scan.prepared
         anomaly, reconstruction, deviation = self._maps(scan, (seed, content_key(scan)), on_batch)
-        calibrated = self.calibration
+        calibrated = self.calibration_of(scan)
         score = case_score(anomaly, prepared.native_mask)
         if not (np.isfinite(score) and np.isfinite(anomaly).all() and np.isfinite(reconstruction).all()):
             raise ModelError(
                 f"the maps of {volume.name} are not finite: the model is damaged, or was not trained to its end"
             )
-        measures = self.measured(prepared, anomaly)
+        measures = self.measured(prepared, anomaly, calibrated)
         checks = (
             *check_scan(measures.scan),
             *compare(measures.scan, measures.map, self.healthy),
@@ -199,7 +199,7 @@ class Predictor:
             anomaly=anomaly,
             reconstruction=reconstruction,
             brain_mask=prepared.native_mask,
-            anomaly_mask=self._mask(anomaly, volume),
+            anomaly_mask=self._mask(anomaly, volume, calibrated),
             uncertainty=deviation,
             score=score,
             score_percentile=calibrated.percentile_of(score) if calibrated and calibrated.case_scores else None,
@@ -212,14 +212,25 @@ class Predictor:
             steps=scan.steps.record,
             checks=checks,
             measures=measures,
+            contrast=scan.reading.contrast,
             healthy_scans=len(calibrated.case_scores) if calibrated and calibrated.case_scores else None,
             suspended=self.suspended,
         )
 
-    def measured(self, prepared: WorkingScan, anomaly: FloatMap) -> HealthyScan:
+    @cached_property
+    def _contrasts(self) -> tuple[str, ...]:
+        return tuple(self.calibration.contrasts) if self.calibration else ()
+
+    def calibration_of(self, scan: LoadedScan) -> Calibration | None:
+        """Return what holds for a scan: the calibration of its contrast where there is one, else that of all scans."""
+        return self.calibration and self.calibration.of_contrast(scan.reading.contrast)
+
+    def measured(
+        self, prepared: WorkingScan, anomaly: FloatMap, calibrated: Calibration | None = None
+    ) -> HealthyScan:
         """Measure a scan and its map (X, Y, Z), for the input check and for what calibration keeps of healthy scans."""
         slices = prepared.slices[:, 0] if prepared.slices.ndim == 4 else prepared.slices
-        threshold = self.calibration.threshold if self.calibration else None
+        threshold = calibrated.threshold if calibrated else None
         return HealthyScan(
             measure_scan(slices, prepared.mask, prepared.grid.spacing_mm),
             MapMeasures.of(anomaly, prepared.native_mask, threshold),
@@ -230,7 +241,7 @@ class Predictor:
         """Reconstruct a prepared scan and return its residual, before any filter, on the working grid (S, H, W)."""
         prepared = scan.prepared
         mean, _ = self._healthy(prepared, (seed, content_key(scan)))
-        return channel_residual(prepared.slices, mean.numpy(), scan.sign)
+        return channel_residual(prepared.slices, mean.numpy(), scan.reading.sign)
 
     def _healthy(
         self, prepared: WorkingScan, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None = None
@@ -244,7 +255,7 @@ class Predictor:
     ) -> tuple[FloatMap, FloatMap, FloatMap | None]:
         """Make anomaly map, reconstruction and uncertainty in native space."""
         volume, prepared = scan.volume, scan.prepared
-        score = self.config.score.model_copy(update={"sign": scan.sign})
+        score = self.config.score.model_copy(update={"sign": scan.reading.sign})
         direct = self.network.scan_maps(volume, prepared.native_mask, score)
         if direct is not None:
             return *direct, None
@@ -255,7 +266,7 @@ class Predictor:
         if deviation is not None and several:
             deviation = deviation.mean(1)
         uncertainty = None if deviation is None else prepared.to_native(deviation.numpy())
-        residual = channel_residual(prepared.slices, mean.numpy(), scan.sign)
+        residual = channel_residual(prepared.slices, mean.numpy(), scan.reading.sign)
         return self.map_of(prepared, residual), reconstruction, uncertainty
 
     @usual_defaults()
@@ -280,10 +291,10 @@ class Predictor:
             native[prepared.to_native(eroded(prepared.mask, spacing, config.erode_mm), order=0) == 0] = 0
         return native
 
-    def _mask(self, anomaly: FloatMap, volume: Volume) -> BoolArray | None:
-        if self.calibration is None:
+    def _mask(self, anomaly: FloatMap, volume: Volume, calibrated: Calibration | None) -> BoolArray | None:
+        if calibrated is None:
             return None
-        return anomaly_mask(anomaly, self.calibration.threshold, volume.spacing_mm, self.config.score.min_size_mm3)
+        return anomaly_mask(anomaly, calibrated.threshold, volume.spacing_mm, self.config.score.min_size_mm3)
 
 
 def content_key(scan: LoadedScan) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from maediff.config import Config
-from maediff.scoring import Sign
+from maediff.scoring import Sign, fixed_sign
 from maediff.typing import BoolArray
 from maediff.volume import Volume
 from maediff.working import WorkingScan
-from maediff.working.contrast import read_contrast
+from maediff.working.contrast import ContrastReading, read_contrast
 from maediff.working.foreground import is_whole_head
 
 
@@ -55,24 +55,60 @@ def find_brain(volume: Volume, config: Config) -> tuple[BoolArray | None, Steps]
     return found.mask, Steps({"brain_mask": facts}, (said, *found.notes))
 
 
-def lesion_sign(volume: Volume, others: Sequence[Volume], prepared: WorkingScan, config: Config) -> tuple[Sign, Steps]:
-    """Resolve `score.sign`: auto is read from the contrast of the scan.
+@dataclass(frozen=True)
+class Reading:
+    """How a scan is to be judged.
 
-    Channels of a scan may differ in their sign, and their residuals are averaged: auto is abs if they do.
+    Attributes:
+        sign: Which difference from healthy counts.
+        contrast: Kind of contrast whose calibration holds; empty if it was not read or channels differ.
+        steps: What was read, and what a person should be told.
+    """
+
+    sign: Sign
+    contrast: str = ""
+    steps: Steps = field(default_factory=Steps)
+
+
+def read_sign(
+    volume: Volume,
+    others: Sequence[Volume],
+    prepared: WorkingScan,
+    config: Config,
+    calibrated: Collection[str] = (),
+) -> Reading:
+    """Resolve `score.sign`, and read the contrast where that or the calibration asks for it.
+
+    `score.sign` auto is what lesions are on the contrast that is read. Channels of a scan may differ in their sign, and
+    their residuals are averaged: auto is abs if they do. A sign that is set narrows the contrast to those of that sign.
 
     Args:
         volume: The scan, of several channels the first.
         others: Further channels on the same voxels.
         prepared: The scan on its working grid.
         config: `score.sign` is used.
+        calibrated: Kinds of contrast with a calibration of their own.
     """
-    if config.score.sign != "auto":
-        return config.score.sign, Steps()
+    auto = config.score.sign == "auto"
+    if not auto and not calibrated:
+        return Reading(fixed_sign(config.score))
     readings = [read_contrast(item.data, prepared.native_mask, volume.spacing_mm) for item in (volume, *others)]
+    if not auto:
+        sign = fixed_sign(config.score)
+        kind = readings[0].among(sign)
+        said = f"the calibration of {kind.upper()} holds, of the contrasts with this sign the one most alike"
+        return Reading(sign, kind, Steps({"contrast": _facts(readings), "sign": sign}, (said,) if kind else ()))
     signs = {reading.lesion_sign for reading in readings}
-    sign: Sign = signs.pop() if len(signs) == 1 else "abs"
-    facts = [{"kind": reading.kind, "probabilities": reading.probabilities} for reading in readings]
+    sign = signs.pop() if len(signs) == 1 else "abs"
+    kinds = [reading.kind for reading in readings]
     meaning = {"bright": "brighter than healthy", "dark": "darker than healthy", "abs": "brighter or darker"}[sign]
-    kinds = ", ".join(reading.kind.upper() for reading in readings)
-    said = f"the contrast reads as {kinds}: the map shows what is {meaning} (score.sign overrides it)"
-    return sign, Steps({"contrast": facts[0] if len(facts) == 1 else facts, "sign": sign}, (said,))
+    said = (
+        f"the contrast reads as {', '.join(kinds).upper()}: the map shows what is {meaning} (score.sign overrides it)"
+    )
+    steps = Steps({"contrast": _facts(readings), "sign": sign}, (said,))
+    return Reading(sign, kinds[0] if len(set(kinds)) == 1 else "", steps)
+
+
+def _facts(readings: Sequence[ContrastReading]) -> Any:
+    facts = [{"kind": reading.kind, "probabilities": reading.probabilities} for reading in readings]
+    return facts[0] if len(facts) == 1 else facts

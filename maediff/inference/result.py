@@ -51,6 +51,7 @@ class AnomalyResult:
         measures: What the input check measured of the scan and its map.
         healthy_scans: Scans that `score_percentile` counts; None without calibration.
         suspended: Why the model's calibration is not in force; empty if it is, or if there is none.
+        contrast: Kind of contrast that was read; empty if none was, or if channels differ.
     """
 
     volume: Volume
@@ -72,6 +73,7 @@ class AnomalyResult:
     measures: HealthyScan | None = None
     healthy_scans: int | None = None
     suspended: str = ""
+    contrast: str = ""
 
     @property
     def volume_ml(self) -> float | None:

@@ -135,6 +135,7 @@ def calibrate_folder(
         on_case: Called with the name of each scan.
     """
     healthy: list[HealthyScan] = []
+    contrasts: list[str] = []
 
     def maps() -> Iterator[tuple[FloatMap, BoolArray, float]]:
         for case in cases:
@@ -142,10 +143,11 @@ def calibrate_folder(
                 on_case(case.id)
             result = predictor.predict(case.images, case.mask)
             healthy.extend([result.measures] if result.measures else [])
+            contrasts.append(result.contrast)
             yield result.anomaly, result.brain_mask, result.score
 
     def keep(scan: WorkingScan, values: FloatMap) -> None:
-        healthy.append(predictor.measured(scan, values))
+        healthy.append(predictor.measured(scan, values, predictor.calibration))
 
     usual = predictor.config.score.false_positive_rate
     rate = usual if rate is None else rate
@@ -155,7 +157,7 @@ def calibrate_folder(
             locations = fit_locations(predictor, cases, Path(kept), on_case)
             found = calibrate(left_out_maps(predictor, cases, locations, Path(kept), keep), rate, origin=origin)
     else:
-        found = calibrate(maps(), rate, origin=origin)
+        found = calibrate(maps(), rate, origin=origin, contrasts=contrasts)
     found = replace(found, healthy=tuple(scan.to_dict() for scan in healthy))
     described, content = (locations.described, locations.to_bytes()) if locations else (None, None)
     text = card.with_calibration((folder / CARD).read_text(encoding="utf-8"), found, described)

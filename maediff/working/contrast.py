@@ -21,6 +21,8 @@ from maediff.typing import Array, BoolArray, DoubleArray
 
 ContrastKind = Literal["t1", "t2", "flair", "other"]
 KINDS: tuple[ContrastKind, ...] = ("t1", "t2", "flair")
+LESION_SIGNS: dict[ContrastKind, Literal["bright", "dark"]] = {"t1": "dark", "t2": "bright", "flair": "bright"}
+"""How lesions differ from healthy tissue on each contrast."""
 COEFFICIENTS = Path(__file__).with_name("contrast.json")
 MIN_PROBABILITY = 0.65
 """Below this the contrast counts as other: no sign is safer than a wrong one."""
@@ -55,6 +57,16 @@ class ContrastReading(NamedTuple):
         if max(dark, 1 - dark) < MIN_PROBABILITY:
             return "abs"
         return "dark" if dark > 1 - dark else "bright"
+
+    def among(self, sign: Literal["abs", "bright", "dark"]) -> str:
+        """Name the likeliest kind whose lesions have a sign; empty for abs, which none has.
+
+        Example:
+            >>> ContrastReading("t1", {"t1": 0.7, "t2": 0.2, "flair": 0.1}).among("bright")
+            't2'
+        """
+        of: list[ContrastKind] = [kind for kind, own in LESION_SIGNS.items() if own == sign]
+        return max(of, key=lambda kind: self.probabilities.get(kind, 0.0), default="")
 
 
 def read_contrast(data: Array, brain: BoolArray, spacing_mm: tuple[float, float, float]) -> ContrastReading:

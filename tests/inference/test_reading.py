@@ -8,7 +8,7 @@ from maediff.config import load_config, override
 from maediff.errors import InputError
 from maediff.extraction import Extraction
 from maediff.inference import reading
-from maediff.inference.reading import find_brain, lesion_sign
+from maediff.inference.reading import find_brain, read_sign
 from maediff.volume import Volume, new_header
 from maediff.working import prepare
 from maediff.working.contrast import ContrastReading
@@ -71,10 +71,22 @@ def test_a_head_that_is_not_stripped_is_refused_where_stripping_is_off():
         prepare(scan(stripped=False), None, config().data)
 
 
+SHARES = {"t1": 0.6, "t2": 0.1, "flair": 0.3}
+
+
 @pytest.mark.parametrize("sign", ["abs", "bright", "dark"])
 def test_a_sign_that_is_set_is_kept(sign):
     volume, chosen = scan(stripped=True), config(f"score.sign={sign}")
-    assert lesion_sign(volume, [], prepare(volume, None, chosen.data), chosen) == (sign, reading.Steps())
+    assert read_sign(volume, [], prepare(volume, None, chosen.data), chosen) == reading.Reading(sign)
+
+
+@pytest.mark.parametrize(("sign", "kind"), [("bright", "flair"), ("dark", "t1"), ("abs", "")])
+def test_a_sign_that_is_set_narrows_the_contrast_whose_calibration_holds(monkeypatch, sign, kind):
+    monkeypatch.setattr(reading, "read_contrast", lambda *_: ContrastReading("t1", SHARES))
+    volume, chosen = scan(stripped=True), config(f"score.sign={sign}")
+    found = read_sign(volume, [], prepare(volume, None, chosen.data), chosen, ("t1", "flair"))
+    assert (found.sign, found.contrast) == (sign, kind)
+    assert bool(found.steps.notes) == bool(kind)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +96,8 @@ def test_auto_follows_the_contrast_of_all_channels(monkeypatch, kinds, sign):
     readings = iter([ContrastReading(kind, {"t1": float(kind == "t1")}) for kind in kinds])
     monkeypatch.setattr(reading, "read_contrast", lambda *_: next(readings))
     volume, chosen = scan(stripped=True), config("score.sign=auto")
-    found, steps = lesion_sign(volume, [volume] * (len(kinds) - 1), prepare(volume, None, chosen.data), chosen)
-    assert found == sign
-    assert steps.record["sign"] == sign
-    assert kinds[0].upper() in steps.notes[0]
+    found = read_sign(volume, [volume] * (len(kinds) - 1), prepare(volume, None, chosen.data), chosen)
+    assert found.sign == sign
+    assert found.contrast == (kinds[0] if len(kinds) == 1 else "")
+    assert found.steps.record["sign"] == sign
+    assert kinds[0].upper() in found.steps.notes[0]
