@@ -55,7 +55,7 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     ),
 )
 @model_option
-@input_option("A NIfTI file, a folder of them, a CSV/TSV table or a BIDS data set.")
+@input_option("A NIfTI file, a folder of them, a CSV/TSV table, a BIDS data set or a folder of DICOM series.")
 @output_option("Folder for the maps, cases.tsv and run.json.")
 @click.option(
     "--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan; else it is found in the scan."
@@ -84,7 +84,7 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Read the scans, list what would be done, what cannot be used and what it would cost, and do nothing.",
+    help="Read the scans, list what would be done, what cannot be used and what it would cost; nothing is scored.",
 )
 @click.option("--preview", is_flag=True, help="Also write a PNG per scan.")
 @click.option("--report", is_flag=True, help="Also write OUT/report.html, as `maediff report` does.")

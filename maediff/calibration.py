@@ -203,11 +203,11 @@ def calibrate(
         scores.append(float(score))
     if not samples:
         raise InputError("no healthy scan to calibrate on; give at least one scan known to be healthy")
-    kinds = {kind: [at for at, own in enumerate(contrasts) if own == kind] for kind in sorted(set(contrasts))}
+    kinds = {kind: [i for i, other in enumerate(contrasts) if other == kind] for kind in sorted(set(contrasts))}
     parts = {
-        kind: _calibrated([samples[at] for at in of], [scores[at] for at in of], rate, f"{origin}, those read as {kind}")
-        for kind, of in kinds.items()
-        if kind and len(of) >= MIN_OF_A_CONTRAST
+        kind: _calibrated([samples[i] for i in own], [scores[i] for i in own], rate, f"{origin}, those read as {kind}")
+        for kind, own in kinds.items()
+        if kind and len(own) >= MIN_OF_A_CONTRAST
     }
     return replace(_calibrated(samples, scores, rate, origin), contrasts=parts)
 

@@ -75,6 +75,7 @@ class Case:
         bids: Parts of the BIDS name where the scan is of a BIDS data set (a table may say so in column ``bids``), else
             None.
         others: Further channels of the same grid, for models that see several; `image` is the first.
+        problem: Why it cannot be used, such as a DICOM series that cannot be read; empty for all others.
     """
 
     id: str
@@ -87,6 +88,7 @@ class Case:
     stem: str
     bids: BidsName | None = None
     others: tuple[Path, ...] = ()
+    problem: str = ""
 
     @property
     def images(self) -> tuple[Path, ...]:

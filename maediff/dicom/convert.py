@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from maediff.data.cases import looks_like_scan
+from maediff.data.cases import Case, find_cases, looks_like_scan
 from maediff.data.walk import walk
 from maediff.dicom.files import is_dicom_file, series_folders
 from maediff.dicom.objects import blame
@@ -77,6 +77,31 @@ def convert_dicom(source: str | Path, out: str | Path, series: int | None = None
         OutputError: A file cannot be written.
     """
     return list(_converted(Path(source), Path(out), series))
+
+
+def dicom_cases(source: Path, folder: Path, mask: str | Path | None = None, series: int | None = None) -> list[Case]:
+    """List the series of a DICOM folder as cases, those that cannot be read with their problem.
+
+    Args:
+        source: Folder of series, each in a folder of its own, or a multi-frame file.
+        folder: Where they go as NIfTI files.
+        mask: Brain mask of a single scan.
+        series: Series Number, where folders hold several.
+
+    Raises:
+        InputError: No DICOM files, or a mask for several series.
+        ConfigError: pydicom or highdicom is missing.
+        OutputError: A file cannot be written.
+    """
+    converted = convert_dicom(source, folder, series)
+    if mask is not None and len(converted) > 1:
+        raise InputError(f"a brain mask can be given for a single scan, and {source} holds {len(converted)} series")
+    return [
+        Case(item.case, source, None, None, item.case, None, None, item.case, problem=item.message)
+        if item.path is None
+        else find_cases(item.path, mask=mask)[0]
+        for item in converted
+    ]
 
 
 def _converted(source: Path, out: Path, series: int | None) -> Iterator[Converted]:

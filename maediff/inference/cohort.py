@@ -177,6 +177,8 @@ def plan_cases(cases: Sequence[Case], out: Path, key: RunKey, *, overwrite: bool
     """List what a run would do, without computing anything."""
 
     def planned(case: Case) -> PlannedCase:
+        if case.problem:
+            return PlannedCase(case.id, case.image, "fail", message=case.problem)
         outputs = Outputs.of(case, out)
         action: Literal["infer", "skip"] = "skip" if not overwrite and key.fits(case, outputs) else "infer"
         return PlannedCase(case.id, case.image, action, case.mask, case.others, outputs.sidecar)
@@ -258,6 +260,8 @@ class CaseJob:
         """Skip a finished scan, else remove older outputs and prepare it."""
 
         def prepared() -> LoadedScan | CaseOutcome:
+            if case.problem:
+                raise InputError(case.problem)
             if not self.overwrite and self.key.fits(case, outputs):
                 return finished_outcome(case.id, outputs.sidecar)
             outputs.remove()  # until the new outputs are complete, none is finished

@@ -225,9 +225,7 @@ class Predictor:
         """Return what holds for a scan: the calibration of its contrast where there is one, else that of all scans."""
         return self.calibration and self.calibration.of_contrast(scan.reading.contrast)
 
-    def measured(
-        self, prepared: WorkingScan, anomaly: FloatMap, calibrated: Calibration | None = None
-    ) -> HealthyScan:
+    def measured(self, prepared: WorkingScan, anomaly: FloatMap, calibrated: Calibration | None = None) -> HealthyScan:
         """Measure a scan and its map (X, Y, Z), for the input check and for what calibration keeps of healthy scans."""
         slices = prepared.slices[:, 0] if prepared.slices.ndim == 4 else prepared.slices
         threshold = calibrated.threshold if calibrated else None

@@ -16,6 +16,7 @@ from maediff.data.bids import DERIVATIVE_FILES, describe_derivatives
 from maediff.data.cases import Case, Search, search_cases
 from maediff.data.cases import shard as shard_of
 from maediff.data.walk import LeftOut, as_facts
+from maediff.dicom import dicom_cases, holds_dicom
 from maediff.files import remove_leftovers
 from maediff.inference.cohort import CaseOutcome, CaseTable, InferSummary, Outputs, PlannedCase, RunKey, plan_cases
 from maediff.inference.cohort import table_name as table_of
@@ -39,8 +40,9 @@ class InferJob:
 
     Attributes:
         model: Model folder, or "phantom".
-        source: NIfTI file, folder, CSV/TSV table or BIDS data set.
-        out: Output folder: maps and a sidecar per scan, `cases.tsv` and `run.json`.
+        source: NIfTI file, folder, CSV/TSV table, BIDS data set or folder of DICOM series.
+        out: Output folder: maps and a sidecar per scan, `cases.tsv` and `run.json`; DICOM series become NIfTI files in
+            its folder `scans`.
         mask: Brain mask of a single scan.
         device: Where to compute.
         seed: Seed of the noise.
@@ -82,7 +84,7 @@ class InferJob:
     sessions: tuple[str, ...] = ()
 
     def plan(self) -> list[PlannedCase]:
-        """List what :meth:`run` would do, without loading weights.
+        """List what :meth:`run` would do, without loading weights; DICOM series become NIfTI files, as they do there.
 
         Raises:
             InputError: No scan found.
@@ -149,15 +151,18 @@ class InferJob:
 
     def _search(self, config: Config) -> Search:
         """List the scans of this part of the run, and what the source holds beside scans."""
-        found = search_cases(
-            self.source,
-            self.mask,
-            self.split,
-            self.channel,
-            config.data.channels,
-            pattern=self.pattern,
-            exclude=[self.out],
-        )
+        if holds_dicom(self.source, [self.out]):
+            found = Search(tuple(dicom_cases(self.source, self.out / "scans", self.mask)))
+        else:
+            found = search_cases(
+                self.source,
+                self.mask,
+                self.split,
+                self.channel,
+                config.data.channels,
+                pattern=self.pattern,
+                exclude=[self.out],
+            )
         cases = of_participants(found.cases, self.participants, self.sessions)
         return replace(found, cases=tuple(shard_of(cases, *self.shard)))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from maediff.data.cases import Case, channels_of, find_cases, search_cases
 from maediff.data.walk import LeftOut
-from maediff.dicom import convert_dicom, holds_dicom
+from maediff.dicom import dicom_cases, holds_dicom
 from maediff.errors import InputError
 
 
@@ -62,7 +62,8 @@ def raw_scans(
     if holds_dicom(source, [folder.parent]):
         if channel is not None:
             raise InputError(f"{source} is DICOM, which has no channel {channel!r}; leave the channel out")
-        return RawScans(_from_dicom(source, folder, mask, series))
+        cases = dicom_cases(source, folder, mask, series)
+        return RawScans(tuple(RawScan(case.id, () if case.problem else (case,), case.problem) for case in cases))
     names = channels_of(source) if channel is None else ()
     if len(names) < 2:
         wanted = channel or next(iter(names), None)
@@ -71,18 +72,6 @@ def raw_scans(
     if mask is not None:
         raise InputError(f"a brain mask can be given for a single scan, not for {source}; use its mask column")
     return RawScans(_several_channels(source, names), names)
-
-
-def _from_dicom(source: Path, folder: Path, mask: str | Path | None, series: int | None) -> tuple[RawScan, ...]:
-    converted = convert_dicom(source, folder, series)
-    if mask is not None and len(converted) > 1:
-        raise InputError(f"a brain mask can be given for a single scan, and {source} holds {len(converted)} series")
-    return tuple(
-        RawScan(item.case, (), item.message)
-        if item.path is None
-        else RawScan(item.case, (find_cases(item.path, mask=mask)[0],))
-        for item in converted
-    )
 
 
 def _several_channels(source: Path, names: tuple[str, ...]) -> tuple[RawScan, ...]:

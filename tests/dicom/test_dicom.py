@@ -657,6 +657,29 @@ class TestPipeline:
         assert "threshold=" in str(description.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters)
         assert {path.name for path in Path("dicom").iterdir()} == {"head_anomaly.dcm", "head_anomaly-mask.dcm"}
 
+    def test_series_are_scored_as_they_are_and_their_maps_lie_over_them(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        write_series(Path("in/a/t1"), "sagittal", change=_brain_only)
+        write_series(Path("in/b/t1"), skip=[5], change=_brain_only)
+        infer = ["infer", "-m", "phantom", "-i", "in", "-o", "out", "--jobs", "1"]
+        for status in ("done", "skipped"):
+            result = CliRunner().invoke(app, infer)
+            assert result.exit_code == 3, result.output
+            table = Path("out/cases.tsv").read_text()
+            assert f"a_t1\t{status}" in table
+            assert "b_t1\tfailed" in table
+        planned = CliRunner().invoke(app, [*infer, "--dry-run"])
+        assert planned.exit_code == 3
+        assert "skip\ta_t1" in planned.stdout
+        assert "fail\tb_t1" in planned.stdout
+        found = export_dicom(Path("out"), Path("in"), Path("dicom"))
+        assert [item.status for item in found] == ["done", "no map"]
+        grid = hd.imread(found[0].files[0]).get_volume(dtype=np.float32)
+        scan = read_dicom(Path("in/a/t1"))
+        assert sorted(grid.spatial_shape) == sorted(scan.data.shape)
+        files = [path for path in Path("out").rglob("*") if path.is_file()]
+        assert not any("SECRET" in _content(path) for path in files)
+
 
 def _content(path):
     if path.name.endswith(".nii.gz"):
