@@ -1,26 +1,29 @@
-"""A model `heads` to be packaged, made from label maps of whole heads alone, by one command that can be interrupted.
+"""The packaged model `heads`, made from label maps of whole heads alone, by one command that can be interrupted.
 
-    python -m benchmarks.release.packaged_model train  --run runs/heads      (hours on 2 cores; resumable)
-    python -m benchmarks.release.packaged_model export --run runs/heads --healthy TABLE…   (to maediff/weights/heads)
+    python -m benchmarks.release.packaged_model train  --run runs/heads      (two hours on 2 cores; resumable)
+    python -m benchmarks.release.packaged_model export --run runs/heads --healthy TABLE… --tumour-free TABLE…
+    python -m benchmarks.release.packaged_model check  --run runs/heads --json benchmarks/results/heads_healthy.json
 
-`train` takes the stages of :data:`STAGES` one after another, each from the weights of the one before. No model made so
-ships yet, and this command has not been run to its end: in the trial that it follows, the first two stages were stopped
-by hand at these steps of longer schedules. The third is easier (fewer random contrasts, no faint lesions) and coarser.
-`export` halves the precision of the weights and sets the threshold on healthy scans: synthetic ones
-of held-out heads, and those of the tables that are given.
+`train` takes the stages of :data:`STAGES` one after another, each from the weights of the one before. `export` halves
+the precision of the weights, writes the model to `maediff/weights/heads`, and sets its thresholds, contrast by
+contrast, on healthy scans: synthetic ones of held-out heads, real ones of tables of healthy scans (`--healthy`), and
+the slices free of tumour of tables with lesion labels (`--tumour-free`). Every second scan is kept back: `check` tells
+what the thresholds let through there.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
+import numpy as np
 
-from benchmarks.common import ROOT, Benchmark, say
+from benchmarks.common import ROOT, Benchmark, say, table
 from maediff.config import HeadsConfig, load_config, override
 from maediff.data.cases import find_cases
 from maediff.diffusion.noise import generator
@@ -29,15 +32,20 @@ from maediff.files import write_text
 from maediff.heads.contrast import Kind
 from maediff.heads.headset import read_head_set, split_heads
 from maediff.heads.scan import draw_scan
+from maediff.inference.load import load_model
 from maediff.jobs.calibrate import calibrate_model
 from maediff.jobs.train import train
 from maediff.model_folder import load_model_folder, save_model
+from maediff.typing import Array
+from maediff.volume import read_mask, read_nifti
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/packaged-model.md")
 PACKAGED = ROOT / "maediff" / "weights" / "heads"
 HEALTHY_KINDS: tuple[Kind, ...] = ("t1", "t2", "flair")
-HEALTHY_SCANS = 4
-"""Synthetic healthy scans per contrast that the threshold is set on."""
+HEALTHY_SCANS = 6
+"""Synthetic healthy scans per contrast that a threshold is set on, and as many that it is checked on."""
+MIN_VOXELS = 20_000
+"""Brain voxels that the slices free of lesions must hold."""
 
 
 class Stage(NamedTuple):
@@ -47,13 +55,18 @@ class Stage(NamedTuple):
     overrides: tuple[str, ...]
 
 
-_FINE = ("data.size=[96,128]", "data.spacing_mm=1.5", "partition.window=64", "partition.stride=32")
 STAGES = (
-    Stage("noisy", (*_FINE, "diffusion.timesteps=1000", "train.lesion_weight=0.25", "train.max_steps=1033")),
-    Stage("fine", (*_FINE, "train.lesion_weight=0.25", "train.max_steps=1243", "train.warmup_steps=50")),
+    Stage("coarse", ()),
     Stage(
-        "coarse",
-        ("heads.random_contrasts=0.1", "heads.faintest=0.35", "train.max_steps=3000", "train.warmup_steps=50"),
+        "fine",
+        (
+            "data.size=[112,128]",
+            "data.spacing_mm=1.5",
+            "partition.window=72",
+            "partition.stride=56",
+            "train.max_steps=5000",
+            "train.lr=4e-4",
+        ),
     ),
 )
 
@@ -75,51 +88,109 @@ def train_stages(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:
-    """Write the packaged model and set its threshold."""
-    folder = options.run / STAGES[-1].name / "model"
-    stored = load_model_folder(folder)
+    """Write the packaged model and set its thresholds."""
+    stored = load_model_folder(options.run / STAGES[-1].name / "model")
     config = override(stored.config, ["train.init=null", *options.overrides])
     config = config.model_copy(update={"heads": config.heads.model_copy(update=_NO_PATHS)})
     weights = {name: value.half() if value.is_floating_point() else value for name, value in stored.weights.items()}
     save_model(PACKAGED, weights, config, None, CARD)
-    table = write_healthy(options)
-    found = calibrate_model(PACKAGED, table, device=options.device)
+    tables = write_healthy(options)
+    found = calibrate_model(PACKAGED, tables["calibration"], device=options.device, on_case=say)
     size = (PACKAGED / "model.safetensors").stat().st_size / 2**20
-    print(f"{PACKAGED}: {size:.1f} MiB, threshold {found.threshold:.3f} from {found.n_scans} healthy scans")
-    return {"size_mib": size, "threshold": found.threshold, "scans": found.n_scans}
+    return {"size_mib": size, "scans": found.n_scans, "thresholds": found.promises()}
 
 
 _NO_PATHS = {"white_matter_masks": None, "lesion_masks": None}  # of the machine that trained, no part of a model
 
 
-def write_healthy(options: argparse.Namespace) -> Path:
-    """Write healthy synthetic scans of the held-out heads, and a table of them and of the real ones that are given.
+def check(options: argparse.Namespace) -> dict[str, Any]:
+    """Tell what the packaged thresholds let through on healthy scans that they were not set on."""
+    predictor = load_model(PACKAGED, options.device)
+    shares: dict[str, list[float]] = defaultdict(list)
+    wrong: dict[str, int] = defaultdict(int)
+    for case in find_cases(options.run / "healthy" / "check.csv"):
+        result = predictor.predict(case.image, case.mask)
+        kind = case.subject.split("-")[0]
+        wrong[kind] += result.contrast != kind
+        mask, brain = result.anomaly_mask, result.brain_mask
+        if mask is not None:
+            shares[kind].append(float(mask[brain].mean()))
+        say(f"{case.id}: read as {result.contrast}, {shares[kind][-1]:.2%} flagged")
+    rows = [
+        {
+            "contrast": kind,
+            "scans": len(values),
+            "read_as_another": wrong[kind],
+            "flagged_per_million": 1e6 * float(np.mean(values)),
+            "flagged_ml_per_litre": 1e3 * float(np.mean(values)),
+            "promised_per_million": 1e6 * predictor.config.score.false_positive_rate,
+        }
+        for kind, values in sorted(shares.items())
+    ]
+    print(table(list(rows[0]), [list(row.values()) for row in rows]))
+    return {"rows": rows}
+
+
+def write_healthy(options: argparse.Namespace) -> dict[str, Path]:
+    """Write healthy scans and two tables of them, `calibration` and `check`, each with every second scan of a kind.
 
     Raises:
-        InputError: A table holds scans with a lesion label.
+        InputError: A table of healthy scans holds scans with a lesion label, or one of tumour-free slices none.
     """
     folder = options.run / "healthy"
     folder.mkdir(parents=True, exist_ok=True)
+    listed = [*_synthetic(options, folder), *_real(options), *_tumour_free(options, folder)]
+    tables = {"calibration": folder / "calibration.csv", "check": folder / "check.csv"}
+    for start, path in enumerate(tables.values()):
+        rows = listed[start::2]
+        write_text(path, "\n".join(["image,mask,subject", *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return tables
+
+
+Row = tuple[Path, Path, str]
+
+
+def _synthetic(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """Draw healthy scans of the held-out heads."""
     _, paths = split_heads(options.data / "head_labels", 0.1)
     source = read_head_set(paths, HeadsConfig())
-    rows = []
     for kind in HEALTHY_KINDS:
-        for index in range(HEALTHY_SCANS):
+        for index in range(2 * HEALTHY_SCANS):
             rng = generator("healthy", kind, index)
-            drawn = draw_scan(source.heads[index % len(source.heads)], (), rng, kind=kind)
-            name = f"{kind}-{index}"
-            nib.save(nib.nifti1.Nifti1Image(drawn.image, drawn.affine), folder / f"{name}.nii.gz")
-            mask = nib.nifti1.Nifti1Image(drawn.brain.astype("uint8"), drawn.affine)
-            nib.save(mask, folder / f"{name}_brainmask.nii.gz")
-            rows.append((folder / f"{name}.nii.gz", folder / f"{name}_brainmask.nii.gz", name))
-    for table in options.healthy:
-        for case in find_cases(table):
+            drawn = draw_scan(source.heads[(index // 2) % len(source.heads)], (), rng, kind=kind)
+            name = f"{kind}-synthetic{index}"
+            yield _written(folder, name, drawn.image, drawn.brain, drawn.affine)
+
+
+def _written(folder: Path, name: str, image: Array, brain: Array, affine: Array) -> Row:
+    paths = folder / f"{name}.nii.gz", folder / f"{name}_brainmask.nii.gz"
+    for path, data in zip(paths, (image, brain.astype(np.uint8)), strict=True):
+        nib.save(nib.nifti1.Nifti1Image(data, affine), path)
+    return *paths, name
+
+
+def _real(options: argparse.Namespace) -> Iterator[Row]:
+    """List the healthy scans of tables, by the contrast that they are read as."""
+    for source in options.healthy:
+        for case in find_cases(source):
             if case.label is not None:
-                raise InputError(f"{table}: {case.id} has a lesion label; give tables of healthy scans")
-            rows.append((case.image.resolve(), Path(str(case.mask)).resolve(), case.subject))
-    lines = ["image,mask,subject", *(",".join(map(str, row)) for row in rows)]
-    write_text(folder / "cases.csv", "\n".join(lines) + "\n")
-    return Path(folder / "cases.csv")
+                raise InputError(f"{source}: {case.id} has a lesion label; give tables of healthy scans")
+            yield case.image.resolve(), Path(str(case.mask)).resolve(), f"{options.healthy_kind}-{case.subject}"
+
+
+def _tumour_free(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """Cut slices with a lesion, and their neighbours, out of the brain masks of FLAIR scans of the training split."""
+    for source in options.tumour_free:
+        for case in find_cases(source, split="train")[: options.limit]:
+            if case.label is None:
+                raise InputError(f"{source}: {case.id} has no lesion label, so no slice is known to be free of lesions")
+            scan = read_nifti(case.image)
+            mask = case.mask if options.masks is None else options.masks / Path(str(case.mask)).name
+            brain = read_mask(str(mask), scan, "brain mask")
+            lesion = read_mask(case.label, scan, "label").any((0, 1))
+            brain[:, :, np.convolve(lesion, [1, 1, 1], "same") > 0] = False
+            if brain.sum() > MIN_VOXELS:
+                yield _written(folder, f"flair-{case.subject}", scan.data, brain, scan.affine)
 
 
 CARD = """---
@@ -147,13 +218,19 @@ LESYMAP (Pustina et al. 2018, Apache License 2.0). No real intensity was seen in
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run one step."""
-    return {"train": train_stages, "export": export}[options.step](options)
+    return {"train": train_stages, "export": export, "check": check}[options.step](options)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("step", choices=("train", "export"))
+    parser.add_argument("step", choices=("train", "export", "check"))
     parser.add_argument("--run", type=Path, default=Path("runs/heads"), help="folder of the training (%(default)s)")
     parser.add_argument("--healthy", type=Path, action="append", default=[], help="table of real healthy scans")
+    parser.add_argument("--healthy-kind", default="t1", choices=HEALTHY_KINDS, help="their contrast (%(default)s)")
+    parser.add_argument(
+        "--tumour-free", type=Path, action="append", default=[], help="table of FLAIR scans with lesion labels"
+    )
+    parser.add_argument("--masks", type=Path, metavar="DIR", help="brain masks of these, under the same names")
+    parser.add_argument("--limit", type=int, default=40, help="scans of a tumour-free table (%(default)s)")
     parser.add_argument("--override", dest="overrides", action="append", default=[], help="such as score.median_mm=3")
 
 
