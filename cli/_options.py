@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from maediff.system import idle_cores, threads_beside, usable_cores
 
 from . import QUIET, VERBOSE
 from ._completion import complete_model, complete_preset
@@ -134,7 +138,7 @@ jobs_option = click.option(
     type=click.IntRange(min=1),
     callback=lambda _context, _parameter, value: _set_threads(value),
     expose_value=False,
-    help="CPU threads; all cores by default.",
+    help="CPU threads; by default as many as there are idle cores.",
 )
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of all randomness.")
 
@@ -170,7 +174,17 @@ def _verbose(ctx: click.Context, _parameter: click.Parameter, value: bool) -> No
 
 
 def _set_threads(threads: int | None) -> None:
+    """Set the number of threads; without one, leave the cores that are busy to whoever uses them, and say so."""
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
+    elif "torch" not in sys.modules and "OMP_NUM_THREADS" not in os.environ:  # which torch reads once
+        cores = usable_cores()
+        chosen = threads_beside(cores, idle_cores())
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(chosen)
+        if chosen < cores:
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads give way to the others' work
+            click.echo(
+                f"other work keeps {cores - chosen} of {cores} cores busy: computing on {chosen} (-j sets it)", err=True
+            )

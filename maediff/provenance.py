@@ -7,7 +7,6 @@ Left out on purpose: host names and every header field of a scan. Paths are stor
 from __future__ import annotations
 
 import math
-import os
 import platform
 import re
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 from maediff._version import __version__
 from maediff.files import write_json
 from maediff.paths import WRITTEN_IN, stored_path
-from maediff.system import memory_bytes
+from maediff.system import memory_bytes, usable_cores
 
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "scipy", "accelerate")
 
@@ -54,7 +53,7 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "release": platform.release(),
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": usable_cores(),
         "memory_gib": _memory_gib(),
         "accelerators": _accelerators(),
     }
@@ -149,13 +148,6 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match.group(1).strip() if match else platform.machine()
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows
-        return os.cpu_count() or 1
 
 
 def _memory_gib() -> float | None:
