@@ -1,14 +1,13 @@
 """The packaged model `heads`, made from label maps of whole heads alone, by one command that can be interrupted.
 
-    python -m benchmarks.release.packaged_model train  --run runs/heads      (two hours on 2 cores; resumable)
+    python -m benchmarks.release.packaged_model train  --run runs/heads      (72 minutes on 2 cores; resumable)
     python -m benchmarks.release.packaged_model export --run runs/heads --healthy TABLE… --tumour-free TABLE…
     python -m benchmarks.release.packaged_model check  --run runs/heads --json benchmarks/results/heads_healthy.json
 
-`train` takes the stages of :data:`STAGES` one after another, each from the weights of the one before. `export` halves
-the precision of the weights, writes the model to `maediff/weights/heads`, and sets its thresholds, contrast by
-contrast, on healthy scans: synthetic ones of held-out heads, real ones of tables of healthy scans (`--healthy`), and
-the slices free of tumour of tables with lesion labels (`--tumour-free`). Every second scan is kept back: `check` tells
-what the thresholds let through there.
+`train` trains the preset `heads`. `export` halves the precision of the weights, writes the model to
+`maediff/weights/heads`, and sets its thresholds, contrast by contrast, on healthy scans: synthetic ones of held-out
+heads, real ones of tables of healthy scans (`--healthy`), and the slices free of tumour of tables with lesion labels
+(`--tumour-free`). Every second scan is kept back: `check` tells what the thresholds let through there.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -48,48 +47,25 @@ MIN_VOXELS = 20_000
 """Brain voxels that the slices free of lesions must hold."""
 
 
-class Stage(NamedTuple):
-    """A part of the training: its name and what differs from the preset `heads`."""
-
-    name: str
-    overrides: tuple[str, ...]
-
-
-STAGES = (
-    Stage("coarse", ()),
-    Stage(
-        "fine",
-        (
-            "data.size=[112,128]",
-            "data.spacing_mm=1.5",
-            "partition.window=72",
-            "partition.stride=56",
-            "train.max_steps=5000",
-            "train.lr=4e-4",
-        ),
-    ),
-)
-
-
-def train_stages(options: argparse.Namespace) -> dict[str, Any]:
-    """Train all stages, going on where an earlier call stopped."""
-    heads, masks = options.data / "head_labels", options.data / "mslub_lesion_masks"
-    shapes = [f"heads.white_matter_masks={masks}", f"heads.lesion_masks={options.data / 'stroke_lesion_masks'}"]
-    before: Path | None = None
-    for stage in STAGES:
-        run = options.run / stage.name
-        started = [] if before is None else [f"train.init={before}"]
-        config = load_config("heads", [*shapes, "train.workers=1", *stage.overrides, *started])
-        if not (run / "model" / "model.safetensors").is_file():
-            say(f"stage {stage.name}: {config.train.max_steps} steps")
-            train(config, heads, run, resume=True, device=options.device, on_progress=lambda now: say(str(now)))
-        before = run / "model"
-    return {"stages": [stage.name for stage in STAGES], "model": str(before)}
+def train_model(options: argparse.Namespace) -> dict[str, Any]:
+    """Train the preset `heads`, going on where an earlier call stopped."""
+    masks = {"white_matter_masks": "mslub_lesion_masks", "lesion_masks": "stroke_lesion_masks"}
+    shapes = [f"heads.{name}={options.data / folder}" for name, folder in masks.items()]
+    config = load_config("heads", [*shapes, "train.workers=1"])
+    result = train(
+        config,
+        options.data / "head_labels",
+        options.run,
+        resume=True,
+        device=options.device,
+        on_progress=lambda now: say(str(now)),
+    )
+    return {"model": str(result), "steps": config.train.max_steps}
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:
     """Write the packaged model and set its thresholds."""
-    stored = load_model_folder(options.run / STAGES[-1].name / "model")
+    stored = load_model_folder(options.run / "model")
     config = override(stored.config, ["train.init=null", *options.overrides])
     config = config.model_copy(update={"heads": config.heads.model_copy(update=_NO_PATHS)})
     weights = {name: value.half() if value.is_floating_point() else value for name, value in stored.weights.items()}
@@ -218,7 +194,7 @@ LESYMAP (Pustina et al. 2018, Apache License 2.0). No real intensity was seen in
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run one step."""
-    return {"train": train_stages, "export": export, "check": check}[options.step](options)
+    return {"train": train_model, "export": export, "check": check}[options.step](options)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -150,6 +150,9 @@ class ModelConfig(Section):
     attention: tuple[bool, ...] = Field((False, False, False), description="Self-attention, a level each.")
     norm_groups: int = Field(32, ge=1, le=_WIDTH)
     input_skip: bool = Field(False, description="The network predicts the change of its input (objective x0 only).")
+    gate: bool = Field(
+        False, description="The change is a share of 0 to 1 times a difference, and training tells the share where."
+    )
     mask_channel: bool = Field(True, description="The U-Net sees the mask of the window as an input channel.")
     condition: Literal["residual", "cross_attention", "none"] = Field(
         "residual", description="How MAE features enter the U-Net; none is the ablation."
@@ -232,6 +235,9 @@ class TrainConfig(Section):
     )
     lesion_weight: float = Field(
         0.0, ge=0, description="Weight of the x0 error inside pseudo-lesions, each slice counting the same; 0: none."
+    )
+    gate_weight: float = Field(
+        0.1, ge=0, description="Weight of the cross-entropy of model.gate against where pseudo-lesions are seen."
     )
     outside_weight: float = Field(
         0.0, ge=0, le=1, description="Weight of the x0 error of the brain outside the window; inside it is 1."
@@ -361,6 +367,8 @@ class Config(Section):
     def _fits(self) -> Config:
         if self.model.input_skip and self.diffusion.objective != "x0":
             raise ValueError(f"model.input_skip goes with objective x0, not {self.diffusion.objective!r}")
+        if self.model.gate and not (self.model.input_skip and self.method == "maediff"):
+            raise ValueError("model.gate goes with model.input_skip and method maediff")
         passes = len(self.diffusion.test_timesteps) * self.infer.draws
         if passes > 1000:
             raise ValueError(f"{passes} passes (diffusion.test_timesteps x infer.draws) exceed 1000; use fewer draws")

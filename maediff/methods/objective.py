@@ -65,15 +65,20 @@ def denoising_loss(
         return diffusion.simple_loss(prediction, wanted, noised.mask)
     estimate = estimate_of(kind, prediction, noised)
     norm = kind.loss.removeprefix("x0_")
-    where = noised.mask
-    if outside_weight:
-        brain = (noised.clean > -1).any(1, keepdim=True)
-        where = where + outside_weight * (1 - where) * brain
+    where = loss_region(noised, outside_weight)
     loss = diffusion.x0_loss(estimate, noised.clean, where, norm)
     if lesion_weight:
         lesion = where * ((image - noised.clean).abs() > VISIBLE_LESION)
         loss = loss + lesion_weight * diffusion.x0_loss(estimate, noised.clean, lesion, norm)
     return loss
+
+
+def loss_region(noised: Noised, outside_weight: float) -> Tensor:
+    """Weigh pixels (B, 1, H, W): 1 inside the mask, `outside_weight` in the rest of the brain."""
+    if not outside_weight:
+        return noised.mask
+    brain = (noised.clean > -1).any(1, keepdim=True)
+    return noised.mask + outside_weight * (1 - noised.mask) * brain
 
 
 def sampler_times(kind: DiffusionConfig, t: int) -> list[int]:

@@ -6,17 +6,22 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.nn import functional
 
 from maediff import diffusion
 from maediff.config import DiffusionConfig, TrainConfig
-from maediff.methods.objective import denoising_loss, perturb
+from maediff.methods.objective import VISIBLE_LESION, Noised, denoising_loss, loss_region, perturb
 
 
 class Reconstruction(NamedTuple):
-    """What a network of windows returns: the diffusion prediction and the MAE's own image, both (B, C, H, W)."""
+    """What a network of windows returns: the diffusion prediction, the MAE's own image, and the gate's logits.
+
+    All are (B, C, H, W).
+    """
 
     prediction: Tensor
     mae_image: Tensor | None
+    gate: Tensor | None = None
 
 
 def losses(
@@ -40,7 +45,7 @@ def losses(
         them with weight `model.mae_loss_weight`.
     """
     noised = perturb(batch, batch["mask"], abar)
-    prediction, mae_image = network(noised.image, noised.mask, batch["t"])
+    prediction, mae_image, gate = network(noised.image, noised.mask, batch["t"])
     loss = denoising_loss(
         kind,
         prediction.float(),
@@ -49,6 +54,25 @@ def losses(
         train.lesion_weight,
         outside_weight=train.outside_weight,
     )
+    if gate is not None:
+        loss = loss + train.gate_weight * gate_loss(gate.float(), noised, batch["image"], train)
     if mae_image is None:
         return loss, loss.new_zeros(())
     return loss, diffusion.x0_loss(mae_image.float(), noised.clean, noised.mask, "l1")
+
+
+def gate_loss(logits: Tensor, noised: Noised, image: Tensor, train: TrainConfig) -> Tensor:
+    """Compute the cross-entropy of the gate against where pseudo-lesions are seen, weighted as the diffusion loss is.
+
+    The squared error of a faint or small lesion is next to nothing, and its place is learned late from it. [ours]
+
+    Args:
+        logits: (B, C, H, W).
+        noised: What the network saw.
+        image: The image before noising, pseudo-lesions included.
+        train: Weights of pseudo-lesions and of pixels outside the window.
+    """
+    seen = (image - noised.clean).abs() > VISIBLE_LESION
+    entropy = functional.binary_cross_entropy_with_logits(logits, seen.float(), reduction="none")
+    where = loss_region(noised, train.outside_weight)
+    return diffusion.patch_mean(entropy, where) + train.lesion_weight * diffusion.patch_mean(entropy, where * seen)

@@ -40,6 +40,7 @@ class Reconstructor(Method):
         self.condition = config.model.condition
         self.patch = config.model.patch
         self.input_skip = config.model.input_skip
+        self.gate = config.model.gate
         self.mask_channel = config.model.mask_channel
         self.cell = config.partition.cell
         self.channels = config.data.channel_count
@@ -98,7 +99,11 @@ class Reconstructor(Method):
         if self.mae is not None and self.wants_pixels and self.training and features is not None:
             image = self.mae.pixels(features)
         prediction = F.pixel_shuffle(output, self.patch)
-        return Reconstruction(prediction + perturbed if self.input_skip else prediction, image)
+        gate = None
+        if self.gate:
+            prediction, gate = prediction.chunk(2, 1)
+            prediction = prediction * torch.sigmoid(gate)
+        return Reconstruction(prediction + perturbed if self.input_skip else prediction, image, gate)
 
     def _denoise(self, x: Tensor, t: Tensor, features: Tensor | None) -> Tensor:
         output: Tensor
@@ -143,7 +148,7 @@ def _unet(config: ModelConfig, channels: int) -> DiffusionModelUNet:
     return DiffusionModelUNet(
         spatial_dims=2,
         in_channels=(channels + config.mask_channel) * config.patch**2,
-        out_channels=channels * config.patch**2,
+        out_channels=(2 if config.gate else 1) * channels * config.patch**2,
         channels=config.channels,
         num_res_blocks=config.num_res_blocks,
         attention_levels=config.attention,
