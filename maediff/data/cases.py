@@ -116,6 +116,7 @@ def search_cases(
     *,
     pattern: str | None = None,
     exclude: Iterable[str | Path] = (),
+    splits: bool = True,
 ) -> Search:
     """List the scans of a source.
 
@@ -141,6 +142,8 @@ def search_cases(
         pattern: Of a folder, take the NIfTI files whose name or path below the folder fits, such as ``*_t1.nii.gz``,
             and judge none of them; ``*`` takes all.
         exclude: Folders not to search, such as that of the results.
+        splits: Whether the cases of a BIDS data set need their splits; if not, ``participants.tsv`` is read only to
+            choose one.
 
     Raises:
         InputError: Nothing there, no scans, a table without the columns needed, an unknown split or channel.
@@ -168,7 +171,9 @@ def search_cases(
         )
     if pattern is not None and not (source.is_dir() and _is_plain(source)):
         raise InputError(f"pattern {pattern!r} is for a folder of scans; {source} is a table or a BIDS data set")
-    if source.is_dir():
+    if _is_bids(source):
+        found = _from_bids(source, channel, splits=splits or split is not None)
+    elif source.is_dir():
         found = _from_folder(source, channel, channels, pattern, [Path(path) for path in exclude])
     else:
         found = Search(tuple(_from_table(source, channel, channels)))
@@ -188,7 +193,7 @@ def channels_of(source: str | Path) -> tuple[str, ...]:
     source = Path(source).expanduser()
     tables = [source] if source.is_file() else [source / "cases.csv", source / "cases.tsv"]
     path = next((path for path in tables if path.is_file() and path.suffix.lower() in TABLES), None)
-    if path is None or (source / "dataset_description.json").is_file():
+    if path is None or _is_bids(source):
         return ()
     columns = read_table(path).columns
     return () if "image" in columns else tuple(c.removeprefix("image_") for c in columns if c.startswith("image_"))
@@ -268,8 +273,12 @@ def _present(path: Path) -> bool:
         return False
 
 
+def _is_bids(folder: Path) -> bool:
+    return (folder / "dataset_description.json").is_file()
+
+
 def _is_plain(folder: Path) -> bool:
-    return not (folder / "dataset_description.json").is_file() and _table_in(folder) is None
+    return not _is_bids(folder) and _table_in(folder) is None
 
 
 def _table_in(folder: Path) -> Path | None:
@@ -284,8 +293,6 @@ def _table_in(folder: Path) -> Path | None:
 def _from_folder(
     folder: Path, channel: str | None, channels: Sequence[str], pattern: str | None, exclude: Sequence[Path]
 ) -> Search:
-    if (folder / "dataset_description.json").is_file():
-        return _from_bids(folder, channel)
     if (table := _table_in(folder)) is not None:
         logger.info("%s: using its table %s", folder, table.name)
         return Search(tuple(_from_table(table, channel, channels)))
@@ -381,7 +388,7 @@ def _table_case(row: Mapping[str, str], images: Sequence[Path], folder: Path) ->
     )
 
 
-def _from_bids(root: Path, channel: str | None) -> Search:
+def _from_bids(root: Path, channel: str | None, *, splits: bool) -> Search:
     suffixes = [s for s in BIDS_SUFFIXES if channel is None or s.lower() in (channel.lower(), f"{channel.lower()}w")]
     images, left_out = _bids_images(root)
     contrasts = Counter(_entities(path) for path in images)
@@ -389,9 +396,10 @@ def _from_bids(root: Path, channel: str | None) -> Search:
     if not images:
         names = ", ".join(f"*_{suffix}.nii.gz" for suffix in suffixes or BIDS_SUFFIXES)
         raise InputError(f"BIDS data set {root} holds no scans: looked for sub-*/[ses-*/]anat/{names}")
-    splits = {name: given(facts, "split") for name, facts in read_participants(root).items()}
+    people = read_participants(root) if splits else {}
+    known = {name: given(facts, "split") for name, facts in people.items()}
     finder = _Derivatives(root, images)
-    cases = [_bids_case(path, root, splits, finder, alone=contrasts[_entities(path)] == 1) for path in images]
+    cases = [_bids_case(path, root, known, finder, alone=contrasts[_entities(path)] == 1) for path in images]
     if left_out:
         logger.warning("%s: left out: %s", root, readable(describe_left_out(left_out, root)))
     return Search(tuple(cases), tuple(left_out))

@@ -161,7 +161,7 @@ def measure(
     wanted = [Stratum.parse(text) for text in strata]
     if bootstrap < 0 or seed < 0:
         raise ConfigError(f"bootstrap {bootstrap} and seed {seed} must be 0 or more")
-    truths = Reference(Path(reference))
+    truths = Reference(Path(reference), people=bool(wanted))
     outputs = read_outputs(Path(out_dir))
     results = [_score(output, truths) for output in outputs]
     scored = [result for result in results if result.status == SCORED]

@@ -57,7 +57,7 @@ class Truth:
 class Reference:
     """The truths of a reference table or folder, found by scan path, else by stem."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, *, people: bool = False) -> None:
         """Read a reference.
 
         Args:
@@ -65,6 +65,8 @@ class Reference:
                 ``subject`` and ``lesion``; an empty label means a healthy scan. Or a folder: with such a table named
                 ``cases.csv``, or with label files that share the scans' stems (``<stem>_lesion.nii.gz``,
                 ``<subject>_label-lesion_mask.nii.gz``, …); there, a scan without a file has no reference.
+            people: Whether to look up each patient in ``participants.tsv``, which a folder of label files is read with
+                in any case: it may name the kind of lesion.
 
         Raises:
             InputError: Nothing usable is there.
@@ -73,10 +75,10 @@ class Reference:
         self._by_path: dict[Path, Truth] = {}
         self._by_stem: dict[str, list[Truth]] = defaultdict(list)
         if source.is_file():
-            self._read_table(source)
+            self._read_table(source, people)
         elif source.is_dir():
             table = source / "cases.csv"
-            self._read_table(table) if table.is_file() else self._read_folder(source)
+            self._read_table(table, people) if table.is_file() else self._read_folder(source)
         else:
             raise InputError(f"reference {source} does not exist; give a CSV or TSV table, or a folder of lesion masks")
 
@@ -112,12 +114,12 @@ class Reference:
 
     _prefixes = False  # label files may be named after the subject; table rows name the scan
 
-    def _read_table(self, table: Path) -> None:
+    def _read_table(self, table: Path, with_people: bool) -> None:
         columns, rows = read_table(table, ("label",))
         channels = [name for name in columns if name == "image" or name.startswith("image_")]
         if not (rows and channels):
             raise InputError(f"{table} has no rows with a column image (or image_<channel>), so no scan can be matched")
-        people = read_participants(table.parent)
+        people = read_participants(table.parent) if with_people else {}
         for row in rows:
             images = [path for name in channels if (path := path_cell(row, name, table.parent)) is not None]
             truth = _row_truth(row, table.parent, images, people)

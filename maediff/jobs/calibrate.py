@@ -56,7 +56,12 @@ class CalibrateJob:
         config = override(stored.config, [f"score.locations={str(self.locations).lower()}"])
         predictor = replace(stored, config=config, locations=None)
         found = search_cases(
-            self.source, split=self.split, channel=self.channel, channels=config.data.channels, pattern=self.pattern
+            self.source,
+            split=self.split,
+            channel=self.channel,
+            channels=config.data.channels,
+            pattern=self.pattern,
+            splits=False,
         )
         cases = found.cases
         labelled = [case.id for case in cases if case.label]

@@ -162,6 +162,7 @@ class InferJob:
                 config.data.channels,
                 pattern=self.pattern,
                 exclude=[self.out],
+                splits=False,
             )
         cases = of_participants(found.cases, self.participants, self.sessions)
         return replace(found, cases=tuple(shard_of(cases, *self.shard)))

@@ -18,12 +18,13 @@ from maediff.cli import app
 
 from maediff.calibration import Calibration
 from maediff.data.bids import SPACE, BidsName
-from maediff.data.cases import find_cases
+from maediff.data.cases import find_cases, search_cases
 from maediff.errors import InputError
 from maediff.evaluation.outputs import read_outputs
+from maediff.evaluation.reference import Reference
 from maediff.files import read_json
 from maediff.inference.cohort import Outputs
-from maediff.jobs.infer import infer
+from maediff.jobs.infer import infer, plan_inference
 from maediff.rawhead import PrepareSettings, prepare_cohort, restore_cohort
 from maediff.report import write_report
 
@@ -57,6 +58,30 @@ def raw(tmp_path, make_scan):
     (root / "README").write_text("A data set of a test, with phantoms of ellipsoids alone, and no people in it.")
     (root / "participants.tsv").write_text("participant_id\tage\nsub-01\t40\nsub-02\t60\n")
     return root
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """Fail whoever reads participants.tsv."""
+
+    def refuse(folder):
+        raise AssertionError(f"{folder}/participants.tsv is read")
+
+    for module in ("maediff.data.cases", "maediff.evaluation.reference"):
+        monkeypatch.setattr(f"{module}.read_participants", refuse)
+
+
+def test_participants_are_read_only_to_choose_among_them(raw, unread, make_model, tiny, tmp_path):
+    model = make_model(tmp_path / "model", tiny(), CALIBRATION)
+    assert len(plan_inference(model, raw, tmp_path / "out")) == 3
+    for asked in ({"split": "train"}, {}):  # a training leaves out the scans of a test split
+        with pytest.raises(AssertionError, match=r"participants.tsv is read"):
+            search_cases(raw, **asked)
+    table = raw / "reference.csv"
+    table.write_text("image,label\nsub-01/anat/sub-01_T1w.nii.gz,\n")
+    Reference(table)
+    with pytest.raises(AssertionError, match=r"participants.tsv is read"):
+        Reference(table, people=True)
 
 
 @pytest.fixture
