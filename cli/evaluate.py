@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from . import EXIT_SOME_FAILED
 from ._options import Command, examples, json_option, output_option, reference_option, seed_option, talk
 
 _SHOWN = ("voxel.auroc", "voxel.auprc", "voxel.dice", "case.auroc")  # of each stratum; metrics.json holds all
@@ -55,6 +56,8 @@ def command(
 
     With --ratings: each reader's precision (the share of real findings among those rated real or artefact), that of the
     majority, and the agreement of each two readers (Cohen's kappa), from ratings.tsv beside the maps.
+
+    Scans that cannot be scored are listed with the reason, and the exit code is 3.
     """
     if reference is None and not ratings:
         raise click.UsageError("give --reference with the lesion masks, or --ratings to summarise what readers rated")
@@ -65,6 +68,8 @@ def command(
         printed |= _rated(source, out, bootstrap, seed)
     if as_json:
         click.echo(json.dumps(printed, indent=2))
+    if printed.get("cases", {}).get("not_scored"):
+        click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
 def _evaluated(source: Path, reference: Path, out: Path, **options: Any) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def _share(value: float | None) -> str:
 
 
 def _show(metrics: Mapping[str, Any]) -> None:
-    from ._console import say, table
+    from ._console import print_failed, table
 
     rows = [
         (key, item["mean"], _interval(item), item["n"])
@@ -115,7 +120,7 @@ def _show(metrics: Mapping[str, Any]) -> None:
         means = [(group, found["scans"], *(found[key]["mean"] for key in _SHOWN)) for group, found in groups.items()]
         table(f"By {column}", (column, "scans", *_SHOWN), means)
     for item in metrics.get("cases", {}).get("not_scored", []):
-        say(f"not scored: {item['case']} ({item['status']}): {item['message']}")
+        print_failed(f"{item['case']} is not scored ({item['status']}): {item['message']}")
 
 
 def _interval(item: Mapping[str, Any]) -> str | None:

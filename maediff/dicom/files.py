@@ -16,6 +16,10 @@ from maediff.extras import install_hint
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _HEAD_BYTES = 1024
 _DIRECTORY = rb"1\.2\.840\.10008\.1\.3\.10"  # SOP class of an index of files, called DICOMDIR, DIRFILE or otherwise
+_EXPORTS = {  # name that `export-dicom` gives, and SOP class
+    "_anomaly.dcm": rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.30",
+    "_anomaly-mask.dcm": rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.66\.4",
+}
 # What an object without a preamble begins with.
 _FIRST_GROUPS, _LAST_FIRST_ELEMENT = (0x0002, 0x0008), 0x0018
 _LONG_TYPES = (b"OB", b"OW", b"SQ", b"UN", b"UT")
@@ -38,9 +42,15 @@ def packages() -> tuple[Any, Any]:
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Check by its first bytes whether a file is a DICOM object, whatever its name is; an index of files is none."""
+    """Check by its first bytes whether a file is a DICOM object, whatever its name is; an index of files is none.
+
+    Neither are the objects that ``export-dicom`` writes, so that its folder may lie below that of the series.
+    """
     head = _head(path)
-    return (_has_magic(head) or _starts_with_element(head)) and not re.search(_DIRECTORY + rb"(?![0-9.])", head)
+    if not (_has_magic(head) or _starts_with_element(head)):
+        return False
+    classes = (_DIRECTORY, *(kind for ending, kind in _EXPORTS.items() if path.name.endswith(ending)))
+    return not any(re.search(kind + rb"(?![0-9.])", head) for kind in classes)
 
 
 def has_preamble(path: Path) -> bool:

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from maediff.cli import app
 
+from maediff.calibration import Calibration
 from maediff.dicom import convert_dicom, export_dicom, frames, holds_dicom, read_dicom
 from maediff.errors import ConfigError, GeometryError, InputError
 from maediff.rawhead import PrepareSettings, prepare_cohort, restore_cohort
@@ -588,6 +589,7 @@ class TestExport:
             export_dicom(tmp_path / "out", tmp_path / "in", tmp_path / "again")
 
 
+CALIBRATION = Calibration(0.5, 0.01, 3, 300, {}, (0.2,), "a test").to_dict()
 PLAIN = PrepareSettings(bias="none", register="none", percentiles=None)
 
 
@@ -679,6 +681,22 @@ class TestPipeline:
         assert sorted(grid.spatial_shape) == sorted(scan.data.shape)
         files = [path for path in Path("out").rglob("*") if path.is_file()]
         assert not any("SECRET" in _content(path) for path in files)
+
+    def test_a_run_whose_results_lie_below_its_input_can_be_resumed(self, tmp_path, monkeypatch, make_model, tiny):
+        monkeypatch.chdir(tmp_path)
+        write_series(Path("in/head"), change=_brain_only)
+        make_model(Path("model"), tiny(), CALIBRATION)
+        steps = {
+            "prepare -i in -o in/prepared --bias none": "done, {} skipped, 0 failed",
+            "infer -m model -i in/prepared -o in/prepared/out --jobs 1": "done, {} skipped, 0 failed",
+            "restore -i in/prepared/out -p in/prepared -o in/raw": "",
+            "export-dicom -i in/raw --dicom in -o in/dicom": "2 DICOM files of 1 series",
+        }
+        for skipped in (0, 1):
+            for step, said in steps.items():
+                result = CliRunner().invoke(app, step.split())
+                assert (result.exit_code, said.format(skipped) in result.output) == (0, True), result.output
+        assert sorted(path.name for path in Path("in/dicom").iterdir()) == ["head_anomaly-mask.dcm", "head_anomaly.dcm"]
 
 
 def _content(path):

@@ -9,9 +9,11 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from maediff.cli import app
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from maediff.config import ScoreConfig
@@ -295,6 +297,18 @@ def test_whatever_a_scan_raises_the_rest_is_scored(cohort, monkeypatch):
     (missing,) = [item for item in metrics["cases"]["not_scored"] if item["case"] == "b_T2w"]
     assert missing["message"] == "unexpected LookupError: no such thing"
     assert metrics["cases"]["scored"] == 3
+
+
+@pytest.mark.parametrize(("failed", "code"), [(True, 3), (False, 0)])
+def test_the_command_exits_with_3_if_a_scan_is_not_scored(cohort, failed, code):
+    if not failed:
+        table = cohort.out / "cases.tsv"
+        table.write_text("".join(line for line in table.read_text().splitlines(True) if not line.startswith("e_T2w")))
+    command = f"evaluate -q -i {cohort.out} -r {cohort.reference} -o {cohort.root}/m --bootstrap 1"
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == code, result.output
+    assert ("e_T2w is not scored (failed): e_T2w.nii.gz holds <NaN>" in result.output) == failed
+    assert (cohort.root / "m" / "metrics.json").is_file()
 
 
 def test_a_map_of_zeros_is_scored(cohort):
