@@ -162,6 +162,7 @@ def register_rigid(fixed: Target, data: Array, affine: Array, name: str) -> Arra
     Raises:
         InputError: No plausible place was found.
     """
+    check_shear(fixed.affine, f"the first channel of {name}")
     check_shear(affine, name)
     rigid = simpleitk().Euler3DTransform()
     rigid.SetCenter((_LPS[:3, :3] @ fixed.centre_mm).tolist())
@@ -189,9 +190,10 @@ def check_shear(affine: Array, name: str) -> None:
     degrees = float(np.degrees(np.arcsin(np.abs(np.triu(axes.T @ axes, 1)).max().clip(0, 1))))
     if degrees > MAX_SHEAR_DEGREES:
         raise InputError(
-            f"the grid of {name} is sheared: two of its axes are {90 - degrees:.3g} degrees apart, and registration "
-            f"needs 90 (within {MAX_SHEAR_DEGREES:g}), else the shear would be lost; resample the scan onto an "
-            "orthogonal grid first, or use --register none"
+            f"the grid of {name} is sheared by {degrees:.3g} degrees (two of its axes are {90 - degrees:.3g} degrees "
+            f"apart), and registration takes at most {MAX_SHEAR_DEGREES:g}, else the shear would be lost; resample the "
+            "scan onto an orthogonal grid first, or leave out the registration: --register none, and --no-align for "
+            "further channels"
         )
 
 
