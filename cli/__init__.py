@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "Write one self-contained HTML page about an output folder."),
     "view": ("view", "Look at the maps of an output folder in the browser."),
     "info": ("info", "Describe a model and show its card, or list what is packaged."),
-    "card": ("card", "Put measured results or a licence into a model's card."),
+    "card": ("card", "Put results, a licence, or what a model is for into its card."),
     "hub": ("hub_cmd", "Send a model to the Hugging Face Hub, or fetch one."),
     "export-bundle": ("export_bundle", "Write a model as a MONAI Bundle."),
     "doctor": ("doctor", "Check that this machine can run MAEDiff."),

@@ -230,7 +230,8 @@ def _describe(outcome: CaseOutcome) -> str:
         return "skipped, finished before"
     volume = "" if outcome.anomalous_volume_ml is None else f", {outcome.anomalous_volume_ml:.1f} ml anomalous"
     seconds = "" if outcome.seconds is None else f", {outcome.seconds:.1f} s"
-    return f"score {number(outcome.score)}{volume}{seconds}"
+    standing = f", {outcome.standing}" if outcome.standing else ""
+    return f"score {number(outcome.score)}{standing}{volume}{seconds}"
 
 
 def _losses(progress: TrainProgress) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -115,20 +116,36 @@ config_option = click.option(
     shell_complete=complete_preset,
     help="Preset or YAML file; `maediff info` lists the presets.",
 )
-threshold_option = click.option(
-    "--threshold", type=float, help="Threshold of the map, in its units, instead of the calibrated one."
+_CUT = (
+    click.option("--threshold", type=float, help="Threshold of the map, in its units, instead of the calibrated one."),
+    click.option(
+        "--rate",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Use the threshold that lets this share of healthy brain voxels through; one that the model records.",
+    ),
+    click.option(
+        "--min-size",
+        type=click.FloatRange(min=0),
+        metavar="MM3",
+        help="Leave smaller findings out of the anomaly mask, mm³.",
+    ),
 )
-rate_option = click.option(
-    "--rate",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Use the threshold that lets this share of healthy brain voxels through; one that the model records.",
-)
-min_size_option = click.option(
-    "--min-size",
-    type=click.FloatRange(min=0),
-    metavar="MM3",
-    help="Leave smaller findings out of the anomaly mask, mm³.",
-)
+
+
+def cut_options(command: F) -> F:
+    """--threshold, --rate and --min-size: where maps are cut; the command gets them as `cut`, checked."""
+
+    @functools.wraps(command)
+    def wrapped(*, threshold: float | None, rate: float | None, min_size: float | None, **others: Any) -> Any:
+        if threshold is not None and rate is not None:
+            raise click.UsageError("--threshold and --rate exclude each other: a rate stands for its threshold")
+        return command(cut={"threshold": threshold, "rate": rate, "min_size_mm3": min_size}, **others)
+
+    for option in reversed(_CUT):
+        wrapped = option(wrapped)
+    return cast("F", wrapped)
+
+
 device_option = click.option(
     "-d", "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; only auto falls back to what is there."
 )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ._completion import complete_model
-from ._options import Command, device_option, examples, jobs_option, rate_option, seed_option, talk, threshold_option
+from ._options import Command, cut_options, device_option, examples, jobs_option, seed_option, talk
 from .infer import finish, run
 
 _MANY = ("--participant-label", "--session-id", "--session-label")
@@ -81,8 +81,7 @@ def spread(arguments: list[str]) -> list[str]:
     help="Model folder, a training run, or the name of a packaged model.",
 )
 @click.option("--channel", help="Only this contrast: t1w, t2w or flair.")
-@threshold_option
-@rate_option
+@cut_options
 @click.option("--overwrite", is_flag=True, help="Compute again what is finished.")
 @device_option
 @jobs_option
@@ -97,8 +96,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
     sessions: tuple[str, ...],
     model: str,
     channel: str | None,
-    threshold: float | None,
-    rate: float | None,
+    cut: dict[str, float | None],
     overwrite: bool,
     device: str,
     seed: int,
@@ -109,18 +107,17 @@ def command(  # noqa: PLR0913  click passes each option by its name
     jobs over different participants may run at the same time. The level group writes OUT/report.html about all of them.
     """
     if level == "group":
-        _group(out)
+        _group(out, cut)
         return
     from maediff import plan_inference
 
-    if threshold is not None and rate is not None:
-        raise click.UsageError("--threshold and --rate exclude each other: a rate stands for its threshold")
+    smallest = cut.pop("min_size_mm3")
     chosen: dict[str, Any] = {
         "participants": participants,
         "sessions": sessions,
         "channel": channel,
-        "threshold": threshold,
-        "rate": rate,
+        **cut,
+        "overrides": () if smallest is None else (f"score.min_size_mm3={smallest}",),
         "overwrite": overwrite,
         "seed": seed,
     }
@@ -128,9 +125,10 @@ def command(  # noqa: PLR0913  click passes each option by its name
     finish(run(plan, (model, bids_dir, out), chosen | {"device": device}), out, as_json=False)
 
 
-def _group(out: Path) -> None:
+def _group(out: Path, cut: dict[str, float | None]) -> None:
     from maediff import write_report
+    from maediff.evaluation import Choice
 
     from ._console import say
 
-    say(f"report: {write_report(out, out / 'report.html')}")
+    say(f"report: {write_report(out, out / 'report.html', choice=Choice(**cut))}")

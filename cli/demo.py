@@ -34,10 +34,11 @@ def command(*, out: Path, quick: bool, seed: int) -> None:
 def _show(methods: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     from ._console import table
 
-    keys = ("auroc", "auprc", "dice", "dice_oracle")
+    keys = ("auroc", "auprc", "dice", "dice_oracle", "lesion_share")
     rows = [
         (method, kind, *(metrics.get(key) for key in keys))
         for method, kinds in methods.items()
         for kind, metrics in kinds.items()
     ]
-    table("Synthetic test scans, mean over scans", ("method", "lesion", *keys), rows)
+    title = "Synthetic test scans, mean over scans; AUPRC by chance is lesion_share"
+    table(title, ("method", "lesion", *keys), rows)

@@ -108,14 +108,16 @@ def _share(value: float | None) -> str:
 
 
 def _show(metrics: Mapping[str, Any]) -> None:
-    from ._console import print_failed, table
+    from maediff.evaluation.metrics import chance_level
+
+    from ._console import print_failed, say, table
 
     rows = [
-        (key, item["mean"], _interval(item), item["n"])
+        (key, item["mean"], _interval(item), chance_level(metrics, key), item["n"])
         for key, item in metrics.items()
         if isinstance(item, Mapping) and "ci_low" in item
     ]
-    table("Metrics", ("metric", "mean", "95 % interval", "scans"), rows)
+    table("Metrics", ("metric", "mean", "95 % interval", "chance", "scans"), rows)
     for column, groups in metrics.get("by_stratum", {}).items():
         means = [(group, found["scans"], *(found[key]["mean"] for key in _SHOWN)) for group, found in groups.items()]
         table(f"By {column}", (column, "scans", *_SHOWN), means)

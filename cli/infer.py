@@ -14,21 +14,19 @@ from . import EXIT_ERROR, EXIT_SOME_FAILED
 from ._options import (
     Command,
     channel_option,
+    cut_options,
     device_option,
     examples,
     input_option,
     jobs_option,
     json_option,
-    min_size_option,
     model_option,
     output_option,
     pattern_option,
-    rate_option,
     seed_option,
     set_option,
     split_option,
     talk,
-    threshold_option,
 )
 
 if TYPE_CHECKING:
@@ -77,9 +75,7 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     type=click.Choice(("whole-head", "ct", "empty")),
     help="Score such a scan all the same, instead of refusing it; repeatable.",
 )
-@threshold_option
-@rate_option
-@min_size_option
+@cut_options
 @click.option("--overwrite", is_flag=True, help="Compute again what is finished.")
 @click.option(
     "--dry-run",
@@ -109,9 +105,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
     scheduler: str | None,
     workers: int | None,
     accept: tuple[str, ...],
-    threshold: float | None,
-    rate: float | None,
-    min_size: float | None,
+    cut: dict[str, float | None],
     overwrite: bool,
     dry_run: bool,
     preview: bool,
@@ -134,10 +128,9 @@ def command(  # noqa: PLR0913  click passes each option by its name
 
     if scheduler and workers:
         raise click.UsageError("--scheduler and --workers exclude each other: a scheduler has its own workers")
-    if threshold is not None and rate is not None:
-        raise click.UsageError("--threshold and --rate exclude each other: a rate stands for its threshold")
-    if min_size is not None:
-        overrides = (*overrides, f"score.min_size_mm3={min_size}")
+    smallest = cut.pop("min_size_mm3")
+    if smallest is not None:
+        overrides = (*overrides, f"score.min_size_mm3={smallest}")
     overrides = (*overrides, *_of_the_scan(strip, sign))
     chosen: dict[str, Any] = {
         "mask": mask,
@@ -148,8 +141,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
         "channel": channel,
         "pattern": pattern,
         "overrides": overrides,
-        "threshold": threshold,
-        "rate": rate,
+        **cut,
     }
     plan = plan_inference(model, source, out, **chosen)
     if dry_run:

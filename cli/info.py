@@ -23,10 +23,11 @@ def command(*, model: str | None, as_json: bool) -> None:
     MODEL is a model folder, a training run, or the name of a packaged model; its checksums are verified. Without MODEL,
     the packaged models and configuration presets are listed.
     """
-    from maediff.card import readable
+    from maediff.card import readable, scope_of
     from maediff.model_folder import describe_model, resolve_model
 
     facts = _packaged() if model is None else describe_model(resolve_model(model))
+    facts |= {} if model is None else scope_of(facts["card"]).to_dict()
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import click
 
-from ._options import Command, examples, output_option, reference_option, talk
+from ._options import Command, cut_options, examples, output_option, reference_option, talk
 
 
-@click.command(cls=Command, epilog=examples("maediff report -i out -r cases.csv -o report.html"))
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "maediff report -i out -r cases.csv -o report.html",
+        "maediff report -i out -o strict.html --rate 0.001 --min-size 50",
+    ),
+)
 @click.option("-i", "--input", "source", type=click.Path(path_type=Path), required=True, help="What infer wrote.")
 @reference_option(required=False)
 @click.option("--metrics", type=click.Path(path_type=Path), help="What evaluate wrote: its folder or metrics.json.")
@@ -21,18 +27,40 @@ from ._options import Command, examples, output_option, reference_option, talk
     default=24,
     help="Scans with pictures, the highest scores first; 0 shows all.",
 )
+@cut_options
 @talk
-def command(*, source: Path, reference: Path | None, metrics: Path | None, out: Path, title: str, cards: int) -> None:
+def command(
+    *,
+    source: Path,
+    reference: Path | None,
+    metrics: Path | None,
+    out: Path,
+    title: str,
+    cards: int,
+    cut: dict[str, float | None],
+) -> None:
     """Write one self-contained HTML page about an output folder.
 
     Pictures of scan, healthy reconstruction and anomaly map in three planes through the largest finding, with outlines
     of the anomaly mask and, if a reference is given, of the truth; a list of all findings; metrics, settings, versions,
     and the scans that failed with the reason. The page loads nothing from the network. Each scan's
     <stem>_components.tsv is completed with the overlaps with the reference.
+
+    With --threshold, --rate or --min-size the page shows other masks than those that infer wrote, and says so; the
+    output folder stays as it is.
     """
+    from maediff.evaluation import Choice
     from maediff.report import write_report
 
     from ._console import say
 
-    path = write_report(source, out, reference=reference, metrics=metrics, title=title, max_pictures=cards or None)
+    path = write_report(
+        source,
+        out,
+        reference=reference,
+        metrics=metrics,
+        title=title,
+        max_pictures=cards or None,
+        choice=Choice(**cut),
+    )
     say(f"report: {path}")

@@ -8,7 +8,7 @@ from threading import Thread
 
 import click
 
-from ._options import Command, examples, reference_option, talk
+from ._options import Command, cut_options, examples, reference_option, talk
 
 
 @click.command(
@@ -22,20 +22,26 @@ from ._options import Command, examples, reference_option, talk
 @click.option("--reader", default="", help="Name under which you rate findings; the page asks for it as well.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; 0 takes a free one.")
 @click.option("--browser/--no-browser", default=True, help="Open the page in the default browser.")
+@cut_options
 @talk
-def command(*, out: Path, reference: Path | None, reader: str, port: int, browser: bool) -> None:
+def command(
+    *, out: Path, reference: Path | None, reader: str, port: int, browser: bool, cut: dict[str, float | None]
+) -> None:
     """Look at the maps of an output folder in the browser.
 
     OUT is what infer wrote. Scan and anomaly map lie over each other in three planes and in 3-D, with a threshold to
     move and keys to go from scan to scan and from finding to finding. Findings can be rated real, artefact or unsure:
     the ratings land in OUT/ratings.tsv, and `maediff evaluate --ratings` summarises them. The page is served to this
     machine only, under an address that holds a random token, and loads nothing from the network. Ctrl-C ends it.
+
+    With --threshold, --rate or --min-size masks and findings are those of that choice; the files of OUT stay.
     """
+    from maediff.evaluation import Choice
     from maediff.viewer import open_viewer
 
     from ._console import say
 
-    with open_viewer(out, port, reference=reference, reader=reader) as server:
+    with open_viewer(out, port, reference=reference, reader=reader, choice=Choice(**cut)) as server:
         click.echo(server.url)
         say("open this address; it is served to this machine only, and Ctrl-C ends it")
         if browser:  # beside the server: a browser in a terminal would wait for it

@@ -102,17 +102,27 @@ class Calibration:
         return lines + [f"{kind.upper()} {line}" for kind, part in self.contrasts.items() for line in part.promises()]
 
 
-def among_healthy(percentile: float) -> str:
-    """Say how a score compares with those of the healthy calibration scans, in scans of twenty.
+def among_healthy(percentile: float | None, scans: int | None, suspended: str | None = None) -> str:
+    """Say how a score compares with those of the healthy calibration scans; empty if there are none.
 
     Args:
         percentile: Share of healthy scans that scored lower, 0 to 1.
+        scans: Number of healthy scans; None if it is not known.
+        suspended: Why the calibration is not in force, if it is not.
 
     Example:
-        >>> among_healthy(0.95), among_healthy(1.0), among_healthy(0.6)
-        ('above 19 of 20 healthy scans', 'above every healthy scan', 'above 12 of 20 healthy scans')
+        >>> among_healthy(0.95, 20), among_healthy(0.6, None), among_healthy(None, None)
+        ('above 19 of 20 healthy scans', 'above 60 % of the healthy scans', '')
+        >>> among_healthy(None, None, "the overrides change the maps")
+        'calibration suspended'
     """
-    return "above every healthy scan" if percentile >= 1 else f"above {round(20 * percentile)} of 20 healthy scans"
+    if suspended:
+        return "calibration suspended"
+    if percentile is None or math.isnan(percentile):
+        return ""
+    if not scans:
+        return f"above {100 * percentile:.0f} % of the healthy scans"
+    return f"above {round(scans * percentile)} of {count_scans(scans, 'healthy')}"
 
 
 def with_threshold(
@@ -152,7 +162,9 @@ def with_threshold(
             "calibrate --rate` with healthy scans"
         )
     parts = {kind: with_threshold(part, rate=rate) for kind, part in calibration.contrasts.items()}
-    return replace(calibration, threshold=known[rate], false_positive_rate=float(rate), contrasts=parts)
+    origin = f"{calibration.origin}, rate {rate:g} given for this run"
+    chosen = replace(calibration, threshold=known[rate], false_positive_rate=float(rate), origin=origin)
+    return replace(chosen, contrasts=parts)
 
 
 def count_scans(count: int, kind: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
@@ -20,6 +21,7 @@ from maediff.errors import InputError
 METRICS = {
     "voxel.auroc": ("roc_auc", "AUROC of voxels, mean over scans"),
     "voxel.auprc": ("average_precision", "AUPRC of voxels, mean over scans"),
+    "voxel.lesion_share": ("lesion_share", "Share of lesion voxels, the AUPRC of chance"),
     "voxel.dice": ("dice", "Dice at the calibrated threshold, mean over scans"),
     "voxel.dice_oracle": ("dice_oracle", "Oracle Dice, at the best threshold for each scan"),
     "lesion.f1": ("lesion_f1", "Lesion-wise F1"),
@@ -27,15 +29,67 @@ METRICS = {
 }
 """Which keys of ``metrics.json`` a card shows, with the name in its front matter and the name for people."""
 
+NOT_STATED = "not stated"
+
 _FRONT = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)
 _MARKS = re.compile(r"<!-- (/?maediff:\w+|[0-9a-f]{64}) -->\n?")
 _TAGS = ["anomaly-detection", "brain-mri", "medical-imaging", "unsupervised", "diffusion", "masked-autoencoder"]
+_MISSES = {"bright": "dark lesions", "dark": "bright lesions"}
 _SIGNS = {
     "abs": "The map shows what is brighter or darker than expected.",
-    "bright": "The map shows only what is brighter than expected: dark lesions are missed.",
-    "dark": "The map shows only what is darker than expected: bright lesions are missed.",
+    "bright": f"The map shows only what is brighter than expected: {_MISSES['bright']} are missed.",
+    "dark": f"The map shows only what is darker than expected: {_MISSES['dark']} are missed.",
     "auto": "The map shows what is darker than expected on T1 and brighter on T2 and FLAIR, as the scan is read.",
 }
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a model's card says of its use, in words; "not stated" where it says nothing.
+
+    Attributes:
+        trained_on: What it learned from.
+        finds: What it has been shown to find.
+        misses: What it is known to miss, or was not tried on.
+    """
+
+    trained_on: str = NOT_STATED
+    finds: str = NOT_STATED
+    misses: str = NOT_STATED
+
+    def to_dict(self) -> dict[str, str]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def scope_of(card: str) -> Scope:
+    r"""Read what a card's front matter states under ``trained_on``, ``finds`` and ``misses``.
+
+    Measured results stand for ``finds`` if nobody wrote it.
+
+    Example:
+        >>> scope_of("---\nfinds: large tumours\n---\n# A\n")
+        Scope(trained_on='not stated', finds='large tumours', misses='not stated')
+    """
+    front = front_matter(card)
+    stated = {name: str(front[name]).strip() for name in Scope.__dataclass_fields__ if front.get(name)}
+    measured = _measured(front)
+    return Scope(**({"finds": measured} if measured else {}) | stated)
+
+
+def with_scope(card: str, scope: Mapping[str, str | None]) -> str:
+    """State ``trained_on``, ``finds`` or ``misses`` in a card's front matter; what is None stays as it is."""
+    return with_front_matter(card, {name: text for name, text in scope.items() if text is not None})
+
+
+def _measured(front: Mapping[str, Any]) -> str:
+    """Say in a line what the results in the front matter measured; empty without any."""
+    try:
+        result = front["model-index"][0]["results"][0]
+        values = "; ".join(f"{item['name']} {item['value']:.3f}" for item in result["metrics"])
+        return f"measured on {result['dataset']['name']}: {values}"
+    except (KeyError, IndexError, TypeError, ValueError):
+        return ""
 
 
 def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
@@ -47,7 +101,10 @@ def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
         steps: Training steps.
         loss: Best validation loss; NaN for a method without one.
     """
-    front = yaml.safe_dump({"library_name": "maediff", "license": "other", "tags": _TAGS}, sort_keys=False)
+    stated = {"library_name": "maediff", "license": "other", "tags": _TAGS, "trained_on": data}
+    if config.score.sign in _MISSES:
+        stated["misses"] = _MISSES[config.score.sign]
+    front = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
     grid, train = config.data, config.train
     ours = f"masked-autoencoder-enhanced diffusion (arXiv 2401.10561), condition `{config.model.condition}`"
     method = ours if config.method == "maediff" else f"`{config.method}`, a method to compare MAEDiff with"

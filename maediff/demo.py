@@ -31,7 +31,7 @@ from maediff.volume import Volume, read_mask, read_nifti
 
 Say = Callable[[str], None]
 Metrics = dict[str, dict[str, float | None]]
-_METRICS = ("auroc", "auprc", "dice", "dice_oracle")
+_METRICS = ("auroc", "auprc", "dice", "dice_oracle", "lesion_share")
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,23 @@ def test_a_new_card_says_what_the_model_is_and_what_it_is_not(plain):
     ]
 
 
+def test_a_card_states_what_the_model_is_for(plain, tiny, folder):
+    stated = card.scope_of(plain)
+    assert stated.trained_on == "30 slices of 3 subjects"
+    assert stated.misses == "dark lesions"
+    assert stated.finds == card.NOT_STATED
+    both = card.model_card(tiny("score.sign=abs"), data="x", steps=6, loss=0.25)
+    assert card.scope_of(both).misses == card.NOT_STATED
+    assert card.scope_of("# Any card\n") == card.Scope()
+    measured = card.with_results(plain, metrics("ab" * 32), "ab" * 32, "twenty patients")
+    assert "twenty patients" in card.scope_of(measured).finds
+    assert "0.912" in card.scope_of(measured).finds
+    assert card.scope_of(card.with_scope(measured, {"finds": "what I say"})).finds == "what I say"
+    document_model(folder, finds="tumours: large ones", misses="MS")
+    found = card.scope_of(model_folder.load_model_folder(folder).card)
+    assert (found.trained_on, found.finds, found.misses) == ("30 slices of 3 subjects", "tumours: large ones", "MS")
+
+
 def test_a_method_without_a_loss_has_none(tiny):
     text = card.model_card(tiny("method=zscore"), data="3 scans", steps=0, loss=math.nan)
     assert "nan" not in text

@@ -119,7 +119,7 @@ def test_what_cannot_be_taken_is_named(predictor, image, options, error, text):
 
 class TestResult:
     def test_repr_has_three_lines(self, result):
-        lines = repr(replace(result, notes=("looks like noise",), score_percentile=0.95)).splitlines()
+        lines = repr(replace(result, notes=("looks like noise",), score_percentile=0.95, healthy_scans=20)).splitlines()
         assert len(lines) == 3
         assert "above 19 of 20 healthy scans" in lines[0]
         assert "20 scans of a test" in lines[1]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from maediff.evaluation.bootstrap import Estimate, bootstrap_ci
 from maediff.evaluation.case import case_auroc
+from maediff.evaluation.choice import Choice
 from maediff.evaluation.evaluate import Evaluation, evaluate, measure
 from maediff.evaluation.lesion import LesionMetrics, lesion_metrics
 from maediff.evaluation.voxel import VoxelMetrics, dice, dice_oracle, voxel_metrics
 
 __all__ = [
+    "Choice",
     "Estimate",
     "Evaluation",
     "LesionMetrics",

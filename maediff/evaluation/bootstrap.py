@@ -171,7 +171,7 @@ def pooled(
         seed: Of the resampling.
 
     Returns:
-        Estimates keyed ``auroc``, ``auprc``, ``dice`` and ``dice_oracle``; ``n`` counts the scans.
+        Estimates keyed by the fields of ``VoxelMetrics``; ``n`` counts the scans.
     """
     names = list(VoxelMetrics.__dataclass_fields__)
     if not scans or not any(scan.lesion.any() for scan in scans):
@@ -228,4 +228,5 @@ def _binned_metrics(lesion: DoubleArray, healthy: DoubleArray, overlap: DoubleAr
             "auprc": (lesion * precision).sum(axis=1) / n_lesion[:, 0],
             "dice": np.where(overlap[:, 2] > 0, 2 * overlap[:, 0] / (overlap[:, 1] + overlap[:, 2]), np.nan),
             "dice_oracle": np.where(n_lesion[:, 0] > 0, (2 * hits / (hits + alarms + n_lesion)).max(axis=1), np.nan),
+            "lesion_share": (n_lesion / (n_lesion + n_healthy))[:, 0],
         }

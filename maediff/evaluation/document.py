@@ -18,8 +18,11 @@ def document_model(
     metrics: str | Path | None = None,
     data: str | None = None,
     licence: str | None = None,
+    trained_on: str | None = None,
+    finds: str | None = None,
+    misses: str | None = None,
 ) -> str:
-    """Put measured results or a licence into a model's card.
+    """Put measured results, a licence, or what the model is for into its card.
 
     The card is one of the files that the model's hash covers, so the hash changes: a later ``maediff infer`` into
     an earlier output folder computes again.
@@ -29,6 +32,9 @@ def document_model(
         metrics: What :func:`maediff.evaluate` wrote: its folder or `metrics.json`; of this very model.
         data: What it was measured on, such as the name of a data set; needed with `metrics`.
         licence: Of the weights, as an SPDX identifier in small letters, such as "cc-by-4.0".
+        trained_on: What the model learned from; reports and sidecars repeat it, and the next two.
+        finds: What it has been shown to find; measured results stand for it where it is not given.
+        misses: What it is known to miss, or was not tried on.
 
     Returns:
         The new model hash.
@@ -39,13 +45,14 @@ def document_model(
         ConfigError: Nothing to change, or metrics without `data`.
         OutputError: The folder cannot be written.
     """
-    if metrics is None and licence is None:
-        raise ConfigError("nothing to put into the card; give metrics, a licence or both")
+    scope = {"trained_on": trained_on, "finds": finds, "misses": misses}
+    if metrics is None and licence is None and not any(scope.values()):
+        raise ConfigError("nothing to put into the card; give metrics, a licence, trained_on, finds or misses")
     if metrics is not None and not data:
         raise ConfigError("metrics need the name of the data that they were measured on (--data)")
     folder = resolve_model(model)
     model_hash = verify_model_folder(folder)
-    text = (folder / CARD).read_text(encoding="utf-8")
+    text = card.with_scope((folder / CARD).read_text(encoding="utf-8"), scope)
     if licence is not None:
         text = card.with_front_matter(text, {"license": licence})
     if metrics is not None:

@@ -14,9 +14,10 @@ import numpy as np
 from maediff.errors import ConfigError, InputError, one_line
 from maediff.evaluation.bootstrap import Estimate, VoxelHistogram, bootstrap_ci, histogram, pooled
 from maediff.evaluation.case import case_auroc_estimate
+from maediff.evaluation.choice import Choice, read_chosen
 from maediff.evaluation.lesion import LesionMetrics, lesion_metrics
 from maediff.evaluation.metrics import Metrics
-from maediff.evaluation.outputs import OutputCase, read_outputs
+from maediff.evaluation.outputs import OutputCase, read_anomaly_mask
 from maediff.evaluation.reference import Reference, Truth
 from maediff.evaluation.strata import Stratum
 from maediff.evaluation.voxel import NAN, VoxelMetrics, voxel_metrics
@@ -136,7 +137,13 @@ def evaluate(
 
 
 def measure(
-    out_dir: str | Path, reference: str | Path, *, bootstrap: int = 1000, seed: int = 0, strata: Sequence[str] = ()
+    out_dir: str | Path,
+    reference: str | Path,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    strata: Sequence[str] = (),
+    choice: Choice | None = None,
 ) -> Evaluation:
     """Score an infer output folder in memory.
 
@@ -153,6 +160,7 @@ def measure(
         bootstrap: Resamples of patients.
         seed: Of the resampling.
         strata: See :func:`evaluate`.
+        choice: A threshold that a person chose instead of the calibrated one.
 
     Raises:
         InputError: The folder or the reference cannot be used, no scan could be scored, or a stratum has no column.
@@ -162,7 +170,7 @@ def measure(
     if bootstrap < 0 or seed < 0:
         raise ConfigError(f"bootstrap {bootstrap} and seed {seed} must be 0 or more")
     truths = Reference(Path(reference), people=bool(wanted))
-    outputs = read_outputs(Path(out_dir))
+    outputs = read_chosen(Path(out_dir), choice)
     results = [_score(output, truths) for output in outputs]
     scored = [result for result in results if result.status == SCORED]
     for result in results:
@@ -266,8 +274,9 @@ def _anomalous(output: OutputCase, volume: Volume) -> BoolArray | None:
     """The mask that infer wrote, small components removed; else the map above the threshold; None uncalibrated."""
     if output.threshold is None:
         return None
-    if "mask" in output.files:
-        return read_mask(output.files["mask"], volume, "anomaly mask")
+    written = read_anomaly_mask(output, volume)
+    if written is not None:
+        return written
     above: BoolArray = volume.data > output.threshold
     return above
 

@@ -11,6 +11,27 @@ if TYPE_CHECKING:
 _COLUMNS = ("mean", "ci_low", "ci_high", "n")
 
 
+def chance_level(metrics: Mapping[str, Any], name: str) -> float | None:
+    """Tell what guessing reaches: 0.5 for an AUROC, the share of lesion voxels for an AUPRC; None for other metrics.
+
+    Args:
+        metrics: Metrics by name, as in ``metrics.json``; those of earlier versions have no share of lesion voxels.
+        name: Name of the metric, such as ``voxel.auprc``.
+
+    Example:
+        >>> found = {"voxel.lesion_share": {"mean": 0.02}}
+        >>> [chance_level(found, name) for name in ("voxel.auroc", "voxel.auprc", "voxel.dice")]
+        [0.5, 0.02, None]
+    """
+    group, _, metric = name.rpartition(".")
+    if metric == "auroc":
+        return 0.5
+    if metric != "auprc":
+        return None
+    share: float | None = (metrics.get(f"{group}.lesion_share") or {}).get("mean")
+    return share
+
+
 class Metrics(dict[str, Any]):
     """The content of ``metrics.json``.
 
@@ -24,7 +45,9 @@ class Metrics(dict[str, Any]):
         self._rows = [dict(row) for row in rows]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the cohort's metrics as a table: one row per metric, with mean, 95 % interval and number of scans.
+        """Return the cohort's metrics as a table, one row per metric.
+
+        Columns: mean, 95 % interval, number of scans, and what chance reaches where that is known.
 
         Example:
             >>> found = Metrics({"voxel.dice": {"mean": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 9}, "cases": {}})
@@ -34,7 +57,8 @@ class Metrics(dict[str, Any]):
         import pandas as pd
 
         rows = {name: item for name, item in self.items() if isinstance(item, Mapping) and "ci_low" in item}
-        frame = pd.DataFrame([[row.get(name) for name in _COLUMNS] for row in rows.values()], columns=list(_COLUMNS))
+        cells = [[*(row.get(key) for key in _COLUMNS), chance_level(self, name)] for name, row in rows.items()]
+        frame = pd.DataFrame(cells, columns=[*_COLUMNS, "chance"])
         return frame.set_index(pd.Index(list(rows), name="metric"))
 
     def cases_to_frame(self) -> pd.DataFrame:

@@ -11,7 +11,10 @@ from typing import Any
 from maediff.errors import InputError
 from maediff.files import read_json
 from maediff.paths import found_path
+from maediff.scoring import anomaly_mask
 from maediff.tables import read_table
+from maediff.typing import BoolArray
+from maediff.volume import Volume, read_mask
 
 FINISHED = ("done", "skipped")
 _KINDS = {
@@ -21,6 +24,19 @@ _KINDS = {
     "uncertainty": "uncertainty",
 }
 _ALIASES = {"mask": "anomaly-mask", "anomaly_mask": "anomaly-mask"}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a person cuts a map.
+
+    Attributes:
+        threshold: Voxels strictly above it are anomalous.
+        min_size_mm3: Smaller findings are left out.
+    """
+
+    threshold: float
+    min_size_mm3: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,7 @@ class OutputCase:
         sidecar: The scan's JSON; empty where there is none.
         folder: Where its files lie.
         files: Paths that exist, keyed ``anomaly``, ``reconstruction``, ``mask`` and ``uncertainty``.
+        cut: What a person chose instead of the mask that infer wrote, if anything.
     """
 
     case: str
@@ -48,6 +65,12 @@ class OutputCase:
     sidecar: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     files: Mapping[str, Path] = field(default_factory=dict)
+    cut: Cut | None = None
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether there is an anomaly mask, written or chosen."""
+        return self.cut is not None or "mask" in self.files
 
     @property
     def finished(self) -> bool:
@@ -59,6 +82,12 @@ class OutputCase:
         """The calibrated threshold, or None."""
         value = self.sidecar.get("threshold")
         return None if value is None else float(value)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should be told about the scan, one by one."""
+        notes = self.sidecar.get("notes") or ()
+        return tuple(str(note) for note in (notes if isinstance(notes, list) else [notes]))
 
     @property
     def image(self) -> Path | None:
@@ -93,6 +122,25 @@ def read_outputs(out_dir: Path) -> list[OutputCase]:
         for row in read_table(table, ("case", "status")).rows:
             cases[row["case"]] = _case(row, sidecars, out_dir)
     return list(cases.values())
+
+
+def read_anomaly_mask(case: OutputCase, volume: Volume) -> BoolArray | None:
+    """Return the anomaly mask that infer wrote, or that of the threshold that a person chose; None without any.
+
+    Args:
+        case: A finished case.
+        volume: Its map.
+
+    Raises:
+        InputError: The mask cannot be read.
+        GeometryError: It is on another grid.
+    """
+    if case.cut is not None:
+        return anomaly_mask(volume.data, case.cut.threshold, volume.spacing_mm, case.cut.min_size_mm3)
+    if "mask" not in case.files:
+        return None
+    found: BoolArray = read_mask(case.files["mask"], volume, "anomaly mask")
+    return found
 
 
 def _case(row: Mapping[str, str], sidecars: Mapping[str, Path], out_dir: Path) -> OutputCase:

@@ -23,12 +23,14 @@ class VoxelMetrics:
         auprc: Average precision; NaN without lesion voxels.
         dice: Dice at the calibrated threshold; NaN without lesion voxels or without a threshold.
         dice_oracle: Best Dice over all thresholds, chosen by looking at the truth; NaN without lesion voxels.
+        lesion_share: Share of brain voxels that are lesion, the AUPRC of chance; NaN without lesion voxels.
     """
 
     auroc: float = NAN
     auprc: float = NAN
     dice: float = NAN
     dice_oracle: float = NAN
+    lesion_share: float = NAN
 
 
 def dice(prediction: BoolArray, truth: BoolArray) -> float:
@@ -103,6 +105,7 @@ def voxel_metrics(
         auprc=float(average_precision_score(truth, inside)),
         dice=NAN if predicted is None else dice(predicted, truth),
         dice_oracle=dice_oracle(values, label, mask),
+        lesion_share=float(truth.mean()),
     )
 
 

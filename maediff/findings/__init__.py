@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maediff.findings.components import Component, Findings, LobeVolume, locate
-from maediff.findings.placing import to_template
+from maediff.findings.placing import preparation_notes, to_template
 from maediff.findings.table import COLUMNS, component_rows, components_path, scan_findings, write_components
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "component_rows",
     "components_path",
     "locate",
+    "preparation_notes",
     "scan_findings",
     "to_template",
     "write_components",

@@ -34,17 +34,31 @@ def to_template(volume: Volume, image: Path | None, sidecar: Mapping[str, Any] |
     restored = _matrix((sidecar or {}).get("to_template_mm"))
     if restored is not None or image is None:
         return restored
-    record = read_json(image.with_name(f"{stem_of(image)}_prepare.json"))
-    grid, registration = (record.get(name) or {} for name in ("prepared_grid", "registration"))
-    prepared, to_raw = _matrix(grid.get("affine")), _matrix(record.get("prepared_to_raw_mm"))
-    to_scan = _matrix(registration.get("template_to_scan"))
-    if prepared is None or to_raw is None or to_scan is None:
-        return None
-    if grid_distance(prepared, volume.affine, volume.data.shape) > _SAME_MM:
-        logger.warning("%s is not on the grid that prepare made, so its registration is left out", volume.name)
+    record = _record(volume, image)
+    to_raw = _matrix(record.get("prepared_to_raw_mm"))
+    to_scan = _matrix((record.get("registration") or {}).get("template_to_scan"))
+    if to_raw is None or to_scan is None:
         return None
     found: DoubleArray = np.linalg.inv(to_scan) @ to_raw
     return found
+
+
+def preparation_notes(volume: Volume) -> tuple[str, ...]:
+    """Return what ``maediff prepare`` noted of a scan that it wrote, such as that the brain mask is approximate."""
+    notes = _record(volume, volume.source).get("notes") if volume.source else None
+    return tuple(str(note) for note in notes) if isinstance(notes, list) else ()
+
+
+def _record(volume: Volume, image: Path) -> dict[str, Any]:
+    """Read what ``maediff prepare`` left beside a scan; empty if there is nothing, or if it describes another grid."""
+    record = read_json(image.with_name(f"{stem_of(image)}_prepare.json"))
+    prepared = _matrix((record.get("prepared_grid") or {}).get("affine"))
+    if prepared is None:
+        return {}
+    if grid_distance(prepared, volume.affine, volume.data.shape) > _SAME_MM:
+        logger.warning("%s is not on the grid that prepare made, so what it recorded is left out", volume.name)
+        return {}
+    return record
 
 
 def _matrix(value: Any) -> DoubleArray | None:

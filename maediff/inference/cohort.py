@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from maediff import tables
+from maediff.calibration import among_healthy
 from maediff.data.cases import Case
 from maediff.errors import InputError, OutputError
 from maediff.files import file_sha256, read_json, remove_leftovers, write_json
@@ -48,6 +49,8 @@ class CaseOutcome:
     message: str = ""
     notes: tuple[str, ...] = ()
     """What a user should be told about the scan, one by one; `message` joins them in the table."""
+    standing: str = ""
+    """How the score compares with those of healthy scans, in words; not in the table."""
 
 
 @dataclass(frozen=True)
@@ -358,7 +361,8 @@ def _write_result(
         sidecar["mask"] = written["brain"]  # the brain that was extracted is the scan's from here on
     write_json(outputs.sidecar, sidecar)
     message = "; ".join(result.notes)
-    return CaseOutcome(case.id, "done", result.score, result.volume_ml, result.seconds, message, result.notes)
+    numbers = (result.score, result.volume_ml, result.seconds)
+    return CaseOutcome(case.id, "done", *numbers, message, result.notes, result.standing)
 
 
 def _write_maps(result: AnomalyResult, outputs: Outputs) -> dict[str, str]:
@@ -418,9 +422,11 @@ def finished_outcome(case: str, sidecar: Path) -> CaseOutcome:
     found = read_json(sidecar)
     message = "finished in an earlier run"
     notes = tuple(str(note) for note in found.get("notes", ()))
-    return CaseOutcome(
-        case, "skipped", found.get("score"), found.get("volume_ml"), found.get("seconds"), message, notes
+    numbers = (found.get("score"), found.get("volume_ml"), found.get("seconds"))
+    standing = among_healthy(
+        *(found.get(key) for key in ("score_percentile", "healthy_scans", "calibration_suspended"))
     )
+    return CaseOutcome(case, "skipped", *numbers, message, notes, standing)
 
 
 def table_name(part: Part) -> str:
@@ -437,7 +443,7 @@ def table_name(part: Part) -> str:
 
 def outcome_columns() -> list[str]:
     """Name the columns of `cases.tsv`."""
-    return [field.name for field in fields(CaseOutcome) if field.name != "notes"]
+    return [field.name for field in fields(CaseOutcome) if field.name not in ("notes", "standing")]
 
 
 def write_table(path: Path, outcomes: Sequence[CaseOutcome]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from maediff.calibration import Calibration, with_threshold
+from maediff.card import scope_of
 from maediff.config import UNTRAINED, Config, override
 from maediff.errors import ConfigError, ModelError
 from maediff.hardware import kept_random_state, note_loaded, resolve_device, usual_defaults
@@ -93,6 +94,7 @@ def load_model(
         threshold_given=given,
         accept=frozenset(accept),
         suspended=suspended,
+        scope=scope_of(stored.card),
     )
 
 

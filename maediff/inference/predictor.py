@@ -14,8 +14,10 @@ import numpy.typing as npt
 import torch
 
 from maediff.calibration import Calibration
+from maediff.card import Scope
 from maediff.config import Config, config_hash
 from maediff.errors import InputError, ModelError
+from maediff.findings import preparation_notes
 from maediff.hardware import check_not_forked, use_bf16, usual_defaults
 from maediff.images import as_image, as_mask
 from maediff.inference.reading import Reading, Steps, find_brain, read_sign
@@ -68,6 +70,7 @@ class Predictor:
         threshold_given: Threshold that was asked for instead of the calibrated one, or None.
         accept: Codes of input that is not refused, see :data:`maediff.inputcheck.ACCEPTABLE`.
         suspended: Why the model's calibration is not in force; empty if it is, or if there is none.
+        scope: What the model's card says it was trained on, finds and misses.
     """
 
     config: Config
@@ -79,6 +82,7 @@ class Predictor:
     threshold_given: float | None = None
     accept: frozenset[str] = frozenset()
     suspended: str = ""
+    scope: Scope = field(default_factory=Scope)
 
     @cached_property
     def healthy(self) -> tuple[HealthyScan, ...]:
@@ -164,7 +168,9 @@ class Predictor:
         prepared = prepare(volume, brain, self.config.data, others, accept=self.accept)
         refuse(volume, prepared.native_mask, self.accept)
         reading = read_sign(volume, others, prepared, self.config, self._contrasts)
-        return LoadedScan(volume, prepared, time.perf_counter() - start, reading, stripping + reading.steps)
+        told = dict.fromkeys(note for channel in (volume, *others) for note in preparation_notes(channel))
+        steps = Steps(notes=tuple(told)) + stripping + reading.steps
+        return LoadedScan(volume, prepared, time.perf_counter() - start, reading, steps)
 
     def _channels(self, image: Images) -> list[Image]:
         """List the channels of a scan; the model must see as many."""
@@ -215,6 +221,8 @@ class Predictor:
             contrast=scan.reading.contrast,
             healthy_scans=len(calibrated.case_scores) if calibrated and calibrated.case_scores else None,
             suspended=self.suspended,
+            scope=self.scope,
+            min_size_mm3=self.config.score.min_size_mm3,
         )
 
     @cached_property

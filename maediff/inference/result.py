@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from maediff.calibration import among_healthy
+from maediff.card import Scope
 from maediff.errors import InputError
 from maediff.findings import COLUMNS, component_rows, scan_findings
 from maediff.inputcheck import HealthyScan, Note, as_dict
@@ -52,6 +53,8 @@ class AnomalyResult:
         healthy_scans: Scans that `score_percentile` counts; None without calibration.
         suspended: Why the model's calibration is not in force; empty if it is, or if there is none.
         contrast: Kind of contrast that was read; empty if none was, or if channels differ.
+        scope: What the model's card says it was trained on, finds and misses.
+        min_size_mm3: Findings below it are left out of `anomaly_mask`.
     """
 
     volume: Volume
@@ -74,6 +77,8 @@ class AnomalyResult:
     healthy_scans: int | None = None
     suspended: str = ""
     contrast: str = ""
+    scope: Scope = field(default_factory=Scope)
+    min_size_mm3: float = 0.0
 
     @property
     def volume_ml(self) -> float | None:
@@ -101,9 +106,18 @@ class AnomalyResult:
             raise InputError(f"a result has no map {name!r}; it has {', '.join(names)}")
         data = getattr(self, name)
         if data is None:
-            why = "the model is not calibrated" if name == "anomaly_mask" else "there was a single draw (infer.draws)"
-            raise InputError(f"this result has no {name}: {why}")
+            raise InputError(f"this result has no {name}: {self._why_no(name)}")
         return image_like(data, self.volume, np.uint8 if data.dtype == bool else np.float32)
+
+    def _why_no(self, name: str) -> str:
+        if name != "anomaly_mask":
+            return "there was a single draw (infer.draws)"
+        return f"the calibration is suspended: {self.suspended}" if self.suspended else "the model is not calibrated"
+
+    @property
+    def standing(self) -> str:
+        """How the score compares with those of healthy scans, in words; empty without calibration."""
+        return among_healthy(self.score_percentile, self.healthy_scans, self.suspended)
 
     def __repr__(self) -> str:
         """Describe the result in three lines."""
@@ -112,9 +126,9 @@ class AnomalyResult:
     def describe(self) -> tuple[str, str, str]:
         """Say what was found, where the threshold comes from and what to know about the scan, one line each."""
         scan = stem_of(self.volume.source) if self.volume.source else "an image"
-        placed = "" if self.score_percentile is None else f", {among_healthy(self.score_percentile)}"
+        placed = f", {self.standing}" if self.standing else ""
         brain = f"{self.brain_volume_ml:,.0f} ml of brain"
-        anomalous = f"no threshold, {brain}"
+        anomalous = f"no threshold{f' ({self.suspended})' if self.suspended else ''}, {brain}"
         if self.threshold is not None and self.volume_ml is not None:
             origin = f" ({self.threshold_origin})" if self.threshold_origin else ""
             anomalous = f"{self.volume_ml:,.1f} ml above {self.threshold:.4g}{origin} of {brain}"
@@ -167,6 +181,7 @@ class AnomalyResult:
             "units": self.units,
             "threshold": self.threshold,
             "threshold_origin": self.threshold_origin,
+            "min_size_mm3": self.min_size_mm3,
             "score": self.score,
             "score_percentile": self.score_percentile,
             "volume_ml": self.volume_ml,
@@ -176,6 +191,7 @@ class AnomalyResult:
             "steps": dict(self.steps),
             "healthy_scans": self.healthy_scans,
             "calibration_suspended": self.suspended or None,
+            "model": self.scope.to_dict(),
             "input_check": {
                 "found": as_dict(self.checks),
                 "measures": None if self.measures is None else self.measures.to_dict(),

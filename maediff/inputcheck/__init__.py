@@ -1,7 +1,7 @@
 """Is a scan like those that the model knows? What can be measured of it, and what departures mean."""
 
 from maediff.inputcheck.measures import HealthyScan, MapMeasures, ScanMeasures, measure_scan
-from maediff.inputcheck.rules import ACCEPTABLE, Note, above_healthy, as_dict, check_scan, compare, refuse, refuse_ct
+from maediff.inputcheck.rules import ACCEPTABLE, Note, as_dict, check_scan, compare, refuse, refuse_ct
 
 __all__ = [
     "ACCEPTABLE",
@@ -9,7 +9,6 @@ __all__ = [
     "MapMeasures",
     "Note",
     "ScanMeasures",
-    "above_healthy",
     "as_dict",
     "check_scan",
     "compare",

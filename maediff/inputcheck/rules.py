@@ -221,18 +221,6 @@ def tissue_order(tissues: tuple[float, float, float]) -> str:
     return " < ".join(" = ".join(sorted(group)) for group in groups)
 
 
-def above_healthy(percentile: float | None, scans: int | None) -> str:
-    """Say how many healthy scans have a lower score.
-
-    Example:
-        >>> above_healthy(0.95, 20), above_healthy(None, None)
-        ('above 19 of 20 healthy scans', '')
-    """
-    if percentile is None or not scans or not np.isfinite(percentile):
-        return ""
-    return f"above {round(percentile * scans)} of {scans} healthy scans"
-
-
 def _flat_share(values: Array) -> float:
     """Tell how often the most common value occurs."""
     _, counts = np.unique(values, return_counts=True)

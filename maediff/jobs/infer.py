@@ -224,6 +224,7 @@ class InferJob:
             hashes={"model": predictor.model_hash, "config": predictor.config_hash},
             counts={"done": summary.done, "skipped": summary.skipped, "failed": summary.failed},
             calibration=calibration,
+            calibration_suspended=predictor.suspended or None,
             left_out=as_facts(left_out),
         )
 

@@ -170,8 +170,9 @@ def _prepared(case: Case, first: Case | None, out: Path, settings: PrepareSettin
     try:
         key = _key(case, first, settings)
         if not overwrite and _finished(files, key):
-            found = read_json(files.sidecar).get("brain_mask", {})
-            return PreparedCase(case.id, "skipped", found.get("method"), found.get("volume_ml"))
+            found = read_json(files.sidecar)
+            mask, notes = found.get("brain_mask", {}), "; ".join(found.get("notes", ()))
+            return PreparedCase(case.id, "skipped", mask.get("method"), mask.get("volume_ml"), message=notes)
         record = _prepare_one(case, files, settings, None if first is None else _first_channel(first, out))
         write_json(files.sidecar, record | {"key": key, "seconds": round(time.perf_counter() - start, 1)})
     except OutputError:

@@ -83,6 +83,7 @@ def restore_cohort(
         if sidecar and output.finished:
             try:
                 maps, volume_ml = _restored(output, sidecar, results, prepared, out)
+                message = "; ".join(filter(None, [message, *_untold(output, sidecar)]))
             except OutputError:
                 raise
             except Exception as error:  # whatever is wrong with a scan must not stop the others
@@ -136,10 +137,16 @@ def _restored(
         facts |= {"outputs": {kind: path.name for kind, path in maps.items()}, "restored": True}
         to_scan = (sidecar["registration"] or {}).get("template_to_scan")
         facts |= {"to_template_mm": np.linalg.inv(np.array(to_scan)).tolist()} if to_scan else {}
+        facts |= {"notes": [*output.notes, *_untold(output, sidecar)]}
         kept = {name: value for name, value in output.sidecar.items() if name != "further_channels"}  # not these grids
         stem = maps["anomaly"].name.removesuffix(".nii.gz")
         write_json(folder / f"{stem}.json", {"case": output.case, **kept, **facts})
     return list(maps.values()), volume_ml
+
+
+def _untold(output: OutputCase, sidecar: dict[str, Any]) -> list[str]:
+    """List what prepare noted of a scan and its maps' sidecar does not say yet: earlier versions did not carry it."""
+    return [str(note) for note in sidecar.get("notes", ()) if str(note) not in output.notes]
 
 
 def _raw_name(name: str) -> str:

@@ -16,9 +16,13 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from maediff._version import __version__
-from maediff.errors import InputError, one_line
+from maediff.calibration import among_healthy
+from maediff.card import NOT_STATED, Scope
+from maediff.errors import ConfigError, InputError, one_line
+from maediff.evaluation.choice import Choice, chosen_notice, read_chosen
 from maediff.evaluation.evaluate import METRICS_FILE, PER_CASE_FILE, Evaluation, measure
-from maediff.evaluation.outputs import FINISHED, OutputCase, read_outputs
+from maediff.evaluation.metrics import chance_level
+from maediff.evaluation.outputs import FINISHED, OutputCase
 from maediff.evaluation.reference import Reference
 from maediff.files import read_json, write_text
 from maediff.findings import Findings, components_path, write_components
@@ -38,6 +42,7 @@ METRICS = {
     "dice": "Dice",
     "dice_oracle": "Oracle Dice",
 }
+_SHARE = "lesion_share"
 _METHODS = {
     "maediff": "MAEDiff, trained in this run",
     "maediff-phantom": "MAEDiff, shipped phantom model",
@@ -62,6 +67,7 @@ _TILES = {
     "voxel.dice": "Dice at threshold",
     "case.auroc": "scan-level AUROC",
 }
+_SCOPE = {"trained_on": "Trained on", "finds": "Shown to find", "misses": "Misses or was not tried on"}
 _MEND = (
     "Mend what the failed scans name, then run the same command again; finished scans are skipped.",
     "maediff infer -m MODEL -i SCANS -o OUT",
@@ -69,6 +75,11 @@ _MEND = (
 _CALIBRATE = (
     "The model has no threshold yet, so there are no anomaly masks. Calibrate it on healthy scans of your own scanner.",
     "maediff calibrate -m MODEL -i HEALTHY_SCANS",
+)
+_SUSPENDED = (
+    "The model's calibration is suspended, so there are no anomaly masks: the settings of this run make other maps "
+    "than those that it was calibrated on. Leave the overrides out, or calibrate a model that was saved with them.",
+    "",
 )
 _EVALUATE = (
     "Where lesion masks are at hand, measure how good these maps are.",
@@ -89,7 +100,7 @@ _VIEWER = (
 Table = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
 
-def write_report(
+def write_report(  # noqa: PLR0913  a public function: a keyword per option
     out_dir: Path,
     report_path: Path,
     *,
@@ -99,6 +110,7 @@ def write_report(
     title: str = "MAEDiff report",
     max_pictures: int | None = MAX_PICTURES,
     warning: str = "",
+    choice: Choice | None = None,
 ) -> Path:
     """Write a report of an infer output folder as one HTML file that needs nothing else.
 
@@ -107,10 +119,12 @@ def write_report(
         report_path: File to write.
         reference: Table or folder with the truth: shown in the pictures and, where ``metrics`` is not given, measured.
         metrics: Content of ``metrics.json``, that file, or its folder (then scan by scan as well).
-        table: Methods to compare, ``{method: {lesion kind: {"auroc", "auprc", "dice", "dice_oracle"}}}``.
+        table: Methods to compare, ``{method: {lesion kind: {"auroc", "auprc", "dice", "dice_oracle"}}}``; with
+            "lesion_share" a row tells what chance reaches.
         title: Heading.
         max_pictures: Scans with pictures, those with the highest scores first; None for all. The table lists all.
         warning: What a reader must know before anything else, shown at the top.
+        choice: A threshold that a person chose: masks, volumes and findings follow it, and the page says so.
 
     Each scan's ``<stem>_components.tsv`` is written if it is missing, and with the overlaps if there is a reference.
 
@@ -119,12 +133,15 @@ def write_report(
 
     Raises:
         InputError: The output folder, the reference or the metrics cannot be used.
+        ConfigError: What was chosen cannot be applied, or ``metrics`` were measured without it.
         OutputError: The report cannot be written.
     """
     out_dir, report_path = Path(out_dir), Path(report_path)
-    cases = read_outputs(out_dir)
+    if choice and metrics is not None:
+        raise ConfigError("the metrics were measured at another threshold than the chosen; give the reference alone")
+    cases = read_chosen(out_dir, choice)
     truths = Reference(Path(reference)) if reference is not None else None
-    evaluation = _measured(out_dir, reference, metrics)
+    evaluation = _measured(out_dir, reference, metrics, choice)
     figures, per_case = _figures(evaluation, metrics)
     record = read_json(out_dir / "run.json")
     finished = [case for case in cases if case.finished]
@@ -135,6 +152,7 @@ def write_report(
         "title": title,
         "version": __version__,
         "warning": warning,
+        "chosen": chosen_notice(finished),
         "cases": rows,
         "failed": [case for case in cases if not case.finished],
         "n_finished": len(finished),
@@ -148,6 +166,7 @@ def write_report(
         "levels": LEVELS,
         "colours": colour_table()[np.linspace(0, 255, LEVELS + 1).round().astype(int)].tolist(),
         "facts": _facts(finished),
+        "scope": _scope(finished),
         "summary": _summary(figures),
         "tiles": _tiles(figures),
         "scored_columns": METRICS if per_case else {},
@@ -166,8 +185,7 @@ def write_report(
 
 def card_notes(case: OutputCase) -> list[str]:
     """List what stands at the top of a scan's card: what a reader must know before looking at its map."""
-    notes = case.sidecar.get("notes") or []
-    texts = [without_names(str(text)) for text in (notes if isinstance(notes, list) else [notes])]
+    texts = [without_names(text) for text in case.notes]
     return [f"{text[:1].upper()}{text[1:]}" for text in texts]
 
 
@@ -180,11 +198,13 @@ def complete_tables(cases: Sequence[OutputCase], truths: Reference | None, galle
         gallery: Findings that are measured already.
 
     Returns:
-        Name of each case's table.
+        Name of each case's table; none where a person chose the threshold.
     """
     names = {}
     for case in cases:
         path = components_path(case.files["anomaly"])
+        if case.cut is not None:  # the table belongs to the mask that infer wrote
+            continue
         names[case.case] = path.name
         if "mask" not in case.files or (truths is None and path.is_file()):
             continue
@@ -204,13 +224,8 @@ def _findings(case: OutputCase, truths: Reference | None) -> Findings | None:
 
 def _above_healthy(case: OutputCase, record: Mapping[str, Any]) -> str:
     """Say how the scan's score compares with healthy scans; empty if that is not known."""
-    share = case.sidecar.get("score_percentile")
-    if share is None:
-        return ""
-    count = len(healthy_scores(record))
-    if not count:
-        return f"above {format_number(100 * share, 0)} % of the healthy calibration scans"
-    return f"above {round(share * count)} of {count} healthy calibration scan{'' if count == 1 else 's'}"
+    scans = case.sidecar.get("healthy_scans") or len(healthy_scores(record))
+    return among_healthy(case.sidecar.get("score_percentile"), scans, case.sidecar.get("calibration_suspended"))
 
 
 def _template() -> Any:
@@ -251,12 +266,14 @@ def _rank(case: OutputCase) -> tuple[bool, float, str]:
     return (not case.finished, -case.score if math.isfinite(case.score) else math.inf, case.case)
 
 
-def _measured(out_dir: Path, reference: Path | None, metrics: Mapping[str, Any] | Path | None) -> Evaluation | None:
+def _measured(
+    out_dir: Path, reference: Path | None, metrics: Mapping[str, Any] | Path | None, choice: Choice | None
+) -> Evaluation | None:
     """Compare with the truth where there is one; given metrics need no intervals again, and may be all there is."""
     if reference is None:
         return None
     if metrics is None:
-        return measure(out_dir, Path(reference))
+        return measure(out_dir, Path(reference), choice=choice)
     try:
         return measure(out_dir, Path(reference), bootstrap=0)
     except InputError as error:
@@ -311,8 +328,24 @@ def _scale(cases: Sequence[OutputCase], top: float) -> dict[str, Any]:
         "top": top,
         "gradient": gradient(),
         "threshold": thresholds.pop() if len(thresholds) == 1 else None,
+        "word": "chosen" if any(case.sidecar.get("threshold_given") is not None for case in cases) else "calibrated",
         "units": units.pop() if len(units) == 1 else "residual, working units",
     }
+
+
+def _scope(cases: Sequence[OutputCase]) -> dict[str, str]:
+    """What the card of the model says of its use; empty without a scan."""
+    stated = [Scope(**{name: _stated(case, name) for name in _SCOPE}) for case in cases]
+    return {
+        label: " / ".join(dict.fromkeys(getattr(scope, name) for scope in stated))
+        for name, label in _SCOPE.items()
+        if stated
+    }
+
+
+def _stated(case: OutputCase, name: str) -> str:
+    model = case.sidecar.get("model")
+    return str(model.get(name) or NOT_STATED) if isinstance(model, Mapping) else NOT_STATED
 
 
 def _facts(cases: Sequence[OutputCase]) -> dict[str, str]:
@@ -335,29 +368,42 @@ def _facts(cases: Sequence[OutputCase]) -> dict[str, str]:
 def _summary(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of the metrics table: by scan and pooled."""
     rows = [
-        {"name": name, "scans": figures.get(f"voxel.{key}"), "pooled": figures.get(f"voxel_pooled.{key}")}
+        {"name": name}
+        | {"scans": _with_chance(figures, f"voxel.{key}"), "pooled": _with_chance(figures, f"voxel_pooled.{key}")}
         for key, name in _SUMMARY.items()
     ]
-    rows += [{"name": name, "scans": figures.get(key), "pooled": None} for key, name in _OTHER.items()]
+    rows += [{"name": name, "scans": _with_chance(figures, key), "pooled": None} for key, name in _OTHER.items()]
     return [row for row in rows if row["scans"]]
 
 
+def _with_chance(figures: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    """A metric with what guessing reaches, None where that is not known."""
+    found = figures.get(key)
+    return {**found, "chance": chance_level(figures, key)} if found else None
+
+
 def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
-    values = ((name, figures.get(key, {}).get("mean")) for key, name in _TILES.items())
-    return [(name, value) for name, value in values if value is not None]
+    """The metrics to see first, as (name, value); names tell the level of chance."""
+    values = ((name, figures.get(key, {}).get("mean"), chance_level(figures, key)) for key, name in _TILES.items())
+    return [
+        (f"{name} (chance {format_number(chance)})" if chance is not None and "AUPRC" in name else name, value)
+        for name, value, chance in values
+        if value is not None
+    ]
 
 
 def _own_table(figures: Mapping[str, Any]) -> Table:
     """This run as the only method, where the reference tells lesion kinds apart."""
     kinds = figures.get("by_lesion") or {}
     columns = {
-        kind: {name: values.get(f"voxel.{name}", {}).get("mean") for name in METRICS} for kind, values in kinds.items()
+        kind: {name: values.get(f"voxel.{name}", {}).get("mean") for name in (*METRICS, _SHARE)}
+        for kind, values in kinds.items()
     }
     return {"this run": columns} if columns else {}
 
 
 def _methods(table: Table) -> dict[str, Any]:
-    """Rows and column groups of the methods table, the best of each column marked."""
+    """Rows and column groups of the methods table, the best of each column marked; the last row is chance."""
     kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
     columns = [(kind, name) for kind in kinds for name in METRICS]
     cells = {method: [_finite(row.get(kind, {}).get(name)) for kind, name in columns] for method, row in table.items()}
@@ -374,7 +420,16 @@ def _methods(table: Table) -> dict[str, Any]:
         }
         for method, values in cells.items()
     ]
+    chance = [_chance(table, kind, name) for kind, name in columns]
+    if any(value is not None and value != 0.5 for value in chance):
+        rows.append({"key": "chance", "name": "Chance", "cells": [{"value": v, "best": False} for v in chance]})
     return {"kinds": kinds, "metrics": list(METRICS.values()), "rows": rows}
+
+
+def _chance(table: Table, kind: str, name: str) -> float | None:
+    """What guessing reaches on the scans of a lesion kind, if a method's row tells their share of lesion voxels."""
+    share = next((row[kind][_SHARE] for row in table.values() if row.get(kind, {}).get(_SHARE) is not None), None)
+    return _finite(chance_level({f"voxel.{_SHARE}": {"mean": share}}, f"voxel.{name}"))
 
 
 def _finite(value: float | None) -> float | None:
@@ -407,7 +462,15 @@ def _text(value: Any) -> str:
 def _next_steps(cases: Sequence[OutputCase], figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Advice as (text, command) pairs, what is most urgent first."""
     failed = sum(case.status not in FINISHED for case in cases)
-    uncalibrated = any(case.finished and case.threshold is None for case in cases)
+    without = [case for case in cases if case.finished and case.threshold is None]
+    suspended = any(case.sidecar.get("calibration_suspended") for case in without)
+    uncalibrated = any(not case.sidecar.get("calibration_suspended") for case in without)
     no_healthy = bool(figures) and figures.get("cases", {}).get("healthy", 1) == 0
-    advice = [(failed > 0, *_MEND), (uncalibrated, *_CALIBRATE), (not figures, *_EVALUATE), (no_healthy, *_ADD_HEALTHY)]
+    advice = [
+        (failed > 0, *_MEND),
+        (suspended, *_SUSPENDED),
+        (uncalibrated, *_CALIBRATE),
+        (not figures, *_EVALUATE),
+        (no_healthy, *_ADD_HEALTHY),
+    ]
     return [(text, command) for needed, text, command in advice if needed] + [_RECONSTRUCTIONS, _VIEWER]

@@ -11,7 +11,7 @@ import numpy as np
 
 from maediff.errors import InputError, MAEDiffError, one_line
 from maediff.evaluation.evaluate import brain_of
-from maediff.evaluation.outputs import OutputCase
+from maediff.evaluation.outputs import OutputCase, read_anomaly_mask
 from maediff.evaluation.reference import Reference
 from maediff.findings import Component, Findings, locate, to_template
 from maediff.report.figures import (
@@ -211,8 +211,9 @@ def read_layers(case: OutputCase, volume: Volume, reference: Reference | None) -
     layers["map"] = np.where(volume.data > 0, volume.data, 0)
     if "uncertainty" in case.files:
         layers["uncertainty"] = read_map(case.files["uncertainty"]).data
-    if "mask" in case.files:
-        layers["mask"] = read_mask(case.files["mask"], volume, "anomaly mask")
+    mask = read_anomaly_mask(case, volume)
+    if mask is not None:
+        layers["mask"] = mask
     if reference is not None:
         try:
             label = reference.find(case).label

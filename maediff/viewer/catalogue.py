@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from maediff.errors import InputError, MAEDiffError
-from maediff.evaluation.outputs import OutputCase, read_outputs
+from maediff.evaluation.choice import Choice, chosen_notice, read_chosen
+from maediff.evaluation.outputs import OutputCase, read_anomaly_mask
 from maediff.evaluation.ratings import RATINGS, RATINGS_FILE, Rating, append_rating, read_ratings
 from maediff.evaluation.reference import Reference
 from maediff.findings import Findings
@@ -41,7 +42,8 @@ from maediff.volume import SUFFIXES, Volume, image_like, read_map, read_mask, re
 
 SCAN = "scan"
 TRUTH = "truth"
-KINDS = (SCAN, "reconstruction", "anomaly", "mask", "uncertainty", TRUTH)
+MASK = "mask"
+KINDS = (SCAN, "reconstruction", "anomaly", MASK, "uncertainty", TRUTH)
 """What there may be of a scan, from the bottom layer up."""
 
 _MAX_LISTED = 500  # findings of a scan
@@ -67,18 +69,21 @@ class Catalogue:
     )  # findings, by scan
 
     @classmethod
-    def of(cls, out_dir: str | Path, reference: str | Path | None = None) -> Catalogue:
+    def of(cls, out_dir: str | Path, reference: str | Path | None = None, choice: Choice | None = None) -> Catalogue:
         """Read an output folder.
 
         Args:
             out_dir: What ``maediff infer`` wrote.
             reference: Table or folder with the truth; None shows none.
+            choice: A threshold that a person chose; masks and findings follow it.
 
         Raises:
             InputError: It is not one that ``maediff infer`` wrote, no scan in it has a map, or the reference cannot be
                 used.
         """
-        cases = sorted(read_outputs(Path(out_dir)), key=lambda c: (not c.finished, -_or(c.score, -math.inf), c.case))
+        cases = sorted(
+            read_chosen(Path(out_dir), choice), key=lambda c: (not c.finished, -_or(c.score, -math.inf), c.case)
+        )
         if not any(case.finished for case in cases):
             raise InputError(f"no scan of {out_dir} has a map; cases.tsv there says why")
         truths = None if reference is None else Reference(Path(reference))
@@ -116,7 +121,7 @@ class Catalogue:
         anomaly = read_map(self._inside(case.files["anomaly"]))
         scan, note = _scan(case, anomaly)
         truth, why = self._truth(case, anomaly)
-        there = {SCAN: scan is not None, TRUTH: truth is not None}
+        there = {SCAN: scan is not None, TRUTH: truth is not None, MASK: case.has_mask}
         shown = scan if scan is not None else self._reconstruction(case)
         values = np.where(anomaly.data > 0, anomaly.data, 0)
         findings, lesions = self._findings(case, anomaly, truth)
@@ -133,7 +138,7 @@ class Catalogue:
             "to_voxel": to_voxel.tolist(),
             "to_slice": to_slice.tolist(),
             "shape": plane_slices(values, anomaly.affine).transpose(2, 1, 0).shape,
-            "notes": [str(text) for text in _list(case.sidecar.get("notes"))] + [text for text in (note, why) if text],
+            "notes": [*case.notes] + [text for text in (note, why) if text],
         }
 
     def rate(self, number: int, finding: int, reader: str, rating: str, comment: str = "") -> Rating:
@@ -197,6 +202,10 @@ class Catalogue:
             if truth is None:
                 raise InputError(note or f"{case.case} has no truth")
             return gzip.compress(image_like(truth, anomaly, np.uint8).to_bytes(), compresslevel=1)
+        if kind == MASK and case.cut is not None:
+            anomaly = read_map(self._inside(case.files["anomaly"]))
+            chosen = np.asarray(read_anomaly_mask(case, anomaly))
+            return gzip.compress(image_like(chosen, anomaly, np.uint8).to_bytes(), compresslevel=1)
         if kind not in case.files:
             raise InputError(f"{case.case} has no {kind}")
         content = _read_regular(self._inside(case.files[kind]))
@@ -226,8 +235,11 @@ class Catalogue:
     ) -> tuple[list[dict[str, Any]] | None, list[dict[str, Any]] | None]:
         """Findings and lesions as plain values, numbered as in ``<stem>_components.tsv``."""
         layers: dict[str, Any] = {"map": np.where(anomaly.data > 0, anomaly.data, 0)}
-        if "mask" in case.files:
-            layers["mask"] = read_mask(self._inside(case.files["mask"]), anomaly, "anomaly mask")
+        if MASK in case.files:
+            self._inside(case.files[MASK])
+        mask = read_anomaly_mask(case, anomaly)
+        if mask is not None:
+            layers[MASK] = mask
         if truth is not None:
             layers["truth"] = truth
         found = measure_findings(case, anomaly, layers)
@@ -287,9 +299,11 @@ def _described(case: OutputCase) -> dict[str, Any]:
         "score": _or(case.score, None),
         "percentile": _number(case.sidecar, "score_percentile"),
         "healthy": _number(case.sidecar, "healthy_scans"),
+        "suspended": case.sidecar.get("calibration_suspended"),
         "volume_ml": _or(case.volume_ml, None),
         "threshold": case.threshold,
         "threshold_origin": case.sidecar.get("threshold_origin"),
+        "chosen": chosen_notice([case]),
     }
 
 
@@ -300,7 +314,3 @@ def _number(values: Mapping[str, Any], key: str) -> float | None:
 
 def _or(value: float, otherwise: Any) -> Any:
     return value if math.isfinite(value) else otherwise
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]

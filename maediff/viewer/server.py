@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from maediff.errors import MAEDiffError, OutputError
+from maediff.evaluation.choice import Choice
 from maediff.viewer.catalogue import KINDS, Catalogue
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,12 @@ class Answer:
 
 
 def open_viewer(
-    out_dir: str | Path, port: int = 0, *, reference: str | Path | None = None, reader: str = ""
+    out_dir: str | Path,
+    port: int = 0,
+    *,
+    reference: str | Path | None = None,
+    reader: str = "",
+    choice: Choice | None = None,
 ) -> ViewerServer:
     """Make ready to serve an output folder on 127.0.0.1; call ``serve_forever`` on what comes back.
 
@@ -73,12 +79,13 @@ def open_viewer(
         port: Port; 0 takes a free one.
         reference: Table or folder with the truth, shown as a layer.
         reader: Name under which findings are rated; the page asks for it if it is empty.
+        choice: A threshold that a person chose; masks and findings follow it.
 
     Raises:
         InputError: The folder holds no map, or the reference cannot be used.
         OutputError: The port cannot be had.
     """
-    catalogue = Catalogue.of(out_dir, reference)
+    catalogue = Catalogue.of(out_dir, reference, choice)
     try:
         return ViewerServer(catalogue, port, reader)
     except (OSError, OverflowError) as error:

@@ -256,7 +256,7 @@ def test_evaluate_writes_the_documented_keys_and_means(cohort):
     metrics = evaluate(cohort.out, cohort.reference, cohort.root / "metrics", bootstrap=50)
     assert metrics == json.loads((cohort.root / "metrics" / "metrics.json").read_text())
     per_scan = [voxel_metrics(s.map, cohort.brain, s.label, cohort.threshold) for s in cohort.scans.values()]
-    for name in ("auroc", "auprc", "dice", "dice_oracle"):
+    for name in ("auroc", "auprc", "dice", "dice_oracle", "lesion_share"):
         expected = np.nanmean([getattr(m, name) for m in per_scan])
         assert metrics[f"voxel.{name}"]["mean"] == pytest.approx(expected)
         assert metrics[f"voxel.{name}"]["n"] == 2  # healthy scans have none
@@ -267,6 +267,13 @@ def test_evaluate_writes_the_documented_keys_and_means(cohort):
     assert metrics["case.auroc"]["mean"] == pytest.approx(pair_auroc(scores, np.array(kinds)))
     assert set(metrics["by_lesion"]) == {"tumour", "ms"}
     assert metrics["by_lesion"]["ms"]["voxel.auprc"]["n"] == 1
+    shares = [s.label[cohort.brain].mean() for s in cohort.scans.values() if s.kind]
+    frame = metrics.to_frame()  # chance: half for an AUROC, the share of lesion voxels for an AUPRC
+    assert frame.loc["voxel.auroc", "chance"] == 0.5
+    assert frame.loc["voxel.auprc", "chance"] == pytest.approx(np.mean(shares))
+    every = [s.label[cohort.brain].mean() for s in cohort.scans.values()]
+    assert frame.loc["voxel_pooled.auprc", "chance"] == pytest.approx(np.mean(every))
+    assert frame.loc["voxel.dice", "chance"] is None or np.isnan(frame.loc["voxel.dice", "chance"])
     assert metrics["by_lesion"]["ms"]["case.auroc"]["n"] == 3
     assert metrics["cases"]["not_scored"] == [
         {"case": "e_T2w", "status": "failed", "message": "e_T2w.nii.gz holds <NaN>"}
@@ -476,9 +483,11 @@ def test_method_metrics_average_over_scans_of_a_kind(cohort):
     scans = list(cohort.scans.values())
     healthy = [(s.map, cohort.brain) for s in scans if not s.kind]
     table = method_metrics(healthy, [(s.map, cohort.brain, s.label, s.kind or "healthy") for s in scans], 0.01)
-    assert table["healthy"] == {"auroc": None, "auprc": None, "dice": None, "dice_oracle": None}
+    assert set(table["healthy"]) == {"auroc", "auprc", "dice", "dice_oracle", "lesion_share"}
+    assert set(table["healthy"].values()) == {None}
     expected = voxel_metrics(scans[0].map, cohort.brain, scans[0].label, None)
     assert table["tumour"]["auprc"] == pytest.approx(expected.auprc)
+    assert table["tumour"]["lesion_share"] == pytest.approx(expected.lesion_share)
 
 
 class TestStrata:

@@ -14,11 +14,12 @@ from click.testing import CliRunner
 from maediff.cli import app
 
 from maediff.calibration import Calibration
-from maediff.errors import ConfigError, OutputError
+from maediff.errors import ConfigError, InputError, OutputError
 from maediff.files import read_json
 from maediff.inference.load import load_model
 from maediff.jobs.infer import infer, plan_inference
 from maediff.model_folder import update_calibration
+from maediff.report import write_report
 from maediff.volume import write_like
 
 AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
@@ -214,4 +215,41 @@ def test_the_command_line_writes_what_the_api_returns(model, scans, tmp_path):
         assert path.read_bytes() == (out / f"a_{name}.nii.gz").read_bytes()
     mask = write_like(tmp_path / "mask.nii.gz", result.anomaly_mask, result.volume, np.uint8)
     assert mask.read_bytes() == (out / "a_anomaly-mask.nii.gz").read_bytes()
-    assert read_json(out / "a_anomaly.json")["score"] == result.score
+    sidecar = read_json(out / "a_anomaly.json")
+    assert sidecar["score"] == result.score
+    assert sidecar["model"] == {"trained_on": "not stated", "finds": "not stated", "misses": "not stated"}
+    assert result.standing.endswith("of 1 healthy scan")
+    assert f"score {result.score:.3f}, {result.standing}, " in outcome.output
+
+
+def test_a_suspended_calibration_is_called_suspended(model, scans, tmp_path):
+    out = tmp_path / "out"
+    overrides = ("score.median_mm=12",)
+    (outcome,) = infer(model, scans / "a.nii.gz", out, device="cpu", overrides=overrides).cases
+    assert outcome.standing == "calibration suspended"
+    (again,) = infer(model, scans / "a.nii.gz", out, device="cpu", overrides=overrides).cases
+    assert (again.status, again.standing) == ("skipped", "calibration suspended")
+    assert "median_mm" in read_json(out / "a_anomaly.json")["calibration_suspended"]
+    assert "median_mm" in read_json(out / "run.json")["calibration_suspended"]
+    result = load_model(model, "cpu", overrides).predict(scans / "a.nii.gz")
+    assert "calibration suspended" in repr(result)
+    with pytest.raises(InputError, match="calibration is suspended"):
+        result.image("anomaly_mask")
+    text = write_report(out, tmp_path / "r.html").read_text()
+    assert "calibration is suspended, so there are no anomaly masks" in text
+    assert "The model has no threshold yet" not in text
+
+
+def test_what_prepare_noted_reaches_sidecar_and_table(model, scans, tmp_path):
+    (scans / "b.nii.gz").unlink()
+    notes = ["the brain mask is approximate: look at it"]
+    for name, affine in (("a", AFFINE), ("c", AFFINE + np.eye(4))):  # c: the record is that of another grid
+        record = {"prepared_grid": {"affine": affine.tolist()}, "notes": notes}
+        (scans / f"{name}_prepare.json").write_text(json.dumps(record))
+    out = tmp_path / "out"
+    infer(model, scans, out, device="cpu")
+    assert notes[0] in read_json(out / "a_anomaly.json")["notes"]
+    assert notes[0] not in read_json(out / "c_anomaly.json")["notes"]
+    table = {row["case"]: row["message"] for row in rows(out / "cases.tsv")}
+    assert notes[0] in table["a"]
+    assert notes[0] not in table["c"]

@@ -172,6 +172,20 @@ class TestWayBack:
         np.testing.assert_array_equal(back.affine, TURNED)
         np.testing.assert_allclose(back.get_fdata()[tuple(inner.T)], x + 2 * y - z, atol=1e-3)
 
+    def test_notes_of_prepare_come_along_and_are_told_again(self, raw, tmp_path):
+        out, maps = tmp_path / "out", tmp_path / "maps"
+        prepare_cohort(raw, out, PLAIN)
+        record = out / "a_t1_prepare.json"
+        record.write_text(json.dumps(read_json(record) | {"notes": ["look at the mask", "known"]}))
+        assert prepare_cohort(raw, out, PLAIN).cases[0].message == "look at the mask; known"  # skipped, and told again
+        maps.mkdir()
+        nib.save(nib.load(out / "a_t1.nii.gz"), maps / "a_t1_anomaly.nii.gz")
+        (maps / "a_t1_anomaly.json").write_text(json.dumps({"case": "a_t1", "notes": ["known"]}))
+        (maps / "cases.tsv").write_text("case\tstatus\tmessage\na_t1\tdone\tknown\n")
+        restore_cohort(maps, out, tmp_path / "back")
+        assert read_json(tmp_path / "back" / "a_t1_anomaly.json")["notes"] == ["known", "look at the mask"]
+        assert "known; look at the mask" in (tmp_path / "back" / "cases.tsv").read_text()
+
     def test_a_restored_map_tells_how_its_scan_lies_in_the_template(self, raw, tmp_path):
         out, maps = tmp_path / "out", tmp_path / "maps"
         prepare_cohort(raw, out, PLAIN)

@@ -12,12 +12,16 @@ import pytest
 from matplotlib import image
 from nilearn.datasets import load_mni152_brain_mask
 from PIL import Image
+from skimage.measure import label
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
-from maediff.errors import InputError
-from maediff.evaluation import evaluate
+from maediff.calibration import Calibration
+from maediff.errors import ConfigError, InputError
+from maediff.evaluation import Choice, dice, evaluate, measure
 from maediff.evaluation.bootstrap import histogram
+from maediff.evaluation.choice import read_chosen
 from maediff.evaluation.curves import scan_curves, voxel_curves
+from maediff.evaluation.outputs import read_anomaly_mask
 from maediff.findings import locate
 from maediff.report import pictures, write_report
 from maediff.report.charts import Group, strip_chart
@@ -38,6 +42,7 @@ from maediff.report.figures import (
 from maediff.report.html import format_number
 from maediff.report.sheets import LEVELS
 from maediff.tables import read_table
+from maediff.volume import read_map
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -297,7 +302,7 @@ def test_report_is_whole_and_needs_nothing_else(cohort):
     assert "Research use only" in text
     assert "ab" * 32 in text  # model hash
     assert "9.9" in text
-    assert "above 75 % of the healthy calibration scans" in text
+    assert "above 75 % of the healthy scans" in text
     assert '<td class="n best">0.700</td>' in text
     drawn = cards(text)
     assert len(drawn) == 4
@@ -322,11 +327,74 @@ def test_metrics_can_be_given_as_folder_or_values(cohort):
     auprc = f"{metrics['voxel.auprc']['mean']:.3f}"
     from_folder = write_report(cohort.out, cohort.root / "a.html", metrics=cohort.root / "m").read_text()
     from_values = write_report(cohort.out, cohort.root / "b.html", metrics=metrics).read_text()
+    share = f"{metrics['voxel.lesion_share']['mean']:.3f}"  # a random map has this AUPRC
+    assert f"voxel AUPRC (chance {share})" in from_folder
+    assert f'{auprc}</td><td class="n soft">{share}</td>' in from_folder
     assert auprc in from_folder
     assert auprc in from_values
+    of_ms = metrics["by_lesion"]["ms"]["voxel.lesion_share"]["mean"]
+    assert f"{of_ms:.3f}" in from_values.split('title="chance"')[1].split("</tr>")[0]
     assert "Oracle Dice ↕" not in from_values
     with pytest.raises(InputError, match="cannot read metrics"):
         write_report(cohort.out, cohort.root / "c.html", metrics=cohort.root / "absent.json")
+
+
+def test_a_chosen_threshold_moves_masks_volumes_and_dice_and_the_page_says_so(cohort):
+    before = {path: path.read_bytes() for path in cohort.out.iterdir()}
+    low = Choice(threshold=0.3)
+    text = write_report(cohort.out, cohort.root / "a.html", choice=low, reference=cohort.reference).read_text()
+    assert {path: path.read_bytes() for path in cohort.out.iterdir()} == before  # results stay as infer wrote them
+    voxel_ml = abs(np.linalg.det(cohort.affine[:3, :3])) / 1000
+    drawn = cards(text)
+    for case, scan in cohort.scans.items():
+        volume = (scan.map > 0.3).sum() * voxel_ml
+        assert drawn[case]["maskMl"] == pytest.approx(volume)
+        assert f'data-case="{case}" data-score' in text
+        assert f'<span class="ml">{volume:.1f} ml</span>' in text
+    assert "A person chose the threshold (given as 0.3" in text
+    assert "chosen threshold" in text
+    assert "calibrated threshold</span>" not in text
+    measured = measure(cohort.out, cohort.reference, bootstrap=0, choice=low).metrics
+    expected = [dice((s.map > 0.3)[cohort.brain], s.label[cohort.brain]) for s in cohort.scans.values() if s.kind]
+    assert measured["voxel.dice"]["mean"] == pytest.approx(np.mean(expected))
+    assert f"{np.mean(expected):.3f}" in text
+    plain = write_report(cohort.out, cohort.root / "b.html").read_text()
+    assert "A person chose" not in plain
+
+
+def test_a_smallest_finding_and_a_rate_can_be_chosen(cohort):
+    size = 3.5 * abs(np.linalg.det(cohort.affine[:3, :3]))
+    for case in read_chosen(cohort.out, Choice(min_size_mm3=size)):
+        if case.finished:
+            mask = read_anomaly_mask(case, read_map(case.files["anomaly"]))
+            parts = label(cohort.scans[case.case].map > cohort.threshold, connectivity=3)
+            assert (mask == np.isin(parts, [n for n, c in enumerate(np.bincount(parts.flat)) if n and c > 3])).all()
+    with pytest.raises(InputError, match=r"run\.json does not describe the model"):
+        read_chosen(cohort.out, Choice(rate=0.01))
+    calibration = Calibration(0.6, 0.01, 3, 300, {"0.01": 0.6, "0.1": 0.4}, (0.2,), "3 healthy scans").to_dict()
+    record = {"hashes": {"model": "ab" * 32}, "calibration": calibration | {"healthy": 3}}  # as infer stores it
+    (cohort.out / "run.json").write_text(json.dumps(record))
+    first = read_chosen(cohort.out, Choice(rate=0.1))[0]
+    assert first.threshold == 0.4
+    assert first.sidecar["threshold_origin"] == "3 healthy scans, rate 0.1 given for this run"
+    for wrong, said in (({"rate": 0.5}, "recorded: 0.1, 0.01"), ({"rate": 0.1, "threshold": 1}, "not both")):
+        with pytest.raises(ConfigError, match=said):
+            read_chosen(cohort.out, Choice(**wrong))
+    with pytest.raises(ConfigError, match="the reference alone"):
+        write_report(cohort.out, cohort.root / "r.html", metrics={}, choice=Choice(threshold=1))
+
+
+def test_the_page_repeats_what_the_model_is_for(cohort):
+    unstated = write_report(cohort.out, cohort.root / "a.html").read_text()
+    assert unstated.count("not stated</dd>") == 3
+    for path in cohort.out.glob("*_anomaly.json"):
+        model = {"trained_on": "9 <healthy> people", "finds": "tumours", "misses": "infarcts"}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model": model}))
+    text = write_report(cohort.out, cohort.root / "b.html").read_text()
+    top = text.split("<nav>")[0]
+    for said in ("9 &lt;healthy&gt; people", "<dt>Shown to find</dt><dd>tumours", "infarcts"):
+        assert said in top
+    assert "not stated</dd>" not in text
 
 
 def test_large_cohorts_show_the_highest_scores_only(cohort):

@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from maediff.cli import app
 
 from maediff.errors import InputError, OutputError
+from maediff.evaluation import Choice
 from maediff.findings import locate
 from maediff.report.figures import canonical_index, most_anomalous_voxel
 from maediff.tables import read_table
@@ -30,8 +31,8 @@ from maediff.viewer import open_viewer
 
 
 @contextlib.contextmanager
-def serving(out, port=0):
-    with open_viewer(out, port) as server:
+def serving(out, port=0, **options):
+    with open_viewer(out, port, **options) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -143,6 +144,21 @@ def test_findings_are_those_of_the_table_and_places_become_voxels(viewer, cohort
         slices = np.array(details["to_slice"]) @ [*part.centre_mm, 1]
         assert slices[:3] == pytest.approx(canonical_index(part.centre_voxel, cohort.affine, mask.shape))
     assert details["shape"] == list(mask.shape)
+
+
+def test_masks_and_findings_follow_a_chosen_threshold(cohort):
+    with serving(cohort.out, choice=Choice(threshold=0.3)) as server:
+        listed = server.catalogue.summary["cases"]
+        first = cohort.scans[listed[0]["case"]].map
+        status, _, content = ask(server, "cases/0/mask.nii.gz")
+        assert status == 200
+        mask = nifti(content).get_fdata()
+        assert (mask == (first > 0.3)).all()
+        assert listed[0]["threshold"] == 0.3
+        assert "A person chose" in listed[0]["chosen"]
+        found = json.loads(ask(server, "cases/0.json")[2])["findings"]
+        voxel_ml = abs(np.linalg.det(cohort.affine[:3, :3])) / 1000
+        assert sum(part["ml"] for part in found) == pytest.approx((first > 0.3).sum() * voxel_ml)
 
 
 def test_ratings_land_beside_the_maps_and_each_reader_sees_his_own(viewer, cohort):

@@ -104,7 +104,7 @@ function above() { // ml of the map above the threshold
 
 function controls() {
   const calibrated = current().threshold;
-  $("cut").textContent = number(state.threshold) + (state.threshold === calibrated ? " (calibrated)" : "");
+  $("cut").textContent = number(state.threshold) + (state.threshold === calibrated ? (current().chosen ? " (chosen)" : " (calibrated)") : "");
   $("above").textContent = `${number(above(), 1)} ml`;
   $("threshold").value = String(STEPS * state.threshold / top_());
   $("shade").style.width = `calc(${Math.min(100, 100 * state.threshold / top_())}% - 2px)`;
@@ -178,7 +178,11 @@ function describe(chosen) {
     ["Anomalous volume", chosen.volume_ml === null ? "–" : `${number(chosen.volume_ml, 1)} ml`],
     ["Scan", `${state.number + 1} of ${state.run.cases.filter(item => item.finished).length}, by score`]]);
   const notes = [...state.details.notes];
-  if (chosen.threshold === null) notes.push("the model has no calibration: there is no threshold and no mask, and the slider starts anywhere.");
+  if (chosen.chosen) notes.push(chosen.chosen);
+  if (chosen.threshold === null) {
+    const why = chosen.suspended ? `the model's calibration is suspended (${chosen.suspended})` : "the model has no calibration";
+    notes.push(`${why}: there is no threshold and no mask, and the slider starts anywhere.`);
+  }
   $("notes").textContent = notes.map(note => note[0].toUpperCase() + note.slice(1).replace(/\.?$/, ".")).join(" ");
   $("notes").hidden = notes.length === 0;
   for (const button of $("scans").querySelectorAll("button")) {
