@@ -53,7 +53,7 @@ SUSPECTS = (0.05, 0.1, 0.2)
 
 def reconstruct(predictor: Predictor, prepared: WorkingScan, slices: FloatMap, key: tuple[object, ...]) -> FloatMap:
     """Make slices healthy that stand for those of a scan."""
-    healthy, _ = predictor.reconstruct(torch.from_numpy(slices), torch.from_numpy(prepared.mask), key)
+    healthy = predictor.reconstruct(torch.from_numpy(slices), torch.from_numpy(prepared.mask), key).mean
     found: FloatMap = healthy.numpy()
     return found
 

@@ -17,6 +17,7 @@ from maediff.config import ScoreConfig, override
 from maediff.data.cases import Case
 from maediff.evaluation import VoxelMetrics, voxel_metrics
 from maediff.inference.predictor import LoadedScan, Predictor, content_key
+from maediff.methods.base import Healthy
 from maediff.scoring import anomaly_map, eroded
 from maediff.volume import read_mask
 from maediff.working import WorkingScan, prepare_label
@@ -85,13 +86,14 @@ def grid_table(found: Mapping[str, Any], rows: int = 12) -> str:
     return table(["timesteps", "sign", *lengths, *metrics], lines)
 
 
-def reconstruct(predictor: Predictor, scan: LoadedScan, t: int) -> FloatMap:
-    """Reconstruct the healthy working slices at one timestep, with the noise that inference uses by default."""
+def reconstruct(predictor: Predictor, scan: LoadedScan, t: int) -> Healthy:
+    """Reconstruct the healthy working slices at one timestep, with the noise that inference uses by default.
+
+    A method that takes no timesteps, or chooses its own, is asked once.
+    """
     prepared, key = scan.prepared, (SEED, content_key(scan))
     single = replace(predictor, config=override(predictor.config, [f"diffusion.test_timesteps=[{t}]"]))
-    mean, _ = single.reconstruct(torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask), key)
-    healthy: FloatMap = mean.numpy()
-    return healthy
+    return single.reconstruct(torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask), key)
 
 
 def maps(prepared: WorkingScan, healthy: Mapping[int, FloatMap]) -> Iterator[tuple[Setting, FloatMap]]:
@@ -111,7 +113,7 @@ def _score(predictor: Predictor, case: Case) -> Iterator[tuple[Setting, VoxelMet
     prepared = scan.prepared
     truth = prepare_label(read_mask(case.label or "", scan.volume, "label"), prepared.grid)
     wanted = sorted({t for timesteps in TIMESTEPS for t in timesteps})
-    healthy = {t: reconstruct(predictor, scan, t) for t in wanted}
+    healthy = {t: reconstruct(predictor, scan, t).mean.numpy() for t in wanted}
     for setting, values in maps(prepared, healthy):
         yield setting, voxel_metrics(values, prepared.mask, truth, None)
 

@@ -11,7 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Unit = Field(ge=0.0, le=1.0)
 Method = Literal[
-    "maediff", "intensity", "zscore", "ae", "vae", "dae", "ddpm", "pddpm", "cddpm", "latent_diffusion", "autoddpm"
+    "maediff",
+    "intensity",
+    "zscore",
+    "ae",
+    "vae",
+    "dae",
+    "ddpm",
+    "pddpm",
+    "cddpm",
+    "latent_diffusion",
+    "autoddpm",
+    "disyre",
 ]
 METHODS: tuple[str, ...] = get_args(Method)
 UNTRAINED = frozenset({"intensity", "zscore"})
@@ -213,6 +224,9 @@ class PeerConfig(Section):
         50, ge=1, le=_MANY, description="autoddpm: timestep from which stitched slices are harmonised."
     )
     repaint_rounds: int = Field(5, ge=1, le=1000, description="autoddpm: how often each harmonising step is repeated.")
+    severities: int = Field(
+        5, ge=1, le=100, description="disyre: severities, evenly spaced, whose residuals are averaged at test time."
+    )
 
 
 class TrainConfig(Section):

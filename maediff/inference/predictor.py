@@ -25,7 +25,7 @@ from maediff.inference.result import WORKING_UNITS, AnomalyResult
 from maediff.inputcheck import HealthyScan, MapMeasures, check_scan, compare, measure_scan, refuse, refuse_ct
 from maediff.methods.base import Engine, Healthy, Method
 from maediff.normative import UNITS, Locations
-from maediff.scoring import anomaly_mask, case_score, channel_residual, eroded, postprocess
+from maediff.scoring import anomaly_mask, case_score, eroded, postprocess
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, check_common_space, from_image, image_like, read_channel, read_mask
 from maediff.working import WorkingScan, prepare
@@ -246,8 +246,7 @@ class Predictor:
     def residual(self, scan: LoadedScan, seed: int = 0) -> FloatMap:
         """Reconstruct a prepared scan and return its residual, before any filter, on the working grid (S, H, W)."""
         prepared = scan.prepared
-        mean, _ = self._healthy(prepared, (seed, content_key(scan)))
-        return channel_residual(prepared.slices, mean.numpy(), scan.reading.sign)
+        return self._healthy(prepared, (seed, content_key(scan))).residual(prepared.slices, scan.reading.sign)
 
     def _healthy(
         self, prepared: WorkingScan, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None = None
@@ -265,15 +264,15 @@ class Predictor:
         direct = self.network.scan_maps(volume, prepared.native_mask, score)
         if direct is not None:
             return *direct, None
-        mean, deviation = self._healthy(prepared, key, on_batch)
+        healthy = self._healthy(prepared, key, on_batch)
+        mean, deviation = healthy.mean, healthy.deviation
         several = mean.ndim == 4
         reconstruction = prepared.scale.inverse(prepared.to_native((mean[:, 0] if several else mean).numpy()))
         reconstruction[~prepared.native_mask] = volume.data[~prepared.native_mask]
         if deviation is not None and several:
             deviation = deviation.mean(1)
         uncertainty = None if deviation is None else prepared.to_native(deviation.numpy())
-        residual = channel_residual(prepared.slices, mean.numpy(), scan.reading.sign)
-        return self.map_of(prepared, residual), reconstruction, uncertainty
+        return self.map_of(prepared, healthy.residual(prepared.slices, scan.reading.sign)), reconstruction, uncertainty
 
     @usual_defaults()
     def map_of(self, prepared: WorkingScan, residual: FloatMap) -> FloatMap:

@@ -12,12 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, NoReturn, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from maediff.config import Config, ScoreConfig
 from maediff.errors import ConfigError
-from maediff.typing import BoolArray, FloatMap
+from maediff.scoring import Sign, channel_residual
+from maediff.typing import BoolArray, FloatArray, FloatMap
 from maediff.volume import Volume
 
 Key = tuple[object, ...]
@@ -29,11 +31,20 @@ OnWindows = Callable[[int, int], None]
 class Healthy(NamedTuple):
     """Healthy reconstruction of a stack of slices, both of its shape, float32 on the CPU.
 
-    `deviation` is the standard deviation over timesteps and noise draws; None if there is only one.
+    `deviation` is the standard deviation over timesteps and noise draws; None if there is only one. `passes` are all
+    reconstructions (P, S, H, W) of a method that averages their residuals; None if it averages reconstructions.
     """
 
     mean: Tensor
     deviation: Tensor | None
+    passes: Tensor | None = None
+
+    def residual(self, slices: FloatArray, sign: Sign) -> FloatMap:
+        """Compare working slices with their healthy version (S, H, W), see :func:`maediff.scoring.channel_residual`."""
+        if self.passes is None:
+            return channel_residual(slices, self.mean.numpy(), sign)
+        values: FloatMap = np.mean([channel_residual(slices, one.numpy(), sign) for one in self.passes], axis=0)
+        return values
 
 
 class Engine(Protocol):

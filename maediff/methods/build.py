@@ -15,6 +15,7 @@ from maediff.methods.autoddpm import AutoDDPM
 from maediff.methods.autoencoders import Autoencoder, DenoisingAutoencoder
 from maediff.methods.base import Method, ScanBaseline
 from maediff.methods.ddpm import DDPM, ConditionedDDPM
+from maediff.methods.disyre import DISYRE
 from maediff.methods.intensity import Intensity
 from maediff.methods.latent_diffusion import LatentDiffusion
 from maediff.methods.maediff.reconstructor import Reconstructor
@@ -32,6 +33,7 @@ _BUILDERS: dict[str, Callable[[Config], Method]] = {
     "cddpm": ConditionedDDPM,
     "latent_diffusion": LatentDiffusion,
     "autoddpm": AutoDDPM,
+    "disyre": DISYRE,
 }
 
 

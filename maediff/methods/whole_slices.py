@@ -7,6 +7,7 @@ default is off.
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from maediff.methods.folded_unet import padded_shape
 
 _SLICES = 32
 """Slices per forward pass if `infer.batch_size` is auto: these networks are small, and more are no faster on CPUs."""
+Pass = tuple[int, int]
+"""Timestep and number of the noise draw of one reconstruction."""
 
 
 class WholeSliceMethod(Method):
@@ -27,10 +30,12 @@ class WholeSliceMethod(Method):
     Attributes:
         multiple: Sides of a slice must be multiples of it; inference pads to them.
         uses_timesteps: Whether the reconstruction depends on a timestep; if not, one pass is enough.
+        averages_residuals: Whether the map is the mean of the passes' residuals, not the residual of their mean.
     """
 
     multiple: int = 1
     uses_timesteps: bool = True
+    averages_residuals: bool = False
 
     @abstractmethod
     def reconstruct(self, images: Tensor, brain: Tensor, t: int, draw: Draw) -> Tensor:
@@ -45,6 +50,11 @@ class WholeSliceMethod(Method):
         Returns:
             (B, 1, H, W) float32.
         """
+
+    def passes(self, config: Config) -> list[Pass]:
+        """Plan the reconstructions of a slice: each of `diffusion.test_timesteps`, `infer.draws` times."""
+        times = config.diffusion.test_timesteps
+        return list(product(times, range(config.infer.draws))) if self.uses_timesteps else [(times[0], 0)]
 
     def engine(self, config: Config, device: torch.device, *, bf16: bool) -> WholeReconstructor:
         """Return the engine that reconstructs slice by slice."""
@@ -66,9 +76,7 @@ class WholeReconstructor:
         self.config = config
         self.device = device
         self.bf16 = bf16
-        times = config.diffusion.test_timesteps
-        draws = range(config.infer.draws)
-        self.passes = [(t, draw) for t in times for draw in draws] if network.uses_timesteps else [(times[0], 0)]
+        self.passes = network.passes(config)
 
     @torch.inference_mode()
     def __call__(self, slices: Tensor, mask: Tensor, key: Key, on_batch: OnWindows | None = None) -> Healthy:
@@ -89,7 +97,8 @@ class WholeReconstructor:
                 if on_batch is not None:
                     on_batch(done, len(with_brain) * len(self.passes))
         results = results[:, :, :height, :width]
-        return Healthy(results.mean(0), results.std(0) if len(results) > 1 else None)
+        kept = results if self.network.averages_residuals else None
+        return Healthy(results.mean(0), results.std(0) if len(results) > 1 else None, kept)
 
     def _batch(self, images: Tensor, brain: Tensor, t: int, key: Key, index: Tensor) -> Tensor:
         shape = (images.shape[1], images.shape[2])

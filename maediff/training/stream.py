@@ -15,9 +15,10 @@ from maediff.config import Config
 from maediff.data.slices import SliceSet
 from maediff.diffusion.noise import chance, generator, noise_field
 from maediff.heads.headset import HeadSet
-from maediff.heads.sample import draw_slice
+from maediff.heads.sample import HeadSlice, draw_slice
 from maediff.methods.maediff.partition import random_window, window_masks
 from maediff.training.augment import augment
+from maediff.training.foreign_anomalies import corrupt
 from maediff.training.pseudo_lesions import add_pseudo_lesions
 
 Sample = dict[str, Tensor]
@@ -58,17 +59,18 @@ class SampleStream(Dataset[Sample]):
         corner = random_window(brain[0], config.partition.window, rng)
         window = window_masks(corner[None], config.partition.window, shape)[0]
         image = clean
-        if chance(config.train.pseudo_lesions, rng):
-            donor, _ = self._slice(int(torch.randint(len(self.images), (), generator=rng)))
+        if config.method != "disyre" and chance(config.train.pseudo_lesions, rng):
+            donor, _ = self._another(rng)
             image = add_pseudo_lesions(clean, brain, donor, config.data.clip, rng, window=window, look=config.train)
+        noise = noise_field(config.noise, shape, rng, len(clean))
         first, last = config.diffusion.train_timesteps
-        return {
-            "image": image,
-            "clean": clean,
-            "mask": window,
-            "noise": noise_field(config.noise, shape, rng, len(clean)),
-            "t": torch.randint(first, last + 1, (), generator=rng),
-        }
+        t = torch.randint(first, last + 1, (), generator=rng)
+        if config.method == "disyre":
+            image = corrupt(clean, brain, self._another(rng), rng, severity=int(t) / last, clip=config.data.clip)
+        return {"image": image, "clean": clean, "mask": window, "noise": noise, "t": t}
+
+    def _another(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self._slice(int(torch.randint(len(self.images), (), generator=rng)))
 
     def _slice(self, index: int) -> tuple[Tensor, Tensor]:
         image, mask = self.images[index].float(), self.masks[index][None]
@@ -79,7 +81,8 @@ class HeadStream(Dataset[Sample]):
     """Draw sample k from label maps: a slice with lesions, a window, a timestep that tells their severity, noise.
 
     As in cold diffusion, the timestep tells the network how much is to be undone: lesions of a small timestep are
-    faint, those of the largest one may be opaque. [ours]
+    faint, those of the largest one may be opaque. [ours] For method disyre slices are drawn healthy, and its own
+    anomalies, with the texture of another drawn slice, are put on them.
 
     Args:
         source: Label maps and lesion masks.
@@ -102,32 +105,41 @@ class HeadStream(Dataset[Sample]):
         rng = generator(self.purpose, config.train.seed, index)
         first, last = config.diffusion.train_timesteps
         t = torch.randint(first, last + 1, (), generator=rng)
-        planes = config.heads.orientations
-        drawn = draw_slice(
-            self.source.heads,
-            self.source.masks,
-            config.data.size,
-            config.data.spacing_mm,
-            rng,
-            severity=severity(int(t), config.diffusion.train_timesteps),
-            faintest=config.heads.faintest,
-            lesions=chance(config.heads.lesions, rng),
-            random_share=config.heads.random_contrasts,
-            orientation=planes[int(torch.randint(len(planes), (), generator=rng))],
-            percentiles=config.data.percentiles,
-            clip=config.data.clip,
-        )
+        drawn = self._draw(int(t), rng)
+        image, clean = drawn.image[None], drawn.healthy[None]
+        if config.method == "disyre":
+            other = self._draw(int(t), rng)
+            foreign, brain = (other.healthy[None], other.brain[None]), drawn.brain[None]
+            image = corrupt(clean, brain, foreign, rng, severity=int(t) / last, clip=config.data.clip)
         lesion = drawn.lesion > _LESION
         aim = lesion if chance(_ON_LESION, rng) and bool(lesion.any()) else drawn.brain
         window, shape = config.partition.window, config.data.size
         corner = random_window(aim, window, rng)
         return {
-            "image": drawn.image[None],
-            "clean": drawn.healthy[None],
+            "image": image,
+            "clean": clean,
             "mask": window_masks(corner[None], window, shape)[0],
             "noise": noise_field(config.noise, shape, rng),
             "t": t,
         }
+
+    def _draw(self, t: int, rng: torch.Generator) -> HeadSlice:
+        config = self.config
+        planes = config.heads.orientations
+        return draw_slice(
+            self.source.heads,
+            self.source.masks,
+            config.data.size,
+            config.data.spacing_mm,
+            rng,
+            severity=severity(t, config.diffusion.train_timesteps),
+            faintest=config.heads.faintest,
+            lesions=config.method != "disyre" and chance(config.heads.lesions, rng),
+            random_share=config.heads.random_contrasts,
+            orientation=planes[int(torch.randint(len(planes), (), generator=rng))],
+            percentiles=config.data.percentiles,
+            clip=config.data.clip,
+        )
 
 
 def severity(t: int, span: tuple[int, int]) -> float:

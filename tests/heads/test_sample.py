@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from maediff.config import load_config
+from maediff.config import load_config, override
 from maediff.heads.headset import read_head_set, split_heads
 from maediff.heads.sample import draw_slice
 from maediff.heads.scan import draw_scan
@@ -119,15 +119,30 @@ def test_severity_rises_with_the_timestep():
     assert severity(7, (7, 7)) == 1
 
 
-def test_training_from_label_maps(head_folder, tmp_path):
+@pytest.mark.parametrize("method", ["maediff", "disyre"])
+def test_training_from_label_maps(head_folder, tmp_path, method):
     from maediff import train
 
-    overrides = ["data.size=[32,32]", "data.spacing_mm=3.0", "partition.window=16", "partition.stride=16"]
+    overrides = [f"method={method}"]
+    overrides += ["data.size=[32,32]", "data.spacing_mm=3.0", "partition.window=16", "partition.stride=16"]
     overrides += ["model.channels=[8,16]", "model.attention=[false,false]", "model.mae_width=16", "model.mae_depth=1"]
     overrides += ["train.max_steps=2", "train.batch_size=2", "train.val_every=2", "train.log_every=1"]
     model = train(load_config("heads", overrides), head_folder, tmp_path / "run", device="cpu")
     assert (model / "model.safetensors").is_file()
     assert "label maps of heads" in (model / "README.md").read_text()
+
+
+def test_disyre_trains_on_healthy_slices_of_label_maps_with_its_own_anomalies(source, config):
+    """The clean slice is as one drawn without lesions; the change lies within the brain and is bounded by a_t."""
+    config = override(config, ["method=disyre", "heads.lesions=1"])
+    stream = HeadStream(source, config, 8, augmented=True)
+    last = config.diffusion.train_timesteps[1]
+    for k in range(8):
+        sample = stream[k]
+        change = (sample["image"] - sample["clean"]).abs()
+        assert 0 < float(change.max()) <= 2.5 * int(sample["t"]) / last
+        assert not change[sample["clean"] == -1].gt(2.5 * int(sample["t"]) / last).any()
+        assert torch.equal(sample["image"], stream[k]["image"])
 
 
 def test_label_maps_of_two_grids_train_together(head_folder, write, labels, tmp_path, config):

@@ -112,12 +112,12 @@ def test_reconstruction_does_not_depend_on_the_batch(tiny, discs, method):
     one = network.engine(single, CPU, bf16=False)(images, masks, (0, "a"))
     torch.testing.assert_close(one.mean, many.mean, rtol=1e-4, atol=1e-4)
     assert one.mean.shape == images.shape
-    if method not in {"ae", "vae", "dae"}:
+    if method not in {"ae", "vae", "dae", "disyre"}:
         assert not torch.equal(again.mean, many.mean)
         assert (many.deviation > 0).any()
 
 
-@pytest.mark.parametrize("method", ["dae", "ddpm", "cddpm", "latent_diffusion", "autoddpm", "pddpm"])
+@pytest.mark.parametrize("method", ["dae", "ddpm", "cddpm", "latent_diffusion", "autoddpm", "disyre", "pddpm"])
 def test_larger_slices_are_padded_and_cut(tiny, discs, method):
     config = tiny(f"method={method}")
     images, masks = tensors(discs(2, side=41))
@@ -159,7 +159,7 @@ def test_a_baseline_without_a_network_neither_trains_nor_reconstructs(tiny, meth
 @pytest.mark.slow
 @pytest.mark.parametrize("method", PEERS)
 def test_it_overfits_a_few_slices(tiny, blobs, tmp_path, method):
-    steps = 400 if method in {"ae", "vae", "dae"} else 250
+    steps = 400 if method in {"ae", "vae", "dae", "disyre"} else 250
     config = tiny(
         f"method={method}",
         f"train.max_steps={steps}",
@@ -245,6 +245,36 @@ def test_autoddpm_keeps_what_is_not_suspect(tiny, blobs):
     assert ((run(images, masks, KEY).mean - images)[masks] != 0).float().mean() > 0.9
 
 
+def test_disyre_is_told_each_severity_once_and_averages_their_residuals(tiny, blobs):
+    """Given a reconstruction that is off by t / 1000, above or below, the map is the mean of all t / 1000."""
+    config = tiny("method=disyre", "diffusion.train_timesteps=[1, 1000]", "peer.severities=4", "infer.draws=3")
+    network = shaken(config)
+    images, masks = tensors(blobs)
+    told = []
+
+    def restore(x, t):
+        told.append(int(t[0]))
+        return x + (t / 1000 * torch.where(t > 500, 1, -1))[:, None, None, None]
+
+    network.net.forward = restore
+    healthy = network.engine(config, CPU, bf16=False)(images, masks, KEY)
+    assert told == [250, 500, 750, 1000]
+    found = healthy.residual(images.numpy(), "abs")
+    np.testing.assert_allclose(found[masks.numpy()], np.mean([0.25, 0.5, 0.75, 1.0]), atol=1e-6)
+    np.testing.assert_allclose(healthy.residual(images.numpy(), "bright")[masks.numpy()], 0.75 / 4, atol=1e-6)
+    assert not found[~masks.numpy()].any()
+    np.testing.assert_allclose((healthy.mean - images)[masks], 0.25, atol=1e-6)
+
+
+def test_disyre_sees_neither_noise_nor_windows_and_its_loss_is_the_squared_error(tiny, discs):
+    network = shaken(tiny("method=disyre", "train.lesion_weight=3", "model.input_skip=true", "diffusion.objective=x0"))
+    images = tensors(discs(3))[0][:, None]
+    batch = {"image": images, "clean": images.flip(0), "t": torch.tensor([1, 5, 700])}
+    restored = network.net(images, batch["t"])
+    torch.testing.assert_close(network.losses(batch)[0], torch.nn.functional.mse_loss(restored, images.flip(0)))
+    assert network.losses(batch)[1] == 0
+
+
 def test_a_learned_variance_learns_from_the_bound_alone(tiny, discs):
     """The hybrid loss: the bound moves the share of the variance, and leaves the mean to the simple loss."""
     config = tiny("method=ddpm", "diffusion.variance=learned", "diffusion.bound_weight=0.001")
@@ -271,7 +301,7 @@ def cohort(tmp_path_factory):
     return synthesise(tmp_path_factory.mktemp("peers"), subjects=10, lesions=("tumour",), seed=5, spacing_mm=4.0)
 
 
-@pytest.mark.parametrize("method", ["intensity", "zscore", "ae", "ddpm", "pddpm"])
+@pytest.mark.parametrize("method", ["intensity", "zscore", "ae", "ddpm", "pddpm", "disyre"])
 def test_train_calibrate_and_infer_are_the_same_commands(cohort, tmp_path, method):
     overrides = ("train.max_steps=2", "train.val_every=2", "train.precision=fp32", "infer.precision=fp32")
     config = load_config("quick", [f"method={method}", "data.size=[64,64]", "partition.stride=24", *overrides])

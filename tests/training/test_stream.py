@@ -74,6 +74,19 @@ def test_pseudo_lesions_change_the_input_and_never_the_answer(tiny, discs):
         assert not torch.equal(with_them[k]["image"], with_them[k]["clean"])
 
 
+@pytest.mark.parametrize("augmented", [True, False])
+def test_disyre_corrupts_every_sample_the_more_the_later_its_timestep(tiny, discs, augmented):
+    settings = ("method=disyre", "train.pseudo_lesions=1", "diffusion.train_timesteps=[1, 100]")
+    stream = SampleStream(discs(), tiny(*settings), 60, augmented=augmented)
+    samples = [stream[k] for k in range(60)]
+    assert same(samples[7], SampleStream(discs(), tiny(*settings), 9, augmented=augmented)[7])
+    changes = torch.stack([(sample["image"] - sample["clean"]).abs().amax() for sample in samples])
+    times = torch.stack([sample["t"] for sample in samples])
+    assert (changes > 0).all()
+    assert changes[times <= 50].mean() < changes[times > 50].mean()
+    assert (changes <= times / 100 * 2.5).all()  # a_t bounds what can change, of a range of 2.5
+
+
 def test_validation_is_not_augmented(tiny, discs):
     slices = discs()
     stream = SampleStream(slices, tiny("train.pseudo_lesions=0"), 6, augmented=False)

@@ -27,7 +27,7 @@ from maediff.files import read_json, write_json
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.methods.build import build_scan_baseline
-from maediff.scoring import anomaly_mask, case_score, channel_residual, fixed_sign
+from maediff.scoring import anomaly_mask, case_score, fixed_sign
 from maediff.training.loop import Losses, Progress
 from maediff.working import WorkingScan, lesion_slices
 from maediff.working.spatial import to_working
@@ -217,9 +217,9 @@ def raw_scores(predictor: Predictor, patient: Patient, score: ScoreConfig, t: in
         l1 = None
     else:
         healthy = reconstruct(predictor, scan, t)
-        values = channel_residual(prepared.slices, healthy, fixed_sign(score))
+        values = healthy.residual(prepared.slices, fixed_sign(score))
         well = prepared.mask & ~lesion_slices(patient.label, prepared.grid)[:, None, None]
-        l1 = float(np.abs(prepared.slices - healthy)[well].mean()) if well.any() else None
+        l1 = float(np.abs(prepared.slices - healthy.mean.numpy())[well].mean()) if well.any() else None
     slices = max(1, int(prepared.mask.any((1, 2)).sum()))
     return Raw(predictor, prepared, values, l1, (time.perf_counter() - start) / slices)
 

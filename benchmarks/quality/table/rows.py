@@ -89,6 +89,7 @@ ROWS = (
     _published("cddpm", "cDDPM-like", "method=cddpm"),
     _published("latent_diffusion", "latent diffusion", "method=latent_diffusion"),
     _published("autoddpm", "AutoDDPM-like", "method=autoddpm", "diffusion.sampler_steps=5", "peer.repaint_rounds=2"),
+    _published("disyre", "DISYRE", "method=disyre", timesteps=ONCE),
     _published("maediff-plain", "MAEDiff, mask channel, no pseudo-lesions", MASKED),
     _aided("dae", "DAE", ONCE),
     _aided("ddpm", "DDPM"),

@@ -110,7 +110,9 @@ def test_a_network_that_memory_cannot_hold_is_not_built(monkeypatch):
     build.check_trainable(load_config("quick", ["method=intensity"]))
 
 
-@pytest.mark.parametrize("method", ["maediff", "vae", "dae", "ddpm", "pddpm", "cddpm", "latent_diffusion", "autoddpm"])
+@pytest.mark.parametrize(
+    "method", ["maediff", "vae", "dae", "ddpm", "pddpm", "cddpm", "latent_diffusion", "autoddpm", "disyre"]
+)
 def test_shapes_without_memory_are_those_of_the_network(method):
     config = load_config("quick", [f"method={method}"])
     built = {name: tuple(value.shape) for name, value in build.build_network(config).state_dict().items()}
