@@ -18,6 +18,8 @@ from . import QUIET, VERBOSE
 from ._completion import complete_model, complete_preset
 
 F = TypeVar("F", bound=Callable[..., Any])
+DEFAULT_MODEL = "heads"
+"""The packaged model that takes real scans of any contrast."""
 
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -100,14 +102,20 @@ def reference_option(*, required: bool) -> Callable[[F], F]:
     return click.option("-r", "--reference", type=click.Path(path_type=Path), required=required, help=text)
 
 
-model_option = click.option(
-    "-m",
-    "--model",
-    required=True,
-    metavar="MODEL",
-    shell_complete=complete_model,
-    help="Model folder, a training run, or the name of a packaged model.",
-)
+def model_option(default: str | None = None) -> Callable[[F], F]:
+    """-m, the model; required where there is no default."""
+    return click.option(
+        "-m",
+        "--model",
+        default=default,
+        required=default is None,
+        show_default=True,
+        metavar="MODEL",
+        shell_complete=complete_model,
+        help="Model folder, a training run, or the name of a packaged model.",
+    )
+
+
 config_option = click.option(
     "-c",
     "--config",

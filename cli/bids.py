@@ -7,8 +7,17 @@ from typing import Any
 
 import click
 
-from ._completion import complete_model
-from ._options import Command, cut_options, device_option, examples, jobs_option, seed_option, talk
+from ._options import (
+    DEFAULT_MODEL,
+    Command,
+    cut_options,
+    device_option,
+    examples,
+    jobs_option,
+    model_option,
+    seed_option,
+    talk,
+)
 from .infer import finish, run
 
 _MANY = ("--participant-label", "--session-id", "--session-label")
@@ -72,14 +81,7 @@ def spread(arguments: list[str]) -> list[str]:
     metavar="LABEL…",
     help="Only these sessions, with or without ses-.",
 )
-@click.option(
-    "-m",
-    "--model",
-    default="phantom",
-    metavar="MODEL",
-    shell_complete=complete_model,
-    help="Model folder, a training run, or the name of a packaged model.",
-)
+@model_option(DEFAULT_MODEL)
 @click.option("--channel", help="Only this contrast: t1w, t2w or flair.")
 @cut_options
 @click.option("--overwrite", is_flag=True, help="Compute again what is finished.")

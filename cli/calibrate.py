@@ -30,7 +30,7 @@ from ._options import (
         "maediff calibrate -m runs/first/model -i healthy_in_mni_space/ --locations",
     ),
 )
-@model_option
+@model_option()
 @input_option("Healthy scans that the model was not trained on: a folder, a CSV/TSV table or a BIDS data set.")
 @click.option(
     "--rate",

@@ -110,7 +110,7 @@ def _share(value: float | None) -> str:
 def _show(metrics: Mapping[str, Any]) -> None:
     from maediff.evaluation.metrics import chance_level
 
-    from ._console import print_failed, say, table
+    from ._console import print_failed, table
 
     rows = [
         (key, item["mean"], _interval(item), chance_level(metrics, key), item["n"])

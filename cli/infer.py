@@ -12,6 +12,7 @@ import click
 
 from . import EXIT_ERROR, EXIT_SOME_FAILED
 from ._options import (
+    DEFAULT_MODEL,
     Command,
     channel_option,
     cut_options,
@@ -45,14 +46,14 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.command(
     cls=Command,
     epilog=examples(
-        "maediff infer -m phantom -i scan.nii.gz -o out",
+        "maediff infer -i head.nii.gz -o out --report",
         "maediff infer -m runs/base/model -i bids/ -o out --shard 1/4 --preview",
         "maediff infer -m runs/base/model -i cases.csv -o out --dry-run",
-        "maediff infer -m phantom -i scan.nii.gz -o out --rate 0.001 --min-size 50",
+        "maediff infer -i scan.nii.gz -o out --rate 0.001 --min-size 50",
         "maediff infer -m runs/base/model -i bids/ -o out --scheduler tcp://host:8786",
     ),
 )
-@model_option
+@model_option(DEFAULT_MODEL)
 @input_option("A NIfTI file, a folder of them, a CSV/TSV table, a BIDS data set or a folder of DICOM series.")
 @output_option("Folder for the maps, cases.tsv and run.json.")
 @click.option(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.metrics import log_loss
 
-from maediff.config import load_config, presets
+from maediff.config import TrainConfig, load_config, presets
 from maediff.diffusion.noise import generator
+from maediff.methods.maediff.loss import gate_loss
 from maediff.methods.maediff.mae import gather_visible, sincos_position
 from maediff.methods.maediff.partition import visible_cells, window_masks
 from maediff.methods.maediff.reconstructor import Reconstructor
+from maediff.methods.objective import Noised
 from maediff.training.loop import Losses
 from maediff.training.stream import SampleStream
 
@@ -87,7 +90,7 @@ def test_shapes(tiny, condition, patch):
     config = tiny(f"model.condition={condition}", f"model.patch={patch}")
     network = Reconstructor(config)
     image, mask, t = batch()
-    prediction, mae_image = network(image, mask, t)
+    prediction, mae_image, _ = network(image, mask, t)
     assert prediction.shape == image.shape
     assert (mae_image is None) == (condition == "none")
     assert mae_image is None or mae_image.shape == image.shape
@@ -188,3 +191,36 @@ def test_every_preset_steps_once(name, discs):
     optimizer.step()
     assert any(not torch.equal(a, b) for a, b in zip(before, losses.network.unet.out.parameters(), strict=True))
     assert bool(torch.isfinite(loss))
+
+
+def test_a_closed_gate_returns_the_image_and_an_open_one_the_whole_change(tiny, random_network):
+    network = random_network(tiny("model.input_skip=true", "model.gate=true"))
+    image, mask, t = batch()
+    last = network.unet.out[-1].conv
+    found = {}
+    with torch.inference_mode():
+        for bias in (-100.0, 0.0, 100.0):
+            last.bias[len(last.bias) // 2 :] = bias
+            found[bias] = network(image, mask, t)
+    change = found[100.0].prediction - image
+    assert torch.equal(found[-100.0].prediction, image)
+    assert change.abs().max() > 0.01
+    share = torch.sigmoid(found[0.0].gate)
+    torch.testing.assert_close(found[0.0].prediction - image, share * change, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gates_loss_is_scikit_learns_log_loss_over_the_brain_and_over_the_lesion():
+    image = torch.zeros(1, 1, 8, 8)
+    clean, mask = image.clone(), torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1  # the window
+    clean[..., 6:] = -1  # background
+    clean[0, 0, 2, 1:3] = -0.5  # a lesion in the window
+    clean[0, 0, 5, 5] = 0.05  # a change that nobody sees
+    logits = torch.randn(1, 1, 8, 8, generator=generator("logits"))
+    noised = Noised(image, mask, clean, torch.ones(1), torch.ones(1))
+    found = gate_loss(logits, noised, image, TrainConfig(lesion_weight=2.0, outside_weight=0.25))
+    weights = torch.where(mask > 0, 1.0, 0.25 * (clean > -1)).flatten()
+    seen = (clean.flatten() == -0.5).numpy()
+    share = torch.sigmoid(logits).flatten().double().numpy()
+    lesion = log_loss(seen[seen], share[seen], labels=[False, True])
+    assert float(found) == pytest.approx(log_loss(seen, share, sample_weight=weights) + 2 * lesion, rel=1e-5)
