@@ -102,15 +102,14 @@ class HeadStream(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         config = self.config
-        rng = generator(self.purpose, config.train.seed, index)
-        first, last = config.diffusion.train_timesteps
-        t = torch.randint(first, last + 1, (), generator=rng)
-        drawn = self._draw(int(t), rng)
+        rng, t, drawn = self._start(index)
         image, clean = drawn.image[None], drawn.healthy[None]
         if config.method == "disyre":
             other = self._draw(int(t), rng)
             foreign, brain = (other.healthy[None], other.brain[None]), drawn.brain[None]
-            image = corrupt(clean, brain, foreign, rng, severity=int(t) / last, clip=config.data.clip)
+            image = corrupt(
+                clean, brain, foreign, rng, severity=int(t) / config.diffusion.train_timesteps[1], clip=config.data.clip
+            )
         lesion = drawn.lesion > _LESION
         aim = lesion if chance(_ON_LESION, rng) and bool(lesion.any()) else drawn.brain
         window, shape = config.partition.window, config.data.size
@@ -122,6 +121,17 @@ class HeadStream(Dataset[Sample]):
             "noise": noise_field(config.noise, shape, rng),
             "t": t,
         }
+
+    def drawn(self, index: int) -> HeadSlice:
+        """Draw the slice of sample k alone."""
+        return self._start(index)[2]
+
+    def _start(self, index: int) -> tuple[torch.Generator, Tensor, HeadSlice]:
+        """Draw the timestep and the slice of sample k, and return the source of what is drawn next."""
+        rng = generator(self.purpose, self.config.train.seed, index)
+        first, last = self.config.diffusion.train_timesteps
+        t = torch.randint(first, last + 1, (), generator=rng)
+        return rng, t, self._draw(int(t), rng)
 
     def _draw(self, t: int, rng: torch.Generator) -> HeadSlice:
         config = self.config
