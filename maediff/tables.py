@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,12 @@ from maediff.files import write_text
 log = logging.getLogger(__name__)
 _MAX_COLUMNS, _MAX_CELL = 1000, 4096
 _MAX_LISTED, _MAX_SHOWN = 20, 60
-_EMPTY = frozenset({"", "n/a", "na", "nan", "none", "null", "<na>", "#n/a", "-"})
+_EMPTY = frozenset(
+    {
+        *("", "n/a", "n.a.", "n.a", "na", "<na>", "nan", "nat", "none", "null", "nil"),
+        *("#n/a", "#nv", "-", "--", "\N{EN DASH}", "\N{EM DASH}", "."),
+    }
+)
 _SEPARATORS = (",", ";", "\t", "|")
 _USUAL = frozenset({"image", "mask", "label", "subject", "session", "split", "case", "status", "participant_id"})
 _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -38,7 +44,7 @@ def given(row: Mapping[str, str], name: str) -> str | None:
         (None, 'a.nii')
     """
     text = row.get(name, "")
-    return None if text.lower() in _EMPTY else text
+    return None if text.strip().lower() in _EMPTY else text
 
 
 def read_table(path: Path, required: Iterable[str] = (), *, lenient: bool = False) -> Table:
@@ -46,6 +52,7 @@ def read_table(path: Path, required: Iterable[str] = (), *, lenient: bool = Fals
 
     Text is UTF-8 or UTF-16 with its mark, else Windows-1252. Cells are separated by commas (CSV) or tabs (TSV), or by
     what the header is separated by: spreadsheets of many countries write semicolons, some a first line ``sep=;``.
+    Lines above the header that start with ``#`` are no part of the table.
 
     Args:
         path: CSV, or TSV by its suffix.
@@ -130,16 +137,31 @@ def _cells(text: str, path: Path, required: Iterable[str]) -> tuple[list[tuple[i
     skipped = int(stated.startswith("sep=") and len(stated) <= len("sep=,"))
     text = rest if skipped else text
     default = _separator(path)
+    comments, text = _without_comments(text.rstrip("\x1a"))
     header = next((line for line in text.splitlines() if line.strip()), "")
     separator = _separator_of(header, default, {*_USUAL, *required})
     if skipped:
         separator = first.strip("\r").strip('"')[len("sep=") :][:1] or "\t"
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    elif separator not in header and len(_USUAL.intersection(header.lower().split())) > 1:
+        raise InputError(f"the columns of table {path} are separated by spaces; separate them by commas or tabs")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    above = skipped + comments
     try:
-        lines = [(reader.line_num + skipped, [cell.strip() for cell in cells]) for cells in reader]
+        lines = [(reader.line_num + above, [cell.strip() for cell in cells]) for cells in reader]
     except csv.Error as error:
         raise InputError(f"cannot read table {path}: {error}; is a quotation mark open?") from error
     return [(number, cells) for number, cells in lines if any(cells)], separator
+
+
+def _without_comments(text: str) -> tuple[int, str]:
+    """Leave out the lines above the header that start with ``#``, and count them; one that names columns is it."""
+    lines = text.splitlines(keepends=True)
+    count = next((number for number, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
+    named = [number for number in range(count) if _USUAL.intersection(re.findall(r"\w+", lines[number].lower()))]
+    if named and named[-1] == count - 1 and not _USUAL.intersection(re.findall(r"\w+", lines[count].lower())):
+        count -= 1  # "#image,mask"
+        lines[count] = lines[count].lstrip("# ")
+    return count, "".join(lines[count:])
 
 
 def _separator_of(header: str, default: str, known: Iterable[str]) -> str:

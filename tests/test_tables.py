@@ -75,6 +75,11 @@ def test_a_table_that_is_missing_is_named(tmp_path):
         b'image,mask,note\ra.nii,b.nii,"1,5"\r',
         'image,mask,note\na.nii,b.nii,"1,5"\n'.encode("utf-16"),
         "image\tmask\tnote\na.nii\tb.nii\t1,5\n".encode("utf-16-le"),
+        b'\xef\xbb\xbf"image", "mask", "note"\n"a.nii", "b.nii", "1,5"\n',
+        b'# exported 2024-01-02\n# by a tool, version 3\nimage,mask,note\na.nii,b.nii,"1,5"\n\x1a',
+        b"#image;mask;note\na.nii;b.nii;1,5\n",
+        b"Image\xc2\xa0;Mask;Note\r\r\na.nii\xc2\xa0;b.nii;1,5\r\r\n",
+        b"sep=\t\nimage\tmask\tnote\na.nii\tb.nii\t1,5\n",
     ],
 )
 def test_tables_of_spreadsheets_are_read_as_they_are(tmp_path, content):
@@ -93,7 +98,14 @@ def test_a_workbook_is_named(tmp_path):
         read_table(tmp_path / "x.csv")
 
 
-@pytest.mark.parametrize("text", ["", "n/a", "N/A", "NaN", "None", "#N/A", "null", "-"])
+def test_columns_that_spaces_separate_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"x\.csv are separated by spaces; separate them by commas or tabs"):
+        read_table(saved(tmp_path / "x.csv", "image mask\na.nii b.nii\n"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "n/a", "N/A", "NaN", "None", "#N/A", "null", "-", "N.A.", "--", "\N{EN DASH}", "#NV", " na ", "."]
+)
 def test_what_means_empty_is_empty(tmp_path, text):
     assert tables.given({"label": text}, "label") is None
     assert path_cell({"label": text}, "label", tmp_path) is None
@@ -102,7 +114,7 @@ def test_what_means_empty_is_empty(tmp_path, text):
 def test_paths_of_windows_and_of_a_mac_are_found(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "M\u00fcller.nii").touch()
-    for written in ("sub\\M\u00fcller.nii", "sub/Mu\u0308ller.nii", "sub/M\u00fcller.nii"):
+    for written in ("sub\\M\u00fcller.nii", "sub/Mu\u0308ller.nii", "sub/M\u00fcller.nii", "'sub/M\u00fcller.nii'"):
         assert path_cell({"image": written}, "image", tmp_path) == tmp_path / "sub" / "M\u00fcller.nii"
     assert path_cell({"image": "no\\such.nii"}, "image", tmp_path) == tmp_path / "no\\such.nii"
 

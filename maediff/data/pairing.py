@@ -11,25 +11,29 @@ from maediff.volume import stem_of
 GRID = ("space", "cohort", "res", "den")
 """Entities that say on which voxel grid an image lies: a mask of another grid is of another image."""
 _NATIVE = frozenset({"orig", "native", "individual"})
-_OWN_MEANING = frozenset({"desc", "label", "atlas", "seg", *GRID})  # of a derivative, not of the scan it was made from
+_OWN_MEANING = frozenset({"desc", "label", "atlas", "seg", "mod", *GRID})  # not of the scan that it was made from
+_NUMBERS = frozenset({"run", "echo", "flip", "inv", "split"})
+_CONTRASTS = frozenset({"T1w", "T2w", "FLAIR", "T2star", "PDw", "T1map", "T2map", "UNIT1", "inplaneT1", "inplaneT2"})
 _LESION = re.compile(r"lesion|tumou?r|wmh|infarct|stroke", re.IGNORECASE)
 _MASK_SUFFIXES = frozenset({"mask", "roi", "dseg"})
 
 
 def entities(stem: str) -> dict[str, str]:
-    """Read the entities of a BIDS name.
+    """Read the entities of a BIDS name; numbers have no leading zeros.
 
     Example:
-        >>> entities("sub-1_space-MNI152_desc-brain_mask")
-        {'sub': '1', 'space': 'MNI152', 'desc': 'brain'}
+        >>> entities("sub-01_run-02_space-MNI152_desc-brain_mask")
+        {'sub': '01', 'run': '2', 'space': 'MNI152', 'desc': 'brain'}
     """
-    return dict(part.split("-", 1) for part in stem.split("_") if "-" in part)
+    found = dict(part.split("-", 1) for part in stem.split("_") if "-" in part)
+    return found | {name: str(int(found[name])) for name in _NUMBERS & set(found) if found[name].isdecimal()}
 
 
 def fits(scan: str, other: str) -> bool:
     """Check whether a mask or label may be that of a scan, by BIDS names.
 
-    Subject, session and grid must be the same; any other entity that the mask's name has, the scan's must have, too.
+    Subject, session and grid must be the same, and so must the contrast, if the mask's name says one, as in
+    ``sub-1_T1w_desc-brain_mask``; any other entity that the mask's name has, the scan's must have, too.
 
     Args:
         scan: Stem of the scan, such as ``sub-1_acq-3d_T1w``.
@@ -44,8 +48,9 @@ def fits(scan: str, other: str) -> bool:
     spaces = {None, *_NATIVE, suffix}
     same_space = own.get("space") == its.get("space") or {own.get("space"), its.get("space")} <= spaces
     same_grid = same_space and all(own.get(name) == its.get(name) for name in GRID[1:])
-    same_person = all(own.get(name) == its.get(name) for name in ("sub", "ses"))
-    return same_person and same_grid and all(own.get(n) == v for n, v in its.items() if n not in _OWN_MEANING)
+    contrasts = _CONTRASTS & {*other.split("_")[:-1], its.get("mod", "")}
+    same_kind = _same_person(scan, other) and contrasts <= {suffix}
+    return same_kind and same_grid and all(own.get(n) == v for n, v in its.items() if n not in _OWN_MEANING)
 
 
 def dropped(scan: str, other: str) -> frozenset[str]:
@@ -56,7 +61,8 @@ def dropped(scan: str, other: str) -> frozenset[str]:
 def is_brain_mask(stem: str) -> bool:
     """Check whether a BIDS name is that of a brain mask."""
     found = entities(stem)
-    return stem.rpartition("_")[2] == "mask" and "brain" in (found.get("desc"), found.get("label"))
+    suffix = stem.rpartition("_")[2]
+    return suffix == "brainmask" or (suffix == "mask" and "brain" in (found.get("desc"), found.get("label")))
 
 
 def is_lesion_label(stem: str) -> bool:

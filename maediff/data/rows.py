@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 def path_cell(row: Mapping[str, str], name: str, folder: Path) -> Path | None:
     """Read a cell that names a file.
 
-    Backslashes (of a table made on Windows) and accents in another Unicode form (of one made on a Mac) are tried if
-    there is no file of the very name.
+    If there is no file of the very name, it is tried with slashes for backslashes (of a table made on Windows), with
+    accents in another Unicode form (of one made on a Mac), and without single quotation marks.
 
     Args:
         row: Cells by column.
@@ -34,7 +34,7 @@ def path_cell(row: Mapping[str, str], name: str, folder: Path) -> Path | None:
     text = given(row, name)
     if text is None:
         return None
-    forms = [text, text.replace("\\", "/")]
+    forms = [text, text.replace("\\", "/"), text.strip("'")]
     forms += [unicodedata.normalize(form, slashed) for form in ("NFC", "NFD") for slashed in forms]
     places = [folder / _expanded(form) for form in dict.fromkeys(forms)]
     return next((place for place in places if _there(place)), places[0])

@@ -36,7 +36,8 @@ _CONSTANT = 0.6
 """Share of neighbouring foreground voxels that are equal from which on an image holds labels. In 6 label maps of heads
 (two sources) it was 0.75 or more, in 11 real scans (three sources) 0.31 or less. [ours]"""
 _SATURATED = 0.2
-"""Share of foreground voxels of an image from 0 to 1 that are exactly its top, from which on it holds shares. [ours]"""
+"""Share of foreground voxels at the top of an image (1, 100 percent or 255) from which on it holds shares: they are
+wholly one tissue. [ours]"""
 _SAMPLE = 50_000  # voxels, enough to find the background
 _OTHER_FORMATS = (".mgz", ".mgh", ".img", ".hdr", ".nrrd", ".mha", ".mhd", ".mnc", ".nii.bz2", ".nii.xz", ".nii.zst")
 
@@ -99,7 +100,7 @@ def judge(files: Sequence[Path]) -> Judged:
         if content == "labels":
             left_out.append(LeftOut(path, "a mask or label map by its voxels: few values in constant regions"))
         elif content == "shares" and (named or _saturated(path)):
-            left_out.append(LeftOut(path, "a mask or probability map: its voxels are shares from 0 to 1"))
+            left_out.append(LeftOut(path, "a mask or probability map: its voxels are shares"))
         elif named and content == "unknown":
             left_out.append(LeftOut(path, "a mask or label map by its name"))
         else:
@@ -159,9 +160,8 @@ def _content(path: Path, _mtime_ns: int, _size: int) -> tuple[Content, bool]:
         return "unknown", False
     if _are_labels(data, low, high):
         return "labels", False
-    if low < 0 or high > 1.001:
-        return "scan", False
-    return "shares", float((data >= 0.999 * high)[data > 0].mean()) > _SATURATED
+    saturated = low >= 0 and float((data >= 0.999 * high)[data > 0].mean()) > _SATURATED
+    return "shares" if saturated or (low >= 0 and high <= 1.001) else "scan", saturated
 
 
 def _are_labels(data: Array, low: float, high: float) -> bool:

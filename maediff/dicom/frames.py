@@ -260,9 +260,12 @@ def _check_distances(along_mm: DoubleArray, frames: Sequence[Frame], folder: Pat
     steps = np.diff(along_mm)
     if (steps < _SAME_PLACE_MM).any():
         places = 1 + int((steps >= _SAME_PLACE_MM).sum())
+        one_object = len({id(frame.image) for frame in frames}) == 1
+        apart = "" if one_object else "put one volume into a folder of its own, or "
         raise GeometryError(
-            f"{len(along_mm)} images in {folder} share {places} slice positions: {_what_differs(frames)}; "
-            "put one volume into a folder of its own, or convert it with dcm2niix and give the NIfTI file"
+            f"{len(along_mm)} images in {folder} share {places} slice positions: {_what_differs(frames)}; a single "
+            f"volume is needed: {apart}convert the series with dcm2niix, which splits the volumes, and give one NIfTI "
+            "file"
         )
     usual = float(np.median(steps))
     uneven = np.abs(steps - usual) > _UNEVEN * usual

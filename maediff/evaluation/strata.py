@@ -10,10 +10,10 @@ from itertools import pairwise
 from typing import TypeVar
 
 from maediff.errors import ConfigError, InputError
+from maediff.tables import given
 
 MAX_GROUPS = 20
 MISSING = "n/a"
-_EMPTY = frozenset({"", "n/a", "na", "nan", "none"})
 T = TypeVar("T")
 
 
@@ -60,7 +60,7 @@ class Stratum:
             >>> [Stratum("age", (40.0, 60.0)).group(value) for value in ("39.5", "40", "71", "n/a")]
             ['< 40', '40 to < 60', '>= 60', 'n/a']
         """
-        if value is None or value.strip().lower() in _EMPTY:
+        if value is None or given({self.column: value}, self.column) is None:
             return MISSING
         if not self.edges:
             return value

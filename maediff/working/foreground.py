@@ -18,6 +18,7 @@ from maediff.volume import Volume
 MAX_BRAIN_ML = 2400.0
 """No brain mask seen was larger: real brains hold 900 to 1,800 ml, synthetic ones up to 2,200; heads 3,300 and more."""
 
+_SECOND_SHARE = 0.05  # of the border and of all voxels: what another constant may not hold
 _LEAST_SHARE = 0.2  # of the voxels, and of those at the border, are background in a stripped scan
 _RINGING = 0.01  # of the intensity range: what interpolation leaves of a background of zeros far from the brain
 _RINGING_SHARE = 0.03  # of the voxels beside the background; noise in fluid has fewer values so close to it
@@ -55,7 +56,8 @@ def find_background(data: Array) -> Background | None:
         data: Intensities (X, Y, Z).
 
     Returns:
-        The background; None if there is none, as in a scan with noisy air or one filled by the brain.
+        The background; None if there is none, as in a scan with noisy air or one filled by the brain, or if two
+        constants share it, as after a resampling that filled with another value.
 
     Example:
         >>> scan = np.full((8, 8, 8), -1024.0, np.float32)
@@ -66,6 +68,8 @@ def find_background(data: Array) -> Background | None:
     border = _border(data)
     values, counts = np.unique(border, return_counts=True)
     level = float(values[counts.argmax()])
+    if _another_constant(data, level, values[counts >= _SECOND_SHARE * border.size]):
+        return None
     same = float(np.mean(data == np.float32(level)))
     if counts.max() >= _LEAST_SHARE * border.size and same >= _LEAST_SHARE:
         return _with_ringing(data, level)
@@ -119,6 +123,12 @@ def _with_ringing(data: Array, level: float) -> Background:
     size = float(np.percentile(beside, 99))
     faint = float(np.mean(beside < _RINGING * size))
     return Background(level, _RINGING_CUT * size if faint > _RINGING_SHARE else 0.0)
+
+
+def _another_constant(data: Array, level: float, values: Array) -> bool:
+    """Check whether one of the values, which are frequent at the border, is a second background."""
+    distant = values[np.abs(values - np.float32(level)) > _RINGING * _range(data, level)]
+    return any(np.mean(data == value) >= _SECOND_SHARE for value in distant)
 
 
 def _range(data: Array, level: float) -> float:

@@ -38,6 +38,13 @@ def data_set(root, *names):
         ("sub-1_ses-1_T1w", "sub-1_ses-2_desc-brain_mask", False),
         ("sub-1_run-1_T1w", "sub-1_run-2_desc-brain_mask", False),
         ("sub-1_T1w", "sub-10_desc-brain_mask", False),
+        ("sub-1_run-01_T1w", "sub-1_run-1_desc-brain_mask", True),
+        ("sub-1_T1w", "sub-1_T1w_brainmask", True),
+        ("sub-1_T1w", "sub-1_T2w_desc-brain_mask", False),
+        ("sub-1_FLAIR", "sub-1_T1w_label-lesion_roi", False),
+        ("sub-1_T1w", "sub-1_mod-T1w_desc-brain_mask", True),
+        ("sub-1_T1w", "sub-1_mod-T2w_desc-brain_mask", False),
+        ("sub-1_space-P_cohort-1_T1w", "sub-1_space-P_cohort-2_desc-brain_mask", False),
     ],
 )
 def test_names_fit_on_the_same_grid_only(scan, other, expected):

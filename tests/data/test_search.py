@@ -54,6 +54,11 @@ def put(root, name, data):
         (np.where(INSIDE & (abs(GRID[0]) < 1), 1.37, PARTS).astype(np.float32), "labels"),
         (POINT, "labels"),
         (SHARES, "shares"),
+        (100 * SHARES, "shares"),
+        ((255 * SHARES).astype(np.uint8), "shares"),
+        (np.where(INSIDE, PARTS, np.nan).astype(np.float32), "labels"),
+        (PARTS.astype(np.int16) - 1, "labels"),
+        (np.where(GRID[0] > 5, -1024, SCAN).astype(np.float32), "scan"),
         (0 * POINT, "unknown"),
     ],
 )

@@ -235,7 +235,7 @@ def _localizer(folder):
     ("make", "kind", "said"),
     [
         (_localizer, GeometryError, "turned against each other, as those of a localizer are"),
-        (_echoes, GeometryError, "10 images .* share 5 slice positions: 2 echo times"),
+        (_echoes, GeometryError, "share 5 slice positions: 2 echo times; .* needed: convert .* dcm2niix"),
         (_phase, InputError, "no magnitude images: 5 slices are phase images"),
         (_miscounted, InputError, "claims 7 frames and describes 5"),
         (_placeless, InputError, "lack ImageOrientationPatient"),

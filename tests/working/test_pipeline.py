@@ -134,6 +134,15 @@ def test_a_constant_background_is_recognised_whatever_its_value():
         assert (f"{level:g}" in notes[0]) == (level != 0)
 
 
+@pytest.mark.parametrize("edge", [2, 14])
+def test_a_background_of_two_constants_is_none_and_neither_is_taken_for_brain(edge):
+    brain = ball((40, 40, 40), 12)
+    data = np.where(brain, 50 + 20 * np.random.default_rng(0).random(brain.shape), -1024)
+    data[edge + 24 :][~brain[edge + 24 :]] = 0  # what a resampling filled beyond the field of view
+    with pytest.raises(InputError, match="background is not one value"):
+        brain_mask(make_volume(data, np.diag([4, 4, 4, 1.0])), None)
+
+
 def test_a_scan_that_was_z_scored_has_the_brain_that_it_had():
     brain = ball((40, 40, 40), 15)
     data = np.where(brain, 50 + 20 * np.random.default_rng(0).random(brain.shape), 0)
