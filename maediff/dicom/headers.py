@@ -173,15 +173,16 @@ def _value(image: Any, name: str, pydicom: Any) -> tuple[Any, str]:
     if value is None or value == "":
         return None, ""
     kind = pydicom.datadict.dictionary_VR(name)
-    mend = {"DA": _date, "TM": _time}.get(kind, _sex if name == "PatientSex" else None)
+    mend = {"DA": _date, "TM": _time, "DS": _decimals}.get(kind, _sex if name == "PatientSex" else None)
     if mend is None:
         if "\N{REPLACEMENT CHARACTER}" in str(value):
             return None, f"{name} cannot be decoded and was cleared"
         return str(value) if kind == "PN" else value, ""
-    mended = mend(str(value).strip())
+    text = "\\".join(map(str, value)) if isinstance(value, pydicom.multival.MultiValue) else str(value).strip()
+    mended = mend(text)
     if mended is None:
         return None, f"{name} is not as the standard wants it and was cleared"
-    return mended, "" if mended == str(value).strip() else f"{name} was brought to the form of the standard"
+    return mended, "" if mended == text else f"{name} was brought to the form of the standard"
 
 
 def _date(text: str) -> str | None:
@@ -205,6 +206,12 @@ def _time(text: str) -> str | None:
         return None
     part = (found["part"] or "")[1:7]
     return f"{hours}{minutes or ''}{seconds or ''}{'.' * bool(part)}{part}"
+
+
+def _decimals(text: str) -> str | None:
+    """Return decimal strings, several joined by backslashes, with points for commas; None if one is no number."""
+    points = text.replace(",", ".")
+    return points if numbers(points, points.count("\\") + 1) is not None else None
 
 
 def _sex(text: str) -> str | None:

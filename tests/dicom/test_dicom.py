@@ -498,6 +498,29 @@ class TestExport:
         assert [note.split()[0] for note in item.notes] == [name] * changed
         assert not any(str(value) in note for note in item.notes)
 
+    @pytest.mark.filterwarnings("ignore")  # of reading such files
+    @pytest.mark.parametrize(
+        ("name", "text", "kept"),
+        [
+            ("PatientWeight", "70kg", ""),
+            ("PatientWeight", "70,5", "70.5"),
+            ("PatientSize", "nan ", ""),
+            ("LossyImageCompressionRatio", "1,5\\ten ", ""),
+            ("LossyImageCompressionRatio", "1,5\\20", "[1.5, 20]"),
+        ],
+    )
+    def test_decimals_that_are_no_numbers_stop_no_export(self, name, text, kept, tmp_path):
+        """Text that pydicom writes for nobody is put into the files by hand."""
+        folder = write_series(tmp_path / "in", change=_set(name, "7" * len(text)))
+        for path in folder.iterdir():
+            path.write_bytes(path.read_bytes().replace(b"7" * len(text), text.encode()))
+        volume = read_dicom(folder)
+        write_like(tmp_path / "maps" / "in_anomaly.nii.gz", volume.data / 1000, volume)
+        (item,) = export_dicom(tmp_path / "maps", folder, tmp_path / "out", trust_names=True)
+        assert item.status == "done", item.message
+        assert str(pydicom.dcmread(item.files[0]).get(name, "")) == kept
+        assert [note.split()[0] for note in item.notes] == [name]
+
     @pytest.mark.filterwarnings("ignore")  # of writing such files
     @pytest.mark.parametrize(
         ("characters", "person", "told"),
