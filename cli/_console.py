@@ -229,6 +229,7 @@ def _describe(outcome: CaseOutcome) -> str:
     if outcome.status == "skipped":
         return "skipped, finished before"
     volume = "" if outcome.anomalous_volume_ml is None else f", {outcome.anomalous_volume_ml:.1f} ml anomalous"
+    volume += f", the largest finding {outcome.largest}" if outcome.largest else ""
     seconds = "" if outcome.seconds is None else f", {outcome.seconds:.1f} s"
     standing = f", {outcome.standing}" if outcome.standing else ""
     return f"score {number(outcome.score)}{standing}{volume}{seconds}"

@@ -1,6 +1,6 @@
 """What may be set (schema), and how it is read, overridden and hashed (load)."""
 
-from maediff.config.load import config_hash, dump_yaml, load_config, override, parse_config, presets
+from maediff.config.load import config_hash, dump_yaml, load_config, maps_hash, override, parse_config, presets
 from maediff.config.schema import (
     METHODS,
     UNTRAINED,
@@ -36,6 +36,7 @@ __all__ = [
     "config_hash",
     "dump_yaml",
     "load_config",
+    "maps_hash",
     "override",
     "parse_config",
     "presets",

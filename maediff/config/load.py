@@ -82,6 +82,11 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def maps_hash(config: Config) -> str:
+    """Hash what shapes a map, whatever its mask: :func:`config_hash` without the smallest finding."""
+    return config_hash(config.model_copy(update={"score": config.score.model_copy(update={"min_size_mm3": 0.0})}))
+
+
 def _overridden(tree: dict[str, Any], overrides: Iterable[str]) -> Config:
     for text in overrides:
         _assign(tree, text)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from maediff.findings.components import Component, Findings, LobeVolume, locate
 from maediff.findings.placing import preparation_notes, to_template
-from maediff.findings.table import COLUMNS, component_rows, components_path, scan_findings, write_components
+from maediff.findings.table import (
+    COLUMNS,
+    component_rows,
+    components_path,
+    largest_finding,
+    scan_findings,
+    write_components,
+)
 
 __all__ = [
     "COLUMNS",
@@ -13,6 +20,7 @@ __all__ = [
     "LobeVolume",
     "component_rows",
     "components_path",
+    "largest_finding",
     "locate",
     "preparation_notes",
     "scan_findings",

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from maediff.errors import InputError
 from maediff.findings.components import Component, Findings, locate
 from maediff.findings.placing import to_template
-from maediff.tables import write_table
+from maediff.tables import given, read_table, write_table
 from maediff.typing import BoolArray, FloatArray
 from maediff.volume import Volume
 
@@ -52,6 +53,24 @@ def write_components(path: Path, components: Iterable[Component]) -> Path:
     """
     write_table(path, component_rows(components), COLUMNS, missing="n/a")
     return path
+
+
+def largest_finding(table: Path) -> str:
+    """Say how large the largest finding is and where it lies; empty if there is none, or no table that can be read.
+
+    Args:
+        table: What :func:`write_components` wrote.
+    """
+    try:
+        rows = read_table(table, ("volume_ml", "centre_x_mm", "centre_y_mm", "centre_z_mm")).rows
+        if not rows:
+            return ""
+        first = rows[0]
+        place = " ".join(f"{round(float(first[f'centre_{axis}_mm']))}" for axis in "xyz")
+        where = [text for name in ("side", "lobe") if (text := given(first, name))]
+        return f"{float(first['volume_ml']):.1f} ml {' '.join([*where, ''])}at RAS {place} mm"
+    except (InputError, ValueError):
+        return ""
 
 
 def components_path(anomaly: Path) -> Path:

@@ -65,7 +65,7 @@ class ScanTask:
     def __call__(self, case: Case) -> CaseOutcome:
         """Score a scan, unless a worker that died since the run began had finished it."""
         predictor = _load_once(self.model, self.device, self.overrides, self.threshold, self.rate, self.accept)
-        key = RunKey(predictor.model_hash, predictor.config_hash, self.seed, predictor.threshold_given)
+        key = RunKey.of(predictor, self.seed)
         outputs = Outputs.of(case, self.out)
         finished_now = outputs.sidecar.is_file() and outputs.sidecar.stat().st_mtime_ns >= self.began_ns
         job = CaseJob(predictor, self.out, key, self.overwrite and not finished_now, self.on_result)

@@ -9,20 +9,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
 from maediff import tables
 from maediff.calibration import among_healthy
+from maediff.config import maps_hash
 from maediff.data.cases import Case
-from maediff.errors import InputError, OutputError
+from maediff.errors import InputError, MAEDiffError, OutputError
 from maediff.files import file_sha256, read_json, remove_leftovers, write_json
-from maediff.findings import scan_findings, write_components
+from maediff.findings import components_path, largest_finding, scan_findings, write_components
 from maediff.inference.overlap import overlapped
 from maediff.locking import PARTICIPANTS, Part
 from maediff.paths import WRITTEN_IN, stored_path
-from maediff.volume import write_like
+from maediff.typing import FloatMap
+from maediff.volume import read_map, write_like
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Status = Literal["done", "skipped", "failed"]
 T = TypeVar("T")
+Maps: TypeAlias = "tuple[FloatMap, FloatMap, FloatMap | None]"
+"""Anomaly map, reconstruction and uncertainty of a scan, on its voxels."""
 _MAX_NAME_BYTES = 255  # of every usual file system
 
 
@@ -51,6 +55,8 @@ class CaseOutcome:
     """What a user should be told about the scan, one by one; `message` joins them in the table."""
     standing: str = ""
     """How the score compares with those of healthy scans, in words; not in the table."""
+    largest: str = ""
+    """Volume and place of the largest finding, in words; not in the table."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +161,33 @@ class RunKey:
     config_hash: str
     seed: int
     threshold_given: float | None = None
+    maps_hash: str = ""
+
+    @classmethod
+    def of(cls, predictor: Predictor, seed: int) -> RunKey:
+        """Tell what the outputs of a predictor share."""
+        hashes = (predictor.model_hash, predictor.config_hash)
+        return cls(*hashes, seed, predictor.threshold_given, maps_hash(predictor.config))
 
     def fits(self, case: Case, outputs: Outputs) -> bool:
         """Tell whether the outputs of a case are finished, and of this input, model, configuration and seed."""
+        wanted = {"config_hash": self.config_hash, "threshold_given": self.threshold_given}
+        return self._finished(case, outputs, wanted)
+
+    def kept_maps(self, case: Case, outputs: Outputs) -> Maps | None:
+        """Read the maps of a finished scan that is wanted at another threshold alone; None if they must be computed."""
+        if not self._finished(case, outputs, {"maps_hash": self.maps_hash}):
+            return None
+        names = read_json(outputs.sidecar)["outputs"]
+        try:
+            anomaly, reconstruction = (read_map(path).data for path in (outputs.anomaly, outputs.reconstruction))
+            return anomaly, reconstruction, read_map(outputs.uncertainty).data if "uncertainty" in names else None
+        except MAEDiffError:  # damaged since
+            return None
+
+    def _finished(self, case: Case, outputs: Outputs, more: dict[str, Any]) -> bool:
         found = read_json(outputs.sidecar)
-        wanted: dict[str, Any] = {"model_hash": self.model_hash, "config_hash": self.config_hash, "seed": self.seed}
-        wanted["threshold_given"] = self.threshold_given
+        wanted = {"model_hash": self.model_hash, "seed": self.seed} | more
         if any(found.get(name) != value for name, value in wanted.items()):
             return False
         named = [outputs.sidecar.parent / str(name) for name in found.get("outputs", {}).values()]
@@ -218,7 +245,7 @@ def infer_cases(
     Raises:
         OutputError: The output folder cannot be written; nothing else would succeed either.
     """
-    key = RunKey(predictor.model_hash, predictor.config_hash, seed, predictor.threshold_given)
+    key = RunKey.of(predictor, seed)
     job = CaseJob(predictor, table.parent, key, overwrite, on_result, on_batch)
     with CaseTable(table) as rows:
         for outcome in overlapped(cases, job.read, job.score, job.write):
@@ -235,6 +262,8 @@ class Staged:
     case: Case
     outputs: Outputs
     made: Any
+    maps: Maps | None = None
+    """Maps of an earlier run that only another threshold is wanted of."""
 
 
 @dataclass(frozen=True)
@@ -261,24 +290,28 @@ class CaseJob:
 
     def read(self, case: Case) -> Staged:
         """Skip a finished scan, else remove older outputs and prepare it."""
+        outputs = Outputs.of(case, self.out)
+        kept: list[Maps | None] = []
 
         def prepared() -> LoadedScan | CaseOutcome:
             if case.problem:
                 raise InputError(case.problem)
             if not self.overwrite and self.key.fits(case, outputs):
                 return finished_outcome(case.id, outputs.sidecar)
+            kept.append(None if self.overwrite else self.key.kept_maps(case, outputs))
             outputs.remove()  # until the new outputs are complete, none is finished
             return self.predictor.prepare(case.images, case.mask)
 
-        outputs = Outputs.of(case, self.out)
-        return Staged(case, outputs, _guarded(case, prepared))
+        made = _guarded(case, prepared)
+        return Staged(case, outputs, made, kept[0] if kept else None)
 
     def score(self, scan: Staged) -> Staged:
         """Compute the maps."""
         if isinstance(scan.made, CaseOutcome):
             return scan
         on_batch = None if self.on_batch is None else partial(self.on_batch, scan.case.id)
-        return replace(scan, made=_guarded(scan.case, lambda: self.predictor.score(scan.made, self.key.seed, on_batch)))
+        score = partial(self.predictor.score, scan.made, self.key.seed, on_batch, maps=scan.maps)
+        return replace(scan, made=_guarded(scan.case, score))
 
     def write(self, scan: Staged) -> CaseOutcome:
         """Write the maps, then the sidecar that makes them count as finished."""
@@ -362,7 +395,8 @@ def _write_result(
     write_json(outputs.sidecar, sidecar)
     message = "; ".join(result.notes)
     numbers = (result.score, result.volume_ml, result.seconds)
-    return CaseOutcome(case.id, "done", *numbers, message, result.notes, result.standing)
+    largest = largest_finding(outputs.components)
+    return CaseOutcome(case.id, "done", *numbers, message, result.notes, result.standing, largest)
 
 
 def _write_maps(result: AnomalyResult, outputs: Outputs) -> dict[str, str]:
@@ -410,6 +444,7 @@ def _sidecar(case: Case, result: AnomalyResult, key: RunKey, folder: Path) -> di
         "input_sha256": input_hash(case),
         "model_hash": key.model_hash,
         "config_hash": key.config_hash,
+        "maps_hash": key.maps_hash,
         "seed": key.seed,
         "threshold_given": key.threshold_given,
         **result.to_dict(),
@@ -423,10 +458,10 @@ def finished_outcome(case: str, sidecar: Path) -> CaseOutcome:
     message = "finished in an earlier run"
     notes = tuple(str(note) for note in found.get("notes", ()))
     numbers = (found.get("score"), found.get("volume_ml"), found.get("seconds"))
-    standing = among_healthy(
-        *(found.get(key) for key in ("score_percentile", "healthy_scans", "calibration_suspended"))
-    )
-    return CaseOutcome(case, "skipped", *numbers, message, notes, standing)
+    anomaly = sidecar.with_name(f"{sidecar.name.removesuffix('.json')}.nii.gz")
+    largest = largest_finding(components_path(anomaly))
+    known = (found.get(key) for key in ("score_percentile", "healthy_scans", "calibration_suspended"))
+    return CaseOutcome(case, "skipped", *numbers, message, notes, among_healthy(*known), largest)
 
 
 def table_name(part: Part) -> str:
@@ -443,7 +478,7 @@ def table_name(part: Part) -> str:
 
 def outcome_columns() -> list[str]:
     """Name the columns of `cases.tsv`."""
-    return [field.name for field in fields(CaseOutcome) if field.name not in ("notes", "standing")]
+    return [field.name for field in fields(CaseOutcome) if field.name not in ("notes", "standing", "largest")]
 
 
 def write_table(path: Path, outcomes: Sequence[CaseOutcome]) -> None:

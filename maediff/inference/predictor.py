@@ -183,12 +183,25 @@ class Predictor:
 
     @usual_defaults()
     def score(
-        self, scan: LoadedScan, seed: int = 0, on_batch: Callable[[int, int], None] | None = None
+        self,
+        scan: LoadedScan,
+        seed: int = 0,
+        on_batch: Callable[[int, int], None] | None = None,
+        maps: tuple[FloatMap, FloatMap, FloatMap | None] | None = None,
     ) -> AnomalyResult:
-        """Score a prepared scan: the rest of :meth:`predict`."""
+        """Score a prepared scan: the rest of :meth:`predict`.
+
+        Args:
+            scan: From :meth:`prepare`.
+            seed: Seed of the noise.
+            on_batch: Progress callback, called with (windows done, windows in total).
+            maps: Anomaly map, reconstruction and uncertainty that this model made of the scan before; they are computed
+                if None.
+        """
         start = time.perf_counter()
         volume, prepared = scan.volume, scan.prepared
-        anomaly, reconstruction, deviation = self._maps(scan, (seed, content_key(scan)), on_batch)
+        made = maps or self._maps(scan, (seed, content_key(scan)), on_batch)
+        anomaly, reconstruction, deviation = made
         calibrated = self.calibration_of(scan)
         score = case_score(anomaly, prepared.native_mask)
         if not (np.isfinite(score) and np.isfinite(anomaly).all() and np.isfinite(reconstruction).all()):

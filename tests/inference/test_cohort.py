@@ -17,6 +17,7 @@ from maediff.calibration import Calibration
 from maediff.errors import ConfigError, InputError, OutputError
 from maediff.files import read_json
 from maediff.inference.load import load_model
+from maediff.inference.predictor import Predictor
 from maediff.jobs.infer import infer, plan_inference
 from maediff.model_folder import update_calibration
 from maediff.report import write_report
@@ -113,6 +114,26 @@ def test_a_given_threshold_makes_the_mask_and_is_part_of_what_was_asked_for(mode
     assert read_json(out / "a_anomaly.json")["threshold"] == 0.2
     with pytest.raises(ConfigError, match=r"recorded: 0\.001"):
         infer(model, scans, out, device="cpu", rate=0.05)
+
+
+def test_another_threshold_or_smallest_finding_keeps_the_maps(model, scans, tmp_path, monkeypatch):
+    scan, again, fresh = scans / "a.nii.gz", tmp_path / "again", tmp_path / "fresh"
+    wanted = {"device": "cpu", "threshold": 0.15, "overrides": ("score.min_size_mm3=2000",)}
+    infer(model, scan, fresh, **wanted)
+    infer(model, scan, again, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "_maps", None)  # nothing may be computed again
+        assert infer(model, scan, again, **wanted).done == 1
+        assert infer(model, scan, again, **wanted).skipped == 1
+    for path in fresh.glob("a_*"):
+        if path.suffix != ".json":
+            assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+    one, other = (read_json(folder / "a_anomaly.json") for folder in (fresh, again))
+    for sidecar in (one, other):
+        del sidecar["seconds"], sidecar["written_in"], sidecar["image"]
+    assert one == other
+    assert infer(model, scan, again, device="cpu", seed=1).done == 1  # another seed, other maps
+    assert (again / "a_anomaly.nii.gz").read_bytes() != (fresh / "a_anomaly.nii.gz").read_bytes()
 
 
 def test_a_run_with_nothing_to_do_loads_no_network(model, scans, tmp_path):
@@ -220,6 +241,10 @@ def test_the_command_line_writes_what_the_api_returns(model, scans, tmp_path):
     assert sidecar["model"] == {"trained_on": "not stated", "finds": "not stated", "misses": "not stated"}
     assert result.standing.endswith("of 1 healthy scan")
     assert f"score {result.score:.3f}, {result.standing}, " in outcome.output
+    first = result.components().iloc[0]
+    place = " ".join(str(round(first[f"centre_{axis}_mm"])) for axis in "xyz")
+    assert f"the largest finding {first['volume_ml']:.1f} ml" in outcome.output
+    assert f"at RAS {place} mm" in outcome.output
 
 
 def test_a_suspended_calibration_is_called_suspended(model, scans, tmp_path):
