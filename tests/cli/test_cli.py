@@ -28,6 +28,9 @@ from maediff.inference.cost import Cost
 
 HEAVY = {"torch", "numpy", "scipy", "monai", "nibabel", "nilearn", "pandas", "matplotlib", "pydantic", "rich", "yaml"}
 
+NETWORK = {"torch", "monai", "sklearn", "accelerate", "einops", "nilearn", "matplotlib", "skimage"}
+"""What is imported to compute, to draw or to measure."""
+
 
 @pytest.fixture
 def run():
@@ -146,6 +149,30 @@ class TestStart:
         module = COMMANDS[name][0]
         code = f"import sys, maediff.cli.{module}; sys.exit(not {{'torch', 'numpy'}}.isdisjoint(sys.modules))"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "wanted"),
+        [
+            (["info"], 0, set()),
+            (["info", "phantom"], 0, set()),
+            (["config", "show", "-c", "tiny"], 0, set()),
+            (["doctor", "-d", "cpu"], 0, {"torch"}),  # whose version and devices it tells
+            (["infer", "-m", "phantom", "-i", "SCANS", "-o", "OUT", "--dry-run"], 3, set()),
+        ],
+    )
+    def test_what_computes_no_map_imports_no_network(self, arguments, code, wanted, tmp_path):
+        (tmp_path / "scans").mkdir()
+        (tmp_path / "scans" / "a.nii.gz").write_bytes(b"this is no scan")
+        places = {"SCANS": str(tmp_path / "scans"), "OUT": str(tmp_path / "out")}
+        line = [places.get(word, word) for word in arguments]
+        source = (
+            f"import sys\nfrom maediff.cli import app\ntry:\n    app({line!r})\nexcept SystemExit as end:\n"
+            "    print('MODULES', end.code or 0, *sys.modules)"
+        )
+        result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+        ended, *modules = result.stdout.split("MODULES")[1].split()
+        assert int(ended) == code, result.stderr
+        assert NETWORK & set(modules) <= wanted
 
     def test_python_m(self):
         command = [sys.executable, "-m", "maediff", "--version"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
 import shlex
@@ -18,6 +20,7 @@ import pytest
 import yaml
 from maediff.cli import app
 
+import maediff
 from maediff.config import parse_config
 from maediff.data.phantom import subject
 
@@ -25,6 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PLACEHOLDERS = {"channel", "stem", "scan", "suffix", "number", "case", "name", "kind"}
+"""What pages write between angle brackets."""
+
 MADE = {"commands.md", "configuration.md", "api.md"}
 """Pages that the build makes."""
 
@@ -173,6 +179,49 @@ def test_the_tutorial_runs_and_shows_what_is_said(tmp_path):
     assert (tmp_path / "report.html").is_file()
 
 
+# The notebook
+
+
+def cells():
+    content = json.loads((DOCS / "first-scan.ipynb").read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_uses_public_names_only():
+    tree = ast.parse("\n".join(cells()))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert imported == {"maediff", "pandas"}
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    assert not [node.attr for node in used if node.attr.startswith("_")]
+    of_maediff = {node.attr for node in used if isinstance(node.value, ast.Name) and node.value.id == "maediff"}
+    assert of_maediff
+    assert of_maediff <= set(maediff.__all__)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_notebook_runs_and_shows_something_in_each_cell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    shown = []
+    for source in cells():
+        *first, last = ast.parse(source).body
+        exec(compile(ast.Module(first, []), "first-scan.ipynb", "exec"), names)
+        if isinstance(last, ast.Expr):
+            shown.append(eval(compile(ast.Expression(last.value), "first-scan.ipynb", "eval"), names))
+        else:
+            exec(compile(ast.Module([last], []), "first-scan.ipynb", "exec"), names)
+    case, result, figure, findings, files, outcomes, metrics = shown
+    assert set(case) == {"image", "mask", "label"}
+    assert "data:image/png" in result._repr_html_()
+    assert len(figure.axes) >= 3
+    assert findings["volume_ml"].is_monotonic_decreasing
+    assert any(name.endswith("_anomaly.nii.gz") for name in files)
+    assert set(outcomes["status"]) == {"done"}
+    assert metrics["mean"].between(0, 1).all()
+
+
 # The built site
 
 
@@ -182,16 +231,23 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.loads, self.links, self.ids = [], [], set()
+        self.title, self.unknown, self._in_title = "", set(), False
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
+        self._in_title = tag == "title" and not self.title
+        self.unknown |= {tag} & PLACEHOLDERS
         self.ids |= {found[name] for name in ("id", "name") if found.get(name)}
         if tag == "a" and found.get("href") is not None:
             self.links.append(found["href"])
         elif tag == "link" and "canonical" not in (found.get("rel") or "") and found.get("href"):
             self.loads.append(found["href"])
         self.loads += [found[name] for name in ("src", "srcset", "data", "poster") if found.get(name)]
+
+    def handle_data(self, data):
+        if self._in_title:
+            self.title, self._in_title = data.strip(), False
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +306,31 @@ class TestSite:
         method = (site.folder / "method.html").read_text(encoding="utf-8")
         assert method.count("<math") >= 5
         assert "arithmatex" not in method
+
+    def test_placeholders_are_text_and_no_elements(self, site):
+        assert "image_&lt;channel&gt;" in (site.folder / "commands.html").read_text(encoding="utf-8")
+        for path, page in site.pages.items():
+            assert page.unknown == set(), path.name
+
+    def test_titles_can_be_searched(self, site):
+        titles = {path.name: page.title for path, page in site.pages.items() if path.name != "404.html"}
+        assert all(titles.values())
+        assert len(set(titles.values())) == len(titles)
+        assert not [title for title in titles.values() if re.search(r"[`<>]", title)]
+
+    def test_it_is_dark_for_those_who_want_it_dark(self, site, browser):
+        browser.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        browser.send("Page.navigate", url=(site.folder / "index.html").as_uri())
+        browser.wait_for("document.body?.dataset.mdColorScheme === 'slate'")
+        light = browser.value("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]")
+        assert light < 80
+
+    def test_search_works_in_pages_opened_as_files(self, site, browser):
+        browser.send("Page.navigate", url=(site.folder / "view.html").as_uri())
+        browser.wait_for("document.querySelector('[data-md-component=search-query]') !== null && window.IFrameWorker")
+        browser.value("document.querySelector('[data-md-component=search-query]').focus()")
+        browser.send("Input.insertText", text="threshold")
+        browser.wait_for("document.querySelectorAll('.md-search-result__item a').length > 3")
+        links = browser.value("[...document.querySelectorAll('.md-search-result__item a')].map(a => a.href)")
+        assert any("thresholds.html" in link for link in links)
+        assert all(link.startswith("file:") for link in links)
