@@ -3,8 +3,8 @@
 python -m benchmarks.robustness.input_check [--model phantom] [--parts made,said] [--write-page] [--json FILE]
 
 `made`: 60 good and 60 bad brains, made from the template. `said`: noise in a brain mask, a brain upside down, half a
-brain, inverted contrast, a whole head, a healthy volunteer, an MS patient and a glioma through `maediff infer`, and
-what it says of each. A part that is left out is taken over from FILE. `--write-page` puts both into the page.
+brain, inverted contrast, a CT, a whole head, a healthy volunteer, an MS patient and a glioma through `maediff infer`,
+and what it says of each. A part that is left out is taken over from FILE. `--write-page` puts both into the page.
 """
 
 from __future__ import annotations
@@ -52,11 +52,18 @@ def _inverted(data: FloatMap, inside: BoolArray) -> FloatMap:
     return np.where(inside, data[inside].max() + 1 - data, 0)
 
 
+def _ct(data: FloatMap, inside: BoolArray) -> FloatMap:
+    low, high = np.percentile(data[inside], (1, 99))
+    tissue = 10 + 40 * ((data - low) / (high - low)).clip(0, 1)  # Hounsfield units of fluid to blood
+    return np.where(inside, tissue, -1000).astype(np.float32)
+
+
 MADE: dict[str, tuple[str, Maker]] = {
     "pure noise inside a brain mask": ("mslub", _noise),
     "a brain upside down": ("mslub", _upside_down),
     "half a brain": ("mslub", _half),
     "inverted contrast": ("mslub", _inverted),
+    "a CT": ("mslub", _ct),
     "whole head with skull": ("ixi_t1", lambda data, inside: data),
     "a healthy volunteer": ("ixi_t1", lambda data, inside: np.where(inside, data, 0)),
     "MS patient": ("mslub", lambda data, inside: np.where(inside, data, 0)),
@@ -89,7 +96,9 @@ def what_is_said(model: str, data: Path, device: str, names: Sequence[str] = ())
             inside = read_mask(case.mask, scan, "brain mask") if case.mask else scan.data > 0
             path = write_like(Path(place) / f"input-{number}.nii.gz", make(scan.data, inside), scan)
             (outcome,) = infer(model, path, Path(place) / f"out-{number}", device=device).cases
-            said = list(outcome.notes) or ([f"failed: {outcome.message}"] if outcome.status == "failed" else [])
+            said = list(outcome.notes) or (
+                [f"failed: {outcome.message.replace(f'{place}/', '')}"] if outcome.status == "failed" else []
+            )
             row: dict[str, Any] = {"input": name, "score": outcome.score, "standing": outcome.standing}
             rows.append(row | {"flagged_ml": outcome.anomalous_volume_ml, "said": said})
             say(f"{name}: {'; '.join(said) or 'nothing'}")
