@@ -21,12 +21,13 @@ from mkdocs.structure.pages import Page
 NAVIGATION: dict[str, list[str]] = {
     "Tutorial": ["tutorial", "first-scan"],
     "How to": [
-        "own-data", "prepare", "dicom", "bids", "own-site", "thresholds", "read-a-report", "view", "cluster", "docker",
-        "model-card", "bundle",
+        "own-data", "prepare", "dicom", "bids", "own-site", "thresholds", "input-check", "read-a-report", "view",
+        "cluster", "docker", "slicer", "monai-label", "xnat", "model-card", "bundle",
     ],
     "Reference": ["commands", "configuration", "api", "files", "robustness"],
     "Explanation": [
-        "method", "architecture", "maps", "metrics", "calibration", "diffusion", "baselines", "benchmark", "speed",
+        "method", "architecture", "packaged-model", "maps", "metrics", "calibration", "diffusion", "baselines",
+        "benchmark", "speed",
     ],
 }  # fmt: skip
 """Section -> pages; a page that is not there is left out, and one that is not named here stands under More."""
@@ -44,6 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "configuration.md": reference.configuration_page(),
         "api.md": reference.api_page(),
         "style.css": Path(__file__).with_name("style.css").read_text(encoding="utf-8"),
+        "iframe-worker.js": Path(__file__).with_name("iframe-worker.js").read_text(encoding="utf-8"),
         **pictures.draw(),
         **notebook.render(Path(config.docs_dir) / "first-scan.ipynb"),
     }

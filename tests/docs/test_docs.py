@@ -328,6 +328,7 @@ class TestSite:
     def test_search_works_in_pages_opened_as_files(self, site, browser):
         browser.send("Page.navigate", url=(site.folder / "view.html").as_uri())
         browser.wait_for("document.querySelector('[data-md-component=search-query]') !== null && window.IFrameWorker")
+        browser.value("document.querySelector('[data-md-toggle=search]').click()")
         browser.value("document.querySelector('[data-md-component=search-query]').focus()")
         browser.send("Input.insertText", text="threshold")
         browser.wait_for("document.querySelectorAll('.md-search-result__item a').length > 3")
