@@ -327,7 +327,9 @@ class TestSite:
 
     def test_search_works_in_pages_opened_as_files(self, site, browser):
         browser.send("Page.navigate", url=(site.folder / "view.html").as_uri())
-        browser.wait_for("document.querySelector('[data-md-component=search-query]') !== null && window.IFrameWorker")
+        browser.wait_for(
+            "document.readyState === 'complete' && document.querySelector('[data-md-toggle=search]')?.type"
+        )
         browser.value("document.querySelector('[data-md-toggle=search]').click()")
         browser.value("document.querySelector('[data-md-component=search-query]').focus()")
         browser.send("Input.insertText", text="threshold")
