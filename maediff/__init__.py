@@ -39,6 +39,7 @@ _HOMES = {
     "read_nifti": "maediff.volume",
     "restore_cohort": "maediff.rawhead.restore",
     "synthesise": "maediff.data.synthesis",
+    "synthesise_heads": "maediff.data.head_cohort",
     "train": "maediff.jobs.train",
     "write_report": "maediff.report.html",
 }
@@ -46,6 +47,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from maediff.bundle import export_bundle
     from maediff.config import Config, load_config
+    from maediff.data.head_cohort import synthesise_heads
     from maediff.data.synthesis import synthesise
     from maediff.dicom import convert_dicom, export_dicom, read_dicom
     from maediff.errors import MAEDiffError
@@ -90,6 +92,7 @@ __all__ = [
     "read_nifti",
     "restore_cohort",
     "synthesise",
+    "synthesise_heads",
     "train",
     "write_report",
 ]

@@ -38,7 +38,7 @@ class Phantom:
         image: Intensities (X, Y, Z), float32, zero outside the brain.
         brain: Brain mask.
         label: Lesion mask, exact; all False for a healthy subject.
-        affine: (4, 4) voxel to MNI mm.
+        affine: (4, 4) voxel to mm: MNI, or the scanner's for a scan drawn from a label map.
     """
 
     image: FloatMap

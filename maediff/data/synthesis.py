@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,21 @@ LICENCE = (
     "Derived from the ICBM-152 2009a template, as bundled with nilearn. Copyright (C) 1993-2009 Louis Collins, "
     "McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University. Keep this notice with copies."
 )
+
+
+@dataclass(frozen=True)
+class MadeFrom:
+    """What a cohort was made from, and what that means for its files.
+
+    Attributes:
+        facts: Seed and settings, for the record.
+        licence: Terms of what it was made from.
+        space: What its space is: ``mni`` or ``scanner``.
+    """
+
+    facts: dict[str, Any]
+    licence: str
+    space: str
 
 
 @dataclass(frozen=True)
@@ -84,20 +100,38 @@ def synthesise(
         ConfigError: Unknown kind or modality, too few subjects, or a spacing that is not whole.
         OutputError: The folder cannot be written, or holds subjects that were not made here.
     """
-    folder = Path(folder)
     plans = plan_cohort(subjects, lesions, modality, seed, healthy_only=healthy_only)
     atlas(spacing_mm)  # refuse an impossible spacing before anything is written
+    facts = {"seed": seed, "modality": modality, "lesions": list(lesions), "spacing_mm": spacing_mm}
+
+    def draw(plan: Plan) -> Phantom:
+        return subject((seed, plan.number), plan.modality, plan.lesion, spacing_mm)
+
+    return write_cohort(Path(folder), plans, draw, MadeFrom(facts, LICENCE, "mni"), on_subject)
+
+
+def write_cohort(
+    folder: Path,
+    plans: Sequence[Plan],
+    draw: Callable[[Plan], Phantom],
+    made: MadeFrom,
+    on_subject: Callable[[str], None] | None = None,
+) -> Path:
+    """Draw subjects and write them as a data set, see :func:`synthesise`.
+
+    Raises:
+        OutputError: The folder cannot be written, or holds subjects that were not made here.
+    """
     _clear(folder)
-    made = {"seed": seed, "modality": modality, "lesions": list(lesions), "spacing_mm": spacing_mm}
-    write_json(folder / _MADE, made)  # first, so that a cohort that was cut off is known as ours
+    write_json(folder / _MADE, made.facts)  # first, so that a cohort that was cut off is known as ours
     rows = []
     for plan in plans:
         if on_subject:
             on_subject(plan.name)
-        rows.append(_write_subject(folder, plan, subject((seed, plan.number), plan.modality, plan.lesion, spacing_mm)))
-    name = "MAEDiff synthetic cohort"
-    describe_data_set(folder, name, "raw", (_TABLE, _MADE), f"# {name}\n\n{LICENCE}\n", License=LICENCE)
-    describe_data_set(folder / "derivatives" / "masks", f"{name}: masks", "derivative", License=LICENCE)
+        rows.append(_write_subject(folder, plan, draw(plan), made.space))
+    name, terms = "MAEDiff synthetic cohort", made.licence
+    describe_data_set(folder, name, "raw", (_TABLE, _MADE), f"# {name}\n\n{terms}\n", License=terms)
+    describe_data_set(folder / "derivatives" / "masks", f"{name}: masks", "derivative", License=terms)
     people = [{"participant_id": p.name, "split": p.split, "lesion": p.lesion or "n/a"} for p in plans]
     write_table(folder / "participants.tsv", people, ("participant_id", "split", "lesion"))
     table = folder / _TABLE
@@ -127,16 +161,22 @@ def _clear(folder: Path) -> None:
 
 
 def plan_cohort(
-    subjects: int, lesions: Sequence[str], modality: str, seed: int, *, healthy_only: bool = False
+    subjects: int,
+    lesions: Sequence[str],
+    modality: str,
+    seed: int,
+    *,
+    healthy_only: bool = False,
+    known: Sequence[str] = KINDS,
 ) -> list[Plan]:
     """Decide who is healthy, who is ill and which split each belongs to.
 
     Raises:
         ConfigError: Unknown kind or modality, or too few subjects.
     """
-    unknown = [kind for kind in lesions if kind not in KINDS]
+    unknown = [kind for kind in lesions if kind not in known]
     if unknown or not lesions:
-        raise ConfigError(f"lesion kinds {', '.join(unknown) or '(none)'} are unknown; use {', '.join(KINDS)}")
+        raise ConfigError(f"lesion kinds {', '.join(unknown) or '(none)'} are unknown; use {', '.join(known)}")
     if modality not in (*MODALITIES, "mixed"):
         raise ConfigError(f"modality {modality!r} is unknown; use {', '.join(MODALITIES)} or mixed")
     least = 2 if healthy_only else 8
@@ -165,9 +205,9 @@ def _modality(modality: str, seed: int, number: int) -> str:
     return str(np.random.default_rng([seed, number, 4]).choice(names, p=shares))
 
 
-def _write_subject(folder: Path, plan: Plan, phantom: Phantom) -> dict[str, str]:
+def _write_subject(folder: Path, plan: Plan, phantom: Phantom, space: str) -> dict[str, str]:
     """Write scan, brain mask and, for the ill, label; return the row of the table."""
-    like = as_volume(phantom)
+    like = as_volume(phantom, space)
     scan = Path(plan.name) / "anat" / f"{plan.name}_{plan.suffix}.nii.gz"
     masks = Path("derivatives/masks") / plan.name / "anat"
     brain, label = masks / f"{plan.name}_desc-brain_mask.nii.gz", masks / f"{plan.name}_label-lesion_mask.nii.gz"
@@ -183,7 +223,7 @@ def _write_subject(folder: Path, plan: Plan, phantom: Phantom) -> dict[str, str]
     return dict(zip(_COLUMNS, (*named, plan.name, plan.split, plan.lesion or "", plan.modality), strict=True))
 
 
-def as_volume(phantom: Phantom) -> Volume:
-    """Give a synthetic scan the header that it has on disk."""
-    header = new_header(phantom.affine, phantom.image.shape, "mni")
+def as_volume(phantom: Phantom, space: str = "mni") -> Volume:
+    """Give a synthetic scan the header that it has on disk; `space` is ``mni`` or ``scanner``."""
+    header = new_header(phantom.affine, phantom.image.shape, space)
     return Volume(phantom.image, phantom.affine, header)

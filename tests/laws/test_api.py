@@ -37,6 +37,7 @@ def test_the_public_names():
         "read_nifti",
         "restore_cohort",
         "synthesise",
+        "synthesise_heads",
         "train",
         "write_report",
     ]
