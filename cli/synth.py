@@ -100,8 +100,9 @@ def command(  # noqa: PLR0913  click passes each option by its name
         raise click.UsageError("--ms-masks and --stroke-masks go with --heads FOLDER, a folder of label maps")
     draw: Callable[..., Path] = partial(synthesise, lesions=lesions or KINDS)
     if heads is not None:
-        masks = {"white_matter_masks": ms_masks, "lesion_masks": stroke_masks}
-        draw = partial(synthesise_heads, heads=heads, lesions=lesions, **masks)
+        draw = partial(
+            synthesise_heads, heads=heads, lesions=lesions, white_matter_masks=ms_masks, lesion_masks=stroke_masks
+        )
     table = draw(
         out,
         subjects=subjects,
