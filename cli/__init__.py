@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("prepare", "Turn raw head scans into model-ready ones."),
     "train": ("train", "Train a model on healthy scans."),
     "calibrate": ("calibrate", "Set a model's threshold from healthy scans."),
+    "adapt": ("adapt", "Adapt a model to a site with a few healthy scans."),
     "infer": ("infer", "Turn scans into anomaly maps in their own space."),
     "bids": ("bids", "Score a BIDS data set, as BIDS-Apps are called."),
     "restore": ("restore", "Bring maps of prepared scans back to the raw scans."),
@@ -41,7 +42,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Start here": ("demo", "doctor", "info"),
     "From scans to maps": ("prepare", "infer", "restore", "bids", "export-dicom"),
     "Look and measure": ("view", "report", "evaluate"),
-    "Train and calibrate": ("synth", "train", "calibrate", "config"),
+    "Train and calibrate": ("synth", "train", "calibrate", "adapt", "config"),
     "Pass a model on": ("card", "hub", "export-bundle"),
 }
 """Section of `maediff --help` -> commands; what is named nowhere goes under "More commands"."""

@@ -32,7 +32,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "ratings", "cards",
     ),
     "Run": (
-        "overwrite", "dry_run", "resume", "quick", "shard", "scheduler", "workers", "device", "jobs", "seed",
+        "overwrite", "dry_run", "resume", "merge", "quick", "shard", "scheduler", "workers", "device", "jobs", "seed",
         "overrides", "port", "browser", "thorough", "reader",
     ),
     "Messages": ("as_json", "quiet", "verbose", "help"),

@@ -23,6 +23,7 @@ _HOMES = {
     "Predictor": "maediff.inference.predictor",
     "PrepareSettings": "maediff.rawhead.scan",
     "Volume": "maediff.volume",
+    "adapt_model": "maediff.jobs.adapt",
     "calibrate_model": "maediff.jobs.calibrate",
     "convert_dicom": "maediff.dicom",
     "document_model": "maediff.evaluation.document",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from maediff.inference.load import load_model
     from maediff.inference.predictor import Predictor
     from maediff.inference.result import AnomalyResult
+    from maediff.jobs.adapt import adapt_model
     from maediff.jobs.calibrate import calibrate_model
     from maediff.jobs.infer import estimate_inference, infer, plan_inference
     from maediff.jobs.train import train
@@ -76,6 +78,7 @@ __all__ = [
     "PrepareSettings",
     "Volume",
     "__version__",
+    "adapt_model",
     "calibrate_model",
     "convert_dicom",
     "document_model",

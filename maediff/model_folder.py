@@ -8,6 +8,7 @@ A model folder is data only; nothing in it is unpickled::
     README.md           the model card
     model.json          the schema number and the version that wrote the folder
     locations.safetensors   healthy residuals by place, where the calibration rests on them; else absent
+    adapter.safetensors     of an adapted model, instead of model.safetensors: low-rank updates of its base's weights
     SHA256SUMS          a checksum for each of the above, as `sha256sum -c` reads it
 
 The model hash is the SHA-256 of the text of SHA256SUMS.
@@ -22,7 +23,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,10 @@ from maediff._version import __version__
 from maediff.config import Config, dump_yaml, load_config, override
 from maediff.errors import ConfigError, ModelError
 from maediff.files import atomic_path, cannot_write, file_sha256, flush_folder, json_text, write_json, write_text
+from maediff.low_rank import Adapter
+from maediff.paths import WRITTEN_IN, stored_path, stored_places
 from maediff.staging import (
+    ADAPTER,
     CALIBRATION,
     CARD,
     CHECKSUMS,
@@ -57,6 +61,7 @@ FACTS = "maediff"
 """Key of its metadata under which it says what it is made of, as JSON."""
 PACKAGED = Path(__file__).parent / "weights"
 _MAX_REASON = 1000  # characters of another library's error
+_MAX_ADAPTER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class StoredModel:
         card: The model card, Markdown.
         hash: SHA-256 over the folder's checksums: changes with any byte of the model.
         locations: Bytes of the healthy residuals by place, or None where the calibration does not rest on them.
+        base: Folder of the base of an adapted model, whose weights are merged with the adapter's here; else None.
     """
 
     weights: dict[str, torch.Tensor]
@@ -78,6 +84,7 @@ class StoredModel:
     card: str
     hash: str
     locations: bytes | None = None
+    base: Path | None = None
 
 
 def save_model(
@@ -108,18 +115,81 @@ def save_model(
     """
     from safetensors.torch import save
 
-    folder = Path(folder)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    # save_file would hide the file from everyone else (mode 0600)
+    return _save(Path(folder), (WEIGHTS, save(tensors)), config, calibration, card)
+
+
+def save_adapted(folder: str | Path, adapter: Adapter, base: str | Path, config: Config, card: str) -> str:
+    """Write an adapted model: low-rank updates beside a reference to their base, by the hash of its weights.
+
+    Args:
+        folder: Where to write, as :func:`save_model` does.
+        adapter: Updates and what they are made of; where the base is, is added.
+        base: Model folder of the base, which is not adapted itself.
+        config: The base's configuration.
+        card: The model card, Markdown.
+
+    Returns:
+        The model hash.
+
+    Raises:
+        ConfigError: The adapter is larger than 1 MiB.
+        ModelError: The base is not a sound model, or is adapted itself.
+        OutputError: The folder cannot be written.
+    """
+    folder, base = Path(folder), resolve_model(base)
+    digest = _base_weights(base)
+    packaged = base.name if base.parent == PACKAGED else None
+    place = packaged or stored_path(base, folder)
+    reference = {"base": place, "base_weights": digest, WRITTEN_IN: str(folder.resolve())}
+    data = Adapter(adapter.updates, {**adapter.facts, **reference}).to_bytes()
+    if len(data) > _MAX_ADAPTER_BYTES:
+        raise ConfigError(
+            f"the adapter takes {len(data) / 2**20:.2f} MiB, at most {_MAX_ADAPTER_BYTES / 2**20:g} are kept; choose a "
+            "lower rank (--rank)"
+        )
+    return _save(folder, (ADAPTER, data), config, None, card)
+
+
+def merge_adapter(model: str | Path, folder: str | Path) -> str:
+    """Write an adapted model as a model of its own, with its calibration; its maps stay the same, bit for bit.
+
+    Args:
+        model: The adapted model.
+        folder: Where to write.
+
+    Returns:
+        The model hash.
+
+    Raises:
+        ModelError: The model is not adapted, or its base cannot be found.
+        OutputError: The folder cannot be written.
+    """
+    stored = load_model_folder(resolve_model(model))
+    if stored.base is None:
+        raise ModelError(f"{model} is no adapted model: there is nothing to merge")
+    merged = save_model(folder, stored.weights, stored.config, stored.calibration, stored.card)
+    if stored.calibration is not None and stored.locations is not None:
+        merged = update_calibration(folder, stored.calibration, locations=stored.locations)
+    return merged
+
+
+def _save(
+    folder: Path, content: tuple[str, bytes], config: Config, calibration: Mapping[str, Any] | None, card: str
+) -> str:
+    """Write a model folder whose weights, or adapter, are given as a file's name and bytes."""
     staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    files = (content[0], *(name for name in FILES if name != WEIGHTS))
     try:
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-        with atomic_path(staging / WEIGHTS) as temporary:
-            temporary.write_bytes(save(tensors))  # save_file would hide the file from everyone else (mode 0600)
+        with atomic_path(staging / content[0]) as temporary:
+            temporary.write_bytes(content[1])
         write_text(staging / CONFIG, dump_yaml(config))
         write_json(staging / CALIBRATION, None if calibration is None else dict(calibration))
         write_text(staging / CARD, card)
         write_json(staging / MANIFEST, {"schema": SCHEMA, "maediff": __version__})
-        write_text(staging / CHECKSUMS, format_sums({name: file_sha256(staging / name) for name in FILES}))
-        return _move_in(staging, folder)
+        write_text(staging / CHECKSUMS, format_sums({name: file_sha256(staging / name) for name in files}))
+        return _move_in(staging, folder, files)
     except OSError as error:
         raise cannot_write(folder, error) from error
     finally:
@@ -138,24 +208,70 @@ def load_model_folder(folder: str | Path) -> StoredModel:
 
     folder = Path(folder)
     text = _verified(folder)
+    adapter, base = _adapter(folder, text)
     try:
-        weights = load_file(folder / WEIGHTS)
+        weights = load_file((base or folder) / WEIGHTS)
         config = load_config(folder / CONFIG)
         calibration = read_calibration(folder)
         card = (folder / CARD).read_text(encoding="utf-8")
         locations = (folder / LOCATIONS).read_bytes() if LOCATIONS in parse_sums(text, folder) else None
     except (OSError, ValueError, SafetensorError, ConfigError) as error:
         raise ModelError(f"model folder {folder} cannot be read: {str(error)[:_MAX_REASON]}") from error
-    return StoredModel(weights, config, calibration, card, hashlib.sha256(text.encode()).hexdigest(), locations)
+    if adapter is not None:
+        weights = adapter.merged(weights)
+    model_hash = hashlib.sha256(text.encode()).hexdigest()
+    return StoredModel(weights, config, calibration, card, model_hash, locations, base)
 
 
 def model_files(folder: str | Path) -> tuple[str, ...]:
-    """Verify a model folder and name its files, the checksums last.
+    """Verify a model folder that stands on its own and name its files, the checksums last.
 
     Raises:
-        ModelError: As :func:`load_model_folder`.
+        ModelError: As :func:`load_model_folder`, or the model is adapted: without its base nobody can use it.
     """
-    return (*parse_sums(_verified(Path(folder)), Path(folder)), CHECKSUMS)
+    sums = parse_sums(_verified(Path(folder)), Path(folder))
+    if ADAPTER in sums:
+        raise ModelError(
+            f"{folder} is an adapter of another model and cannot be passed on alone; merge them first: maediff adapt "
+            f"-m {folder} --merge -o MODEL"
+        )
+    return (*sums, CHECKSUMS)
+
+
+def _adapter(folder: Path, text: str) -> tuple[Adapter | None, Path | None]:
+    """Read the adapter of a folder and find its base; both are None if the folder has weights of its own.
+
+    Raises:
+        ModelError: The base is gone, is another one, or is adapted itself.
+    """
+    if ADAPTER not in parse_sums(text, folder):
+        return None, None
+    adapter = Adapter.from_bytes((folder / ADAPTER).read_bytes())
+    name, wanted = str(adapter.facts.get("base")), adapter.facts.get("base_weights")
+    places = [PACKAGED / name] if name in packaged_models() else stored_places(name, folder, adapter.facts)
+    found = {place: _base_weights(place) for place in places if (place / CHECKSUMS).is_file()}
+    for base, digest in found.items():
+        if digest == wanted:
+            return adapter, base
+    own = f"the model whose weights have the hash {str(wanted)[:12]}…"
+    for base, digest in found.items():
+        raise ModelError(f"{folder} is an adapter of another base: {own}; {base} has {digest[:12]}…. Put its own back")
+    raise ModelError(f"{folder} is an adapter of {name}, which is not there; put back {own}")
+
+
+def _base_weights(base: Path) -> str:
+    """Return the hash of the weights of a model that can be adapted.
+
+    Raises:
+        ModelError: It is not sound, or adapted itself: adapters are never stacked.
+    """
+    sums = parse_sums(_verified(base), base)
+    if ADAPTER in sums:
+        raise ModelError(
+            f"{base} is adapted already, and adapters are not stacked; adapt its base, or merge first: maediff adapt "
+            f"-m {base} --merge -o MODEL"
+        )
+    return sums[WEIGHTS]
 
 
 def verify_model_folder(folder: str | Path) -> str:
@@ -235,10 +351,12 @@ def describe_model(folder: str | Path) -> dict[str, Any]:
 
     folder = Path(folder)
     text = _verified(folder)
+    adapter, base = _adapter(folder, text)
+    weights = (base or folder) / WEIGHTS
     try:
         config = load_config(folder / CONFIG)
         calibration = read_calibration(folder)
-        parameters = _count_parameters(folder / WEIGHTS)
+        parameters = _count_parameters(weights)
         locations = _describe_locations(folder) if LOCATIONS in parse_sums(text, folder) else None
     except (OSError, ValueError, SafetensorError, ConfigError) as error:
         raise ModelError(f"model folder {folder} cannot be read: {str(error)[:_MAX_REASON]}") from error
@@ -248,7 +366,8 @@ def describe_model(folder: str | Path) -> dict[str, Any]:
         "hash": hashlib.sha256(text.encode()).hexdigest(),
         "written_by": json.loads(read_text(folder / MANIFEST)).get("maediff"),
         "parameters": parameters,
-        "weights_mib": round((folder / WEIGHTS).stat().st_size / 1024**2, 2),
+        "weights_mib": round(weights.stat().st_size / 1024**2, 2),
+        **({} if adapter is None else {"adapter": _describe_adapter(folder, adapter)}),
         **({"channels": list(config.data.channels)} if config.data.channels else {}),
         "size": list(config.data.size),
         "spacing_mm": config.data.spacing_mm,
@@ -305,6 +424,12 @@ def _describe_locations(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def _describe_adapter(folder: Path, adapter: Adapter) -> dict[str, Any]:
+    """Tell what an adapter is made of and how large it is."""
+    facts = {name: value for name, value in adapter.facts.items() if name != WRITTEN_IN}
+    return {**facts, "layers": len(adapter.names), "mib": round((folder / ADAPTER).stat().st_size / 1024**2, 3)}
+
+
 def _packaged_hint(name: str) -> str:
     near = difflib.get_close_matches(name[:_MAX_REASON], packaged_models(), n=1)
     if near:
@@ -312,14 +437,15 @@ def _packaged_hint(name: str) -> str:
     return f"packaged: {', '.join(packaged_models()) or 'none'}"
 
 
-def _move_in(staging: Path, folder: Path) -> str:
+def _move_in(staging: Path, folder: Path, files: Sequence[str]) -> str:
     text = (staging / CHECKSUMS).read_text(encoding="utf-8")
     if not folder.exists():
         os.replace(staging, folder)
     else:
-        for name in (*FILES, CHECKSUMS):
+        for name in (*files, CHECKSUMS):
             os.replace(staging / name, folder / name)
-        (folder / LOCATIONS).unlink(missing_ok=True)  # of the calibration of the earlier model
+        for name in {LOCATIONS, WEIGHTS, ADAPTER} - set(files):
+            (folder / name).unlink(missing_ok=True)  # of the earlier model
         remove_staged(folder)
         flush_folder(folder)
     flush_folder(folder.parent)

@@ -33,8 +33,10 @@ WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST = (
 FILES = (WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST)
 LOCATIONS = "locations.safetensors"
 """The one file that a model folder may lack."""
+ADAPTER = "adapter.safetensors"
+"""What an adapted model has instead of weights: low-rank updates, and which base they belong to."""
 CHECKSUMS = "SHA256SUMS"
-_ALLOWED = (*FILES, LOCATIONS)
+_ALLOWED = (*FILES, LOCATIONS, ADAPTER)
 _MAX_TEXT_BYTES = 64 * 1024**2  # no file of a model folder but the weights is anywhere near
 
 
@@ -210,7 +212,8 @@ def parse_sums(text: str, folder: Path) -> dict[str, str]:
         if name not in _ALLOWED:  # also keeps every path inside the folder
             raise ModelError(f"{folder / CHECKSUMS} lists {name!r}; allowed are {', '.join(_ALLOWED)}")
         sums[name] = digest
-    missing = [name for name in FILES if name not in sums]
+    needed = [ADAPTER if ADAPTER in sums and name == WEIGHTS else name for name in FILES]
+    missing = [name for name in needed if name not in sums]
     if missing:
         raise ModelError(
             f"{folder / CHECKSUMS} lists no {', '.join(missing)}; this is not a whole MAEDiff model folder"

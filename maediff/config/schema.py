@@ -301,6 +301,9 @@ class InferConfig(Section):
         description="What the U-Net sees around a window: the whole slice; the box of the slice's brain; or so many "
         "pixels within that box. The less, the faster (docs/speed.md).",
     )
+    adapter: bool = Field(
+        True, description="false: an adapted model works as its base, with the base's calibration (docs/own-site.md)."
+    )
     together: int = Field(
         1,
         ge=1,

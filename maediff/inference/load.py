@@ -55,6 +55,8 @@ def load_model(
         raise ConfigError(f"{', '.join(unknown)} cannot be accepted; choose from {', '.join(ACCEPTABLE)}")
     chosen = resolve_device(device)
     stored = load_model_folder(resolve_model(model))
+    if stored.base is not None and not override(stored.config, overrides).infer.adapter:
+        stored = load_model_folder(stored.base)
     config = override(stored.config, overrides)
     if _trained_as(config) != _trained_as(stored.config):
         raise ConfigError(

@@ -21,6 +21,7 @@ def test_the_public_names():
         "PrepareSettings",
         "Volume",
         "__version__",
+        "adapt_model",
         "calibrate_model",
         "convert_dicom",
         "document_model",

@@ -1,0 +1,199 @@
+"""What is it worth to adapt a model to a site with a few healthy scans, beside calibrating it and training all of it?
+
+    python -m benchmarks.quality.adapt --model phantom --json benchmarks/results/adapt.json
+    python -m benchmarks.quality.adapt --model RUN/model --site ixi_t1 --scans 5 --work runs/adapt
+
+Sites: `lgg_flair` (tumour-free slices of training patients; tested on the test patients) and `ixi_t1` (healthy scans;
+tested on the others). The model as shipped, the same with a threshold of the site alone, adapted (`maediff adapt`), and
+with all its weights trained on (the same samples, steps and stopping) are compared scan by scan. Those that are trained
+have their threshold from the subjects that training held out, the calibrated one from all. Each is also scored on
+contrasts that it was not adapted to. Differences are to the model as shipped, with paired bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import Benchmark, data_folder, say, table
+from benchmarks.quality.methods import pseudo_healthy_calibration
+from benchmarks.quality.patients import Patient, row, write_cases
+from maediff.calibration import Calibration
+from maediff.data.cases import Case, find_cases
+from maediff.data.slices import healthy_slices
+from maediff.evaluation import bootstrap_ci, voxel_metrics
+from maediff.evaluation.lesion import lesion_metrics
+from maediff.hardware import resolve_device
+from maediff.inference.load import load_model
+from maediff.inference.predictor import Predictor
+from maediff.jobs.adapt import adapt_model, trained_network, tuning_config
+from maediff.jobs.train import split_cases
+from maediff.model_folder import load_model_folder, resolve_model, save_model
+from maediff.scoring import anomaly_mask
+from maediff.training.tune import Schedule, tune
+
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/own-site.md")
+SITES = ("lgg_flair", "ixi_t1")
+FULL_LR = 1e-4
+"""Learning rate of all weights; ten times that of the updates spoils the network within a few steps."""
+BOOTSTRAP = 2000
+METRICS = ("auprc", "false_components", "flagged_share", "healthy_residual")
+Rows = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Scans to adapt to, and sets of scans to test on, by name: the site's own first."""
+
+    learn: list[Case]
+    tests: dict[str, list[Case]]
+
+
+def site(options: argparse.Namespace, count: int) -> Site:
+    """Choose the scans of a site: the first by subject to adapt to, others to test on, and those of other contrasts."""
+    cases = sorted(find_cases(data_folder(options.site, options.data) / "cases.csv"), key=lambda case: case.subject)
+    pool = [case for case in cases if case.split != "test"]
+    own = [case for case in cases if case.split == "test"] or pool[count:]
+    tests = {options.site: own}
+    mslub = data_folder("mslub", options.data) / "cases.csv"
+    for channel in ("flair", "t2", "t1"):
+        tests[f"mslub {channel}"] = find_cases(mslub, channel=channel)
+    other = next(name for name in SITES if name != options.site)
+    tests[other] = find_cases(
+        data_folder(other, options.data) / "cases.csv", split="test" if other != "ixi_t1" else None
+    )
+    return Site(pool[:count], {name: found[: options.limit] for name, found in tests.items()})
+
+
+def variants(options: argparse.Namespace, count: int, chosen: Site) -> Iterator[tuple[str, Predictor]]:
+    """Make the models to compare, each with its threshold."""
+    base = load_model(options.model, options.device, tuple(options.overrides))
+    yield "as shipped", base
+    yield "calibrated", _calibrated(base, chosen.learn)
+    work = options.work / f"{options.site}-{count}"
+    cases = work / "cases.csv"
+    write_cases(cases, [row(case, "") for case in chosen.learn])
+    schedule = Schedule(max_steps=options.steps)
+    for name, make in (("adapted", _adapted), ("all weights", _trained)):
+        say(f"{options.site}, {count} scans: {name}")
+        folder, held_out = make(options, cases, work / name.replace(" ", "-"), schedule)
+        yield name, _calibrated(load_model(folder, options.device, tuple(options.overrides)), held_out)
+
+
+def _adapted(options: argparse.Namespace, cases: Path, folder: Path, schedule: Schedule) -> tuple[Path, list[Case]]:
+    found = adapt_model(
+        options.model, cases, folder, rank=options.rank, schedule=schedule, seed=options.seed, device=options.device
+    )
+    say(f"  {found.tuned}; suspects: {', '.join(found.suspects) or 'none'}")
+    return folder, _held_out(options, cases)[1]
+
+
+def _trained(options: argparse.Namespace, cases: Path, folder: Path, schedule: Schedule) -> tuple[Path, list[Case]]:
+    """Train all weights as the updates are trained."""
+    stored = load_model_folder(resolve_model(options.model))
+    config, network = (
+        tuning_config(stored.config, options.seed),
+        trained_network(stored, resolve_device(options.device)),
+    )
+    learn, held_out = _held_out(options, cases)
+    data = healthy_slices(learn, config.data), healthy_slices(held_out, config.data)
+    found = tune(network, list(network.parameters()), data, config, replace(schedule, lr=FULL_LR))
+    say(f"  {found}")
+    save_model(folder, network.state_dict(), stored.config, None, "# All weights trained on a few scans\n")
+    return folder, held_out
+
+
+def _held_out(options: argparse.Namespace, cases: Path) -> tuple[list[Case], list[Case]]:
+    """Divide a site's scans as `maediff adapt` does."""
+    config = tuning_config(load_model_folder(resolve_model(options.model)).config, options.seed)
+    return split_cases(find_cases(cases), config, None)
+
+
+def _calibrated(predictor: Predictor, cases: Sequence[Case]) -> Predictor:
+    """Set the threshold from the lesion-free slices of some scans."""
+    patients = [Patient(case) for case in cases]
+    maps = [predictor.predict(case.images, case.mask).anomaly for case in cases]
+    rate = predictor.config.score.false_positive_rate
+    found: Calibration = pseudo_healthy_calibration(maps, patients, rate)
+    return replace(predictor, calibration=found)
+
+
+def scored(predictor: Predictor, cases: Sequence[Case]) -> Rows:
+    """Score scans: AUPRC where there is a lesion, false positives at the threshold, residual of healthy slices."""
+    rows = []
+    threshold = predictor.calibration.threshold if predictor.calibration else float("nan")
+    for case in cases:
+        patient = Patient(case)
+        values = predictor.predict(case.images, case.mask).anomaly
+        flagged = anomaly_mask(values, threshold, patient.volume.spacing_mm, predictor.config.score.min_size_mm3)
+        healthy = patient.brain & ~patient.label
+        calm = patient.pseudo_healthy
+        rows.append(
+            {
+                "auprc": voxel_metrics(values, patient.brain, patient.label, None).auprc,
+                "false_components": float(lesion_metrics(flagged, patient.label, patient.brain).n_false),
+                "flagged_share": float(flagged[healthy].mean()),
+                "healthy_residual": float(values[calm].mean()) if calm.any() else float("nan"),
+            }
+        )
+    return rows
+
+
+def compared(rows: Rows, shipped: Rows) -> dict[str, Any]:
+    """Average each metric, and its difference to the model as shipped, scan by scan."""
+    summary: dict[str, Any] = {}
+    for name in METRICS:
+        ours, theirs = ([scan[name] for scan in method] for method in (rows, shipped))
+        summary[name] = bootstrap_ci(ours, BOOTSTRAP)
+        if rows is not shipped:
+            summary[f"{name}, difference"] = bootstrap_ci(np.subtract(ours, theirs), BOOTSTRAP)
+    return summary
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Adapt to so many scans, score everything, and print a table for each test set."""
+    results: dict[str, Any] = {}
+    for count in options.scans:
+        chosen = site(options, count)
+        rows: dict[str, dict[str, Rows]] = {name: {} for name in chosen.tests}
+        for method, predictor in variants(options, count, chosen):
+            for name, cases in chosen.tests.items():
+                say(f"{options.site}, {count} scans: {method} on {len(cases)} scans of {name}")
+                rows[name][method] = scored(predictor, cases)
+        found = {
+            name: {method: compared(scans, methods["as shipped"]) for method, scans in methods.items()}
+            for name, methods in rows.items()
+        }
+        for name, methods in found.items():
+            columns = list(dict.fromkeys(key for summary in methods.values() for key in summary))
+            print(f"\nadapted to {count} scans of {options.site}, tested on {name}")
+            print(table(["method", *columns], [[method, *map(each.get, columns)] for method, each in methods.items()]))
+        results[f"{count} scans"] = found
+    return results
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="phantom", metavar="MODEL", help="base (%(default)s)")
+    parser.add_argument("--site", choices=SITES, default="lgg_flair", help="what to adapt to (%(default)s)")
+    parser.add_argument("--scans", type=int, nargs="+", default=[5, 10], metavar="N", help="scans to adapt to")
+    parser.add_argument("--rank", type=int, default=4, help="of the updates (%(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="most training steps (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of samples, start and held-out subjects")
+    parser.add_argument("--limit", type=int, default=1000, help="scans per test set (all)")
+    parser.add_argument("--override", dest="overrides", action="append", default=[], help="such as score.sign=bright")
+    parser.add_argument("--work", type=Path, default=Path("runs/adapt"), metavar="DIR", help="models (%(default)s)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, _options, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""``maediff adapt``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ._options import (
+    Command,
+    channel_option,
+    device_option,
+    examples,
+    jobs_option,
+    model_option,
+    output_option,
+    pattern_option,
+    seed_option,
+    split_option,
+    talk,
+)
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "maediff adapt -m runs/base/model -i healthy_of_our_site/ -o adapted",
+        "maediff infer -m adapted -i scans/ -o out",
+        "maediff infer -m adapted -i scans/ -o out_base --set infer.adapter=false",
+        "maediff adapt -m adapted --merge -o model_of_our_site",
+    ),
+)
+@model_option
+@click.option(
+    "-i",
+    "--input",
+    "source",
+    type=click.Path(path_type=Path),
+    help="3 to 20 healthy scans of the site: a folder, a CSV/TSV table or a BIDS data set.",
+)
+@output_option("Folder of the adapted model: a small adapter beside a reference to its base.")
+@click.option("--rank", type=click.IntRange(min=1), default=4, help="Rank of the updates; the file grows with it.")
+@click.option("--steps", type=click.IntRange(min=1), default=400, help="Most training steps; held-out scans stop it.")
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=1e-3, help="Learning rate.")
+@click.option("--merge", is_flag=True, help="Only write MODEL, which is adapted, as a model of its own.")
+@split_option
+@channel_option
+@pattern_option
+@seed_option
+@device_option
+@jobs_option
+@talk
+def command(  # noqa: PLR0913  click passes each option by its name
+    *,
+    model: str,
+    source: Path | None,
+    out: Path,
+    rank: int,
+    steps: int,
+    lr: float,
+    merge: bool,
+    split: str | None,
+    channel: str | None,
+    pattern: str | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Adapt a model to a site with a few healthy scans.
+
+    The model stays as it is; low-rank updates of its layers are learned and stored beside a reference to it, with a
+    threshold for the site. Three tenths of the subjects are held out: they tell when to stop, and set the threshold.
+    """
+    from ._console import say
+
+    if merge:
+        from maediff.model_folder import merge_adapter
+
+        if source is not None:
+            raise click.UsageError("--merge takes no scans: leave -i/--input out")
+        merge_adapter(model, out)
+        say(f"model: {out}")
+        return
+    if source is None:
+        raise click.UsageError("Missing option '-i' / '--input': healthy scans of the site.")
+    from maediff.jobs.adapt import adapt_model
+    from maediff.training.tune import Schedule
+
+    def told(step: int, loss: float | None) -> None:
+        if loss is not None:
+            say(f"step {step}: validation loss {loss:.5f}")
+
+    adapted = adapt_model(
+        model,
+        source,
+        out,
+        rank=rank,
+        schedule=Schedule(max_steps=steps, lr=lr),
+        seed=seed,
+        device=device,
+        split=split,
+        channel=channel,
+        pattern=pattern,
+        on_case=say,
+        on_step=told,
+    )
+    tuned = adapted.tuned
+    say(f"validation loss {tuned.loss_before:.5f} -> {tuned.loss_after:.5f}, after {tuned.best_step} steps")
+    if tuned.best_step == 0:
+        say("nothing was gained on the held-out scans: the adapted model is its base, with a threshold for this site")
+    for line in adapted.calibration.promises() if adapted.calibration else ():
+        say(f"  {line}")
+    say(f"model: {adapted.folder}")
+    say(f"next: maediff infer -m {adapted.folder} -i SCANS -o OUT")

@@ -1,0 +1,129 @@
+"""A short training of some parameters of a trained network, stopped when held-out slices gain no more."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from maediff.config import Config
+from maediff.data.slices import SliceSet
+from maediff.errors import MAEDiffError
+from maediff.methods.base import Method
+from maediff.training.stream import Sample, SampleStream
+
+log = logging.getLogger(__name__)
+_VALIDATION_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+        max_steps: Most steps.
+        lr: Learning rate of AdamW, constant.
+        every: Steps between two validations.
+        patience: Validations without a gain after which it stops.
+    """
+
+    max_steps: int = 400
+    lr: float = 1e-3
+    every: int = 25
+    patience: int = 4
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How a short training went.
+
+    Attributes:
+        steps: Steps done.
+        best_step: Step of the parameters that were kept; 0: those at the start.
+        loss_before: Validation loss at the start.
+        loss_after: That of the parameters kept.
+    """
+
+    steps: int
+    best_step: int
+    loss_before: float
+    loss_after: float
+
+
+def tune(
+    network: Method,
+    parameters: Sequence[nn.Parameter],
+    data: tuple[SliceSet, SliceSet],
+    config: Config,
+    schedule: Schedule,
+    *,
+    on_step: Callable[[int, float | None], None] | None = None,
+) -> Tuned:
+    """Train some parameters of a network in place, and leave it with those of the lowest validation loss.
+
+    Sample k depends on `train.seed` and k alone, as in a whole training; so does the result, on one device.
+
+    Args:
+        network: A trained method, on its device.
+        parameters: What to train; all else should be frozen.
+        data: Healthy slices to learn from, and others, of other subjects, that tell when to stop.
+        config: Configuration of the network, for samples and losses.
+        schedule: How long and how fast.
+        on_step: Told each step, and the validation loss if there is a new one.
+
+    Raises:
+        MAEDiffError: The loss is not finite.
+    """
+    device, batch = next(network.parameters()).device, config.train.batch_size
+    stream = SampleStream(data[0], config, schedule.max_steps * batch, augmented=True)
+    optimizer = torch.optim.AdamW(parameters, schedule.lr, weight_decay=0.0)
+    before = best = _validation_loss(network, data[1], config)
+    kept, best_step, step = copy.deepcopy([value.data for value in parameters]), 0, 0
+    for step, sample in enumerate(DataLoader(stream, batch), start=1):
+        network.train()
+        loss = _loss(network, sample, config, device)
+        if not bool(torch.isfinite(loss)):
+            raise MAEDiffError(
+                f"the loss is {float(loss.detach())} at step {step}; use a lower learning rate ({schedule.lr:g})"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, config.train.grad_clip)
+        optimizer.step()
+        now = None
+        if step % schedule.every == 0 or step == schedule.max_steps:
+            now = _validation_loss(network, data[1], config)
+            if now < best:
+                best, best_step, kept = now, step, copy.deepcopy([value.data for value in parameters])
+        if on_step is not None:
+            on_step(step, now)
+        if step - best_step >= schedule.patience * schedule.every:
+            break
+    for value, data_kept in zip(parameters, kept, strict=True):
+        value.data.copy_(data_kept)
+    network.eval()
+    log.info("%d steps, validation loss %.5f -> %.5f at step %d", step, before, best, best_step)
+    return Tuned(step, best_step, before, best)
+
+
+def _loss(network: Method, sample: Sample, config: Config, device: torch.device) -> torch.Tensor:
+    loss, auxiliary = network.losses({name: value.to(device) for name, value in sample.items()})
+    return loss + config.model.mae_loss_weight * auxiliary
+
+
+@torch.no_grad()
+def _validation_loss(network: Method, slices: SliceSet, config: Config) -> float:
+    """Measure the loss on fixed samples, as a training does."""
+    network.eval()
+    device, batch = next(network.parameters()).device, config.train.batch_size
+    stream = SampleStream(slices, config, _VALIDATION_SAMPLES, augmented=False)
+    losses = [
+        float(network.losses({name: value.to(device) for name, value in sample.items()})[0]) * len(sample["t"])
+        for sample in DataLoader(stream, batch)
+    ]
+    return sum(losses) / _VALIDATION_SAMPLES
