@@ -30,7 +30,7 @@ from ._options import (
         "maediff adapt -m adapted --merge -o model_of_our_site",
     ),
 )
-@model_option
+@model_option()
 @click.option(
     "-i",
     "--input",
