@@ -179,6 +179,7 @@ class AnomalyResult:
         """Return the numbers and words of the result as plain values, as the sidecar of ``maediff infer`` has them."""
         return {
             "units": self.units,
+            "contrast": self.contrast,
             "threshold": self.threshold,
             "threshold_origin": self.threshold_origin,
             "min_size_mm3": self.min_size_mm3,

@@ -377,6 +377,13 @@ def test_a_smallest_finding_and_a_rate_can_be_chosen(cohort):
     first = read_chosen(cohort.out, Choice(rate=0.1))[0]
     assert first.threshold == 0.4
     assert first.sidecar["threshold_origin"] == "3 healthy scans, rate 0.1 given for this run"
+    of_t1 = Calibration(0.7, 0.01, 4, 400, {"0.01": 0.7, "0.1": 0.5}, (0.2,), "4 healthy scans read as t1").to_dict()
+    record["calibration"]["contrasts"] = {"t1": of_t1}
+    (cohort.out / "run.json").write_text(json.dumps(record))
+    sidecar = cohort.out / f"{first.case}_anomaly.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"contrast": "t1"}))
+    thresholds = [case.threshold for case in read_chosen(cohort.out, Choice(rate=0.1)) if case.finished]
+    assert thresholds == [0.5] + [0.4] * (len(thresholds) - 1)  # a scan follows the calibration of its contrast
     for wrong, said in (({"rate": 0.5}, "recorded: 0.1, 0.01"), ({"rate": 0.1, "threshold": 1}, "not both")):
         with pytest.raises(ConfigError, match=said):
             read_chosen(cohort.out, Choice(**wrong))
