@@ -67,8 +67,8 @@ def largest_finding(table: Path) -> str:
             return ""
         first = rows[0]
         place = " ".join(f"{round(float(first[f'centre_{axis}_mm']))}" for axis in "xyz")
-        where = [text for name in ("side", "lobe") if (text := given(first, name))]
-        return f"{float(first['volume_ml']):.1f} ml {' '.join([*where, ''])}at RAS {place} mm"
+        where = " ".join(text for name in ("side", "lobe") if (text := given(first, name)))
+        return f"{float(first['volume_ml']):.1f} ml{f' ({where})' if where else ''} at RAS {place} mm"
     except (InputError, ValueError):
         return ""
 
