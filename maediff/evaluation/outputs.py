@@ -86,7 +86,7 @@ class OutputCase:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should be told about the scan, one by one."""
-        notes = self.sidecar.get("notes") or ()
+        notes = self.sidecar.get("notes") or []
         return tuple(str(note) for note in (notes if isinstance(notes, list) else [notes]))
 
     @property

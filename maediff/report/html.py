@@ -423,7 +423,7 @@ def _methods(table: Table) -> dict[str, Any]:
     chance = [_chance(table, kind, name) for kind, name in columns]
     if any(value is not None and value != 0.5 for value in chance):
         rows.append({"key": "chance", "name": "Chance", "cells": [{"value": v, "best": False} for v in chance]})
-    return {"kinds": kinds, "metrics": list(METRICS.values()), "rows": rows}
+    return {"compared": len(cells), "kinds": kinds, "metrics": list(METRICS.values()), "rows": rows}
 
 
 def _chance(table: Table, kind: str, name: str) -> float | None:

@@ -352,6 +352,8 @@ def test_a_chosen_threshold_moves_masks_volumes_and_dice_and_the_page_says_so(co
         assert f'data-case="{case}" data-score' in text
         assert f'<span class="ml">{volume:.1f} ml</span>' in text
     assert "A person chose the threshold (given as 0.3" in text
+    assert "Dice at the chosen threshold" in text
+    assert "best of each column" not in text  # one method beside chance
     assert "chosen threshold" in text
     assert "calibrated threshold</span>" not in text
     measured = measure(cohort.out, cohort.reference, bootstrap=0, choice=low).metrics
@@ -360,6 +362,7 @@ def test_a_chosen_threshold_moves_masks_volumes_and_dice_and_the_page_says_so(co
     assert f"{np.mean(expected):.3f}" in text
     plain = write_report(cohort.out, cohort.root / "b.html").read_text()
     assert "A person chose" not in plain
+    assert '<ul class="notes">' not in plain  # nothing was noted of these scans
 
 
 def test_a_smallest_finding_and_a_rate_can_be_chosen(cohort):
