@@ -20,6 +20,9 @@ from maediff.errors import ConfigError, ModelError
 
 FACTS = "maediff"
 """Key of an adapter file's metadata under which it says what it is made of, as JSON."""
+MAX_BYTES = 2**20
+"""Size of an adapter's file, at most."""
+_MAX_FACTS_BYTES = 4096  # room for what is said about it later
 _DOWN, _UP = ".down", ".up"
 
 
@@ -46,6 +49,20 @@ class Adapter:
 
         halves = {name: value.detach().cpu().half().contiguous() for name, value in self.updates.items()}
         return save(halves, metadata={FACTS: json.dumps(dict(self.facts), sort_keys=True)})
+
+    def check_size(self) -> None:
+        """Refuse an adapter whose file would be larger than 1 MiB.
+
+        Raises:
+            ConfigError: It would be; the message names the rank that fits.
+        """
+        size = len(self.to_bytes()) + _MAX_FACTS_BYTES
+        if size > MAX_BYTES:
+            rank = len(self.updates[f"{self.names[0]}{_DOWN}"])
+            raise ConfigError(
+                f"rank {rank} makes an adapter of {size / 2**20:.2f} MiB; at most {MAX_BYTES / 2**20:g} MiB are kept: "
+                f"use --rank {max(1, rank * MAX_BYTES // size)} or less"
+            )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Adapter:

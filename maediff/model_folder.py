@@ -61,7 +61,6 @@ FACTS = "maediff"
 """Key of its metadata under which it says what it is made of, as JSON."""
 PACKAGED = Path(__file__).parent / "weights"
 _MAX_REASON = 1000  # characters of another library's error
-_MAX_ADAPTER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def save_adapted(folder: str | Path, adapter: Adapter, base: str | Path, config:
         The model hash.
 
     Raises:
-        ConfigError: The adapter is larger than 1 MiB.
+        ConfigError: The adapter is too large, see :meth:`maediff.low_rank.Adapter.check_size`.
         ModelError: The base is not a sound model, or is adapted itself.
         OutputError: The folder cannot be written.
     """
@@ -143,13 +142,9 @@ def save_adapted(folder: str | Path, adapter: Adapter, base: str | Path, config:
     packaged = base.name if base.parent == PACKAGED else None
     place = packaged or stored_path(base, folder)
     reference = {"base": place, "base_weights": digest, WRITTEN_IN: str(folder.resolve())}
-    data = Adapter(adapter.updates, {**adapter.facts, **reference}).to_bytes()
-    if len(data) > _MAX_ADAPTER_BYTES:
-        raise ConfigError(
-            f"the adapter takes {len(data) / 2**20:.2f} MiB, at most {_MAX_ADAPTER_BYTES / 2**20:g} are kept; choose a "
-            "lower rank (--rank)"
-        )
-    return _save(folder, (ADAPTER, data), config, None, card)
+    adapter = Adapter(adapter.updates, {**adapter.facts, **reference})
+    adapter.check_size()
+    return _save(folder, (ADAPTER, adapter.to_bytes()), config, None, card)
 
 
 def merge_adapter(model: str | Path, folder: str | Path) -> str:

@@ -115,6 +115,18 @@ def test_a_rank_that_fits_nothing_is_refused(network):
         attach(network, 5000)
 
 
+def test_a_file_of_more_than_a_mebibyte_is_refused_and_the_rank_that_fits_is_named():
+    def adapter(rank):
+        return Adapter({"w.up": torch.zeros(40_000, rank), "w.down": torch.zeros(rank, 40_000)}, {})
+
+    with pytest.raises(
+        ConfigError, match=r"rank 9 makes an adapter of 1\.38 MiB; at most 1 MiB are kept: use --rank 6"
+    ):
+        adapter(9).check_size()
+    adapter(6).check_size()
+    assert len(adapter(6).to_bytes()) < 2**20
+
+
 def test_an_adapter_of_another_network_is_refused(network):
     weights = dict(network.state_dict())
     attach(network, 2)

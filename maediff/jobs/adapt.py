@@ -25,7 +25,6 @@ from maediff.jobs.train import describe_slices, split_cases
 from maediff.locking import folder_lock
 from maediff.low_rank import Adapter, attach, detached
 from maediff.methods.base import Method
-from maediff.methods.build import build_network
 from maediff.model_folder import StoredModel, load_model_folder, resolve_model, save_adapted
 from maediff.training.tune import Schedule, Tuned, tune
 
@@ -99,10 +98,11 @@ class AdaptJob:
         stored = load_model_folder(base)
         check_adaptable(stored, base)
         config = tuning_config(stored.config, self.seed)
-        network = trained_network(stored, device)
+        network = load_model(base, self.device).network
         with kept_random_state(device):
             torch.manual_seed(self.seed)
             parameters = attach(network, self.rank)
+        Adapter(detached(network), {}).check_size()
         learn, held_out = self._cases(config)
         with folder_lock(out):
             suspects = suspicious(load_model(base, self.device), [*learn, *held_out], on_case)
@@ -225,14 +225,6 @@ def tuning_config(config: Config, seed: int) -> Config:
     if config.heads.enabled:
         changes += ["heads.enabled=false", f"train.pseudo_lesions={_PSEUDO_LESIONS}"]
     return override(config, changes)
-
-
-def trained_network(stored: StoredModel, device: torch.device) -> Method:
-    """Build the network of a model folder with its weights in single precision."""
-    with kept_random_state(torch.device("cpu")):
-        network = build_network(stored.config, stored.weights)
-    network.load_state_dict({name: value.float() for name, value in stored.weights.items()})
-    return network.to(device)
 
 
 def suspicious(

@@ -79,20 +79,20 @@ def tune(
     Raises:
         MAEDiffError: The loss is not finite.
     """
-    device, batch = next(network.parameters()).device, config.train.batch_size
+    batch = config.train.batch_size
     stream = SampleStream(data[0], config, schedule.max_steps * batch, augmented=True)
     optimizer = torch.optim.AdamW(parameters, schedule.lr, weight_decay=0.0)
     before = best = _validation_loss(network, data[1], config)
     kept, best_step, step = copy.deepcopy([value.data for value in parameters]), 0, 0
     for step, sample in enumerate(DataLoader(stream, batch), start=1):
         network.train()
-        loss = _loss(network, sample, config, device)
+        loss, auxiliary = _losses(network, sample)
         if not bool(torch.isfinite(loss)):
             raise MAEDiffError(
                 f"the loss is {float(loss.detach())} at step {step}; use a lower learning rate ({schedule.lr:g})"
             )
         optimizer.zero_grad()
-        loss.backward()
+        (loss + config.model.mae_loss_weight * auxiliary).backward()
         nn.utils.clip_grad_norm_(parameters, config.train.grad_clip)
         optimizer.step()
         now = None
@@ -111,19 +111,15 @@ def tune(
     return Tuned(step, best_step, before, best)
 
 
-def _loss(network: Method, sample: Sample, config: Config, device: torch.device) -> torch.Tensor:
-    loss, auxiliary = network.losses({name: value.to(device) for name, value in sample.items()})
-    return loss + config.model.mae_loss_weight * auxiliary
+def _losses(network: Method, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+    device = next(network.parameters()).device
+    return network.losses({name: value.to(device) for name, value in sample.items()})
 
 
 @torch.no_grad()
 def _validation_loss(network: Method, slices: SliceSet, config: Config) -> float:
     """Measure the loss on fixed samples, as a training does."""
     network.eval()
-    device, batch = next(network.parameters()).device, config.train.batch_size
     stream = SampleStream(slices, config, _VALIDATION_SAMPLES, augmented=False)
-    losses = [
-        float(network.losses({name: value.to(device) for name, value in sample.items()})[0]) * len(sample["t"])
-        for sample in DataLoader(stream, batch)
-    ]
-    return sum(losses) / _VALIDATION_SAMPLES
+    batches = DataLoader(stream, config.train.batch_size)
+    return sum(float(_losses(network, batch)[0]) * len(batch["t"]) for batch in batches) / _VALIDATION_SAMPLES
