@@ -29,7 +29,7 @@ from maediff.jobs.train import split_cases
 from maediff.methods.maediff.reconstructor import Reconstructor
 from maediff.training.loop import fit
 
-BENCHMARK = Benchmark(__file__, __doc__, page="README.md", results=("condition.json",))
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/measured.md", results=("condition.json",))
 VARIANTS = ("residual", "cross_attention", "none")
 COHORT = {"subjects": 24, "seed": 31, "modality": "t2"}
 

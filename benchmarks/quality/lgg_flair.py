@@ -47,7 +47,7 @@ from maediff.model_folder import load_model_folder, save_model
 from maediff.training.loop import Progress
 from maediff.volume import read_nifti
 
-BENCHMARK = Benchmark(__file__, __doc__, page="README.md", results=("lgg_flair.json",))
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/measured.md", results=("lgg_flair.json",))
 BOOTSTRAP = 2000
 TARGET_AUPRC = 0.40
 ISSUE_POSTPROCESSING = ScoreConfig(sign="bright", median_mm=5.0, erode_mm=4.0)

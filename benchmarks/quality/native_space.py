@@ -32,7 +32,9 @@ from maediff.errors import InputError
 from maediff.evaluation import voxel_metrics
 from maediff.volume import read_mask, read_nifti
 
-BENCHMARK = Benchmark(__file__, __doc__, page="README.md", results=("native_space.json", "native_space_phantom.json"))
+BENCHMARK = Benchmark(
+    __file__, __doc__, page="docs/measured.md", results=("native_space.json", "native_space_phantom.json")
+)
 DEGREES = (15.0, 15.0)
 SLICE_MM = 3.0
 MARGIN_VOXELS = 3

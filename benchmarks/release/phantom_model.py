@@ -38,7 +38,7 @@ from maediff.model_folder import load_model_folder, save_model
 from maediff.scoring import Sign, filter_map
 from maediff.volume import read_mask
 
-BENCHMARK = Benchmark(__file__, __doc__, page="README.md", results=("phantom.json",))
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/measured.md", results=("phantom.json",))
 TRAIN = {"subjects": 160, "seed": 2026, "modality": "mixed"}
 TIMES = ("50", "100", "150", "250", "400")
 TEST = {"subjects": 40, "seed": 4242}

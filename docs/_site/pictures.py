@@ -1,9 +1,13 @@
-"""The pictures of the explanation, drawn anew at each build from phantoms and stored results; no scan of a person."""
+"""The pictures of the explanation, drawn anew at each build from phantoms and stored results; no scan of a person.
+
+`python docs/_site/pictures.py` draws the one that README.md shows, `docs/images/example.png`.
+"""
 
 from __future__ import annotations
 
 import io
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -217,3 +221,7 @@ def _png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png")
     plt.close(figure)
     return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    Path(__file__).parents[1].joinpath("images", "example.png").write_bytes(_png(example()))
