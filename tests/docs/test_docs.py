@@ -69,6 +69,20 @@ def test_relative_links_lead_somewhere(page):
             assert anchor in anchors(where), target
 
 
+NO_PROSE = re.compile(r"^```.*?^```$|^<!--.*?-->$|^\$\$$.*?^\$\$$|^!\[.*\)$|^\|.*$", re.MULTILINE | re.DOTALL)
+"""Code, comments that ask for a picture, formulas, pictures and tables."""
+
+
+@pages
+def test_lines_of_prose_end_at_120_columns(page):
+    prose = NO_PROSE.sub(lambda found: "\n" * found[0].count("\n"), page.read_text(encoding="utf-8"))
+    assert [line for line in prose.splitlines() if len(line) > 120] == []
+
+
+def test_the_readme_takes_five_minutes():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
 # Commands and code in the sources
 
 
