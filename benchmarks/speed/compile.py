@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": str(device),
         "freezing": options.freeze,
-        "windows_a_pass": options.windows,
+        "windows_per_pass": options.windows,
         "presets": presets,
         **load(),
     }

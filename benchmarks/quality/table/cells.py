@@ -146,7 +146,7 @@ def compute(data: DataSet, row: Row, place: Place) -> dict[str, Any]:
         "timestep": best,
         "thresholds": thresholds,
         "parameters": sum(p.numel() for p in predictor.network.parameters()),
-        "gflop_a_slice": gflop_a_slice(predictor, validation[0], best),
+        "gflop_per_slice": gflop_per_slice(predictor, validation[0], best),
         "threads": torch.get_num_threads(),
         "patients": rows,
     }
@@ -178,7 +178,7 @@ def training_gflop(config: Config) -> float:
     return float(counter.get_total_flops() / count / 1e9)
 
 
-def gflop_a_slice(predictor: Predictor, patient: Patient, t: int) -> float:
+def gflop_per_slice(predictor: Predictor, patient: Patient, t: int) -> float:
     """Count operations of reconstructing the slice with the most brain, in GFLOP."""
     if predictor.config.method in UNTRAINED:
         return 0.0

@@ -187,7 +187,7 @@ def _cost(rows: Sequence[Row], cells: Cells) -> str:
                 f"{spent['steps']:,}" if spent["samples"] else "-",
                 f"{spent['tflop']:.1f}" if spent["samples"] else "-",
                 f"{cell['parameters'] / 1e6:.2f}",
-                f"{cell['gflop_a_slice']:.2f}",
+                f"{cell['gflop_per_slice']:.2f}",
                 f"{float(np.median(slices)):.3f}",
             ]
         )

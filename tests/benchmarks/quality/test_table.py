@@ -169,7 +169,7 @@ def cell_file(folder, data, name, auprcs, kinds=("", "", "")):
         "timestep": 60,
         "validation_auprc": {"30": 0.1, "60": max(auprcs)},
         "parameters": 2_000_000,
-        "gflop_a_slice": 1.25,
+        "gflop_per_slice": 1.25,
         "patients": [scan(k, value, kind) for k, (value, kind) in enumerate(zip(auprcs, kinds, strict=True))],
     }
     write(folder, data, name, results)
