@@ -13,7 +13,9 @@ contrasts that it was not adapted to. Differences are to the model as shipped, w
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +26,6 @@ import numpy as np
 from benchmarks.common import Benchmark, data_folder, say, table
 from benchmarks.quality.methods import pseudo_healthy_calibration
 from benchmarks.quality.patients import Patient, row, write_cases
-from maediff.calibration import Calibration
 from maediff.data.cases import Case, find_cases
 from maediff.data.slices import healthy_slices
 from maediff.evaluation import bootstrap_ci, voxel_metrics
@@ -70,11 +71,11 @@ def site(options: argparse.Namespace, count: int) -> Site:
     return Site(pool[:count], {name: found[: options.limit] for name, found in tests.items()})
 
 
-def variants(options: argparse.Namespace, count: int, chosen: Site) -> Iterator[tuple[str, Predictor]]:
-    """Make the models to compare, each with its threshold."""
+def variants(options: argparse.Namespace, count: int, chosen: Site) -> Iterator[tuple[Predictor, dict[str, float]]]:
+    """Make the models to compare, each with its thresholds by the name of the method."""
     base = load_model(options.model, options.device, tuple(options.overrides))
-    yield "as shipped", base
-    yield "calibrated", _calibrated(base, chosen.learn)
+    shipped = base.calibration.threshold if base.calibration else math.nan
+    yield base, {"as shipped": shipped, "calibrated": _threshold(base, chosen.learn)}
     work = options.work / f"{options.site}-{count}"
     cases = work / "cases.csv"
     write_cases(cases, [row(case, "") for case in chosen.learn])
@@ -82,7 +83,8 @@ def variants(options: argparse.Namespace, count: int, chosen: Site) -> Iterator[
     for name, make in (("adapted", _adapted), ("all weights", _trained)):
         say(f"{options.site}, {count} scans: {name}")
         folder, held_out = make(options, cases, work / name.replace(" ", "-"), schedule)
-        yield name, _calibrated(load_model(folder, options.device, tuple(options.overrides)), held_out)
+        model = load_model(folder, options.device, tuple(options.overrides))
+        yield model, {name: _threshold(model, held_out)}
 
 
 def _adapted(options: argparse.Namespace, cases: Path, folder: Path, schedule: Schedule) -> tuple[Path, list[Case]]:
@@ -111,33 +113,32 @@ def _held_out(options: argparse.Namespace, cases: Path) -> tuple[list[Case], lis
     return split_cases(find_cases(cases), config, None)
 
 
-def _calibrated(predictor: Predictor, cases: Sequence[Case]) -> Predictor:
-    """Set the threshold from the lesion-free slices of some scans."""
+def _threshold(predictor: Predictor, cases: Sequence[Case]) -> float:
+    """Find the threshold from the lesion-free slices of some scans."""
     patients = [Patient(case) for case in cases]
     maps = [predictor.predict(case.images, case.mask).anomaly for case in cases]
     rate = predictor.config.score.false_positive_rate
-    found: Calibration = pseudo_healthy_calibration(maps, patients, rate)
-    return replace(predictor, calibration=found)
+    return pseudo_healthy_calibration(maps, patients, rate).threshold
 
 
-def scored(predictor: Predictor, cases: Sequence[Case]) -> Rows:
-    """Score scans: AUPRC where there is a lesion, false positives at the threshold, residual of healthy slices."""
-    rows = []
-    threshold = predictor.calibration.threshold if predictor.calibration else float("nan")
-    for case in cases:
-        patient = Patient(case)
-        values = predictor.predict(case.images, case.mask).anomaly
+def scored(predictor: Predictor, case: Case, thresholds: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Score a scan at each threshold: AUPRC if there is a lesion, false positives, residual of healthy slices."""
+    patient = Patient(case)
+    values = predictor.predict(case.images, case.mask).anomaly
+    healthy, calm = patient.brain & ~patient.label, patient.pseudo_healthy
+    shared = {
+        "auprc": voxel_metrics(values, patient.brain, patient.label, None).auprc,
+        "healthy_residual": float(values[calm].mean()) if calm.any() else math.nan,
+    }
+    rows = {}
+    for name, threshold in thresholds.items():
         flagged = anomaly_mask(values, threshold, patient.volume.spacing_mm, predictor.config.score.min_size_mm3)
-        healthy = patient.brain & ~patient.label
-        calm = patient.pseudo_healthy
-        rows.append(
-            {
-                "auprc": voxel_metrics(values, patient.brain, patient.label, None).auprc,
-                "false_components": float(lesion_metrics(flagged, patient.label, patient.brain).n_false),
-                "flagged_share": float(flagged[healthy].mean()),
-                "healthy_residual": float(values[calm].mean()) if calm.any() else float("nan"),
-            }
-        )
+        false = lesion_metrics(flagged, patient.label, patient.brain).n_false
+        known = math.isfinite(threshold)  # a model without a threshold flags nothing, which is no merit
+        rows[name] = shared | {
+            "false_components": float(false) if known else math.nan,
+            "flagged_share": float(flagged[healthy].mean()) if known else math.nan,
+        }
     return rows
 
 
@@ -157,11 +158,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for count in options.scans:
         chosen = site(options, count)
-        rows: dict[str, dict[str, Rows]] = {name: {} for name in chosen.tests}
-        for method, predictor in variants(options, count, chosen):
+        rows: dict[str, dict[str, Rows]] = {name: defaultdict(list) for name in chosen.tests}
+        for predictor, thresholds in variants(options, count, chosen):
             for name, cases in chosen.tests.items():
-                say(f"{options.site}, {count} scans: {method} on {len(cases)} scans of {name}")
-                rows[name][method] = scored(predictor, cases)
+                say(f"{options.site}, {count} scans: {', '.join(thresholds)} on {len(cases)} scans of {name}")
+                for case in cases:
+                    for method, scan in scored(predictor, case, thresholds).items():
+                        rows[name][method].append(scan)
         found = {
             name: {method: compared(scans, methods["as shipped"]) for method, scans in methods.items()}
             for name, methods in rows.items()
