@@ -162,7 +162,9 @@ class ModelConfig(Section):
     norm_groups: int = Field(32, ge=1, le=_WIDTH)
     input_skip: bool = Field(False, description="The network predicts the change of its input (objective x0 only).")
     gate: bool = Field(
-        False, description="The change is a share of 0 to 1 times a difference, and training tells the share where."
+        False,
+        description="The change of the input is a share from 0 to 1 times a difference, and training tells where the "
+        "share is 1 (method maediff).",
     )
     mask_channel: bool = Field(True, description="The U-Net sees the mask of the window as an input channel.")
     condition: Literal["residual", "cross_attention", "none"] = Field(
@@ -384,8 +386,8 @@ class Config(Section):
     def _fits(self) -> Config:
         if self.model.input_skip and self.diffusion.objective != "x0":
             raise ValueError(f"model.input_skip goes with objective x0, not {self.diffusion.objective!r}")
-        if self.model.gate and not (self.model.input_skip and self.method == "maediff"):
-            raise ValueError("model.gate goes with model.input_skip and method maediff")
+        if self.model.gate and not self.model.input_skip:
+            raise ValueError("model.gate goes with model.input_skip: it gates the change of the input")
         passes = len(self.diffusion.test_timesteps) * self.infer.draws
         if passes > 1000:
             raise ValueError(f"{passes} passes (diffusion.test_timesteps x infer.draws) exceed 1000; use fewer draws")

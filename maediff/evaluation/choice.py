@@ -95,5 +95,7 @@ def _threshold(case: OutputCase, choice: Choice, record: Mapping[str, Any]) -> t
             f"run.json does not describe the model of {case.case}, so no threshold is known for rate {choice.rate:g}; "
             "give --threshold"
         )
-    found = with_threshold(calibration, choice.threshold, choice.rate).of_contrast(str(case.sidecar.get("contrast", "")))
+    found = with_threshold(calibration, choice.threshold, choice.rate).of_contrast(
+        str(case.sidecar.get("contrast", ""))
+    )
     return found.threshold, found.origin
