@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,11 @@ def values(rows: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
 def _data_set(results: Path, data: DataSet, cells: Cells) -> list[str]:
     rows = [row for row in ROWS if row.name in cells]
     scored = [row for row in rows if "patients" in cells[row.name]]
-    refused = [f"- {row.title}: {cells[row.name]['refused']}" for row in rows if "refused" in cells[row.name]]
+    refused = [
+        _wrapped(f"- {row.title}: {cells[row.name]['refused']}", indent="  ")
+        for row in rows
+        if "refused" in cells[row.name]
+    ]
     kinds = sorted({scan["kind"] for row in scored for scan in cells[row.name]["patients"]} - {""})
     parts = [_quality(scored, cells)]
     if kinds:
@@ -215,7 +220,12 @@ def _published() -> str:
         "**Others' numbers on other data**, Dice / AUPRC in %, trained on IXI T2 (Behrendt et al., cDDPM, Table 3); "
         "outside runs of pDDPM got 39.5 to 41.6 Dice on BraTS21. Nothing above can be compared with them directly."
     )
-    return f"{note}\n\n{_table(['method', 'BraTS21', 'MSLUB', 'ATLAS', 'WMH'], lines)}"
+    return f"{_wrapped(note)}\n\n{_table(['method', 'BraTS21', 'MSLUB', 'ATLAS', 'WMH'], lines)}"
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    """Wrap prose at 120 columns, as all pages are."""
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
