@@ -27,7 +27,7 @@ from ._options import Command, examples, talk
 @click.option("--misses", help="What it is known to miss or was not tried on, in words.")
 @talk
 def command(*, model: str, metrics: Path | None, data: str | None, licence: str | None, **scope: str | None) -> None:
-    """Put measured results, a licence, or what the model is for into its card.
+    """Put results, a licence, or what a model is for into its card.
 
     MODEL is a model folder or a training run. The results must be those of this very model. The card is README.md of
     the model folder and covered by the model's hash, which changes: infer into an earlier folder computes again.
