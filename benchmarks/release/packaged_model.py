@@ -38,7 +38,7 @@ from maediff.model_folder import load_model_folder, save_model
 from maediff.typing import Array
 from maediff.volume import read_mask, read_nifti
 
-BENCHMARK = Benchmark(__file__, __doc__, page="docs/packaged-model.md")
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/packaged-model.md", results=("heads_healthy.json",))
 PACKAGED = ROOT / "maediff" / "weights" / "heads"
 HEALTHY_KINDS: tuple[Kind, ...] = ("t1", "t2", "flair")
 HEALTHY_SCANS = 6
