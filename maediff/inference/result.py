@@ -52,7 +52,7 @@ class AnomalyResult:
         measures: What the input check measured of the scan and its map.
         healthy_scans: Scans that `score_percentile` counts; None without calibration.
         suspended: Why the model's calibration is not in force; empty if it is, or if there is none.
-        contrast: Kind of contrast that was read; empty if none was, or if channels differ.
+        contrast: Kind of contrast whose calibration holds, see :class:`maediff.inference.reading.Reading`.
         scope: What the model's card says it was trained on, finds and misses.
         min_size_mm3: Findings below it are left out of `anomaly_mask`.
     """
