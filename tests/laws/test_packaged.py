@@ -17,12 +17,15 @@ def heads():
 
 
 @pytest.mark.parametrize("contrast", ["t1", "t2", "flair"])
-def test_the_contrast_is_read_and_a_tumour_stands_out(heads, contrast):
-    phantom = subject((7, 1), contrast, "tumour", spacing_mm=4.0)
+def test_contrast_sign_and_threshold_follow_the_scan(heads, contrast):
+    scan = heads.prepare(as_volume(subject((7, 1), contrast, spacing_mm=2.0)))
+    assert (scan.reading.contrast, scan.reading.sign) == (contrast, LESION_SIGNS[contrast])
+    assert heads.calibration_of(scan) == heads.calibration.contrasts[contrast]
+
+
+def test_a_tumour_stands_out_on_flair(heads):
+    phantom = subject((7, 1), "flair", "tumour", spacing_mm=2.0)
     result = heads.predict(as_volume(phantom))
     truth = phantom.label[result.brain_mask]
-    assert result.contrast == contrast
-    assert result.steps["sign"] == LESION_SIGNS[contrast]
-    assert average_precision_score(truth, result.anomaly[result.brain_mask]) > 5 * truth.mean()
-    assert result.threshold == heads.calibration.contrasts[contrast].threshold
-    assert result.anomaly_mask[phantom.label].mean() > 3 * result.anomaly_mask[result.brain_mask].mean()
+    assert average_precision_score(truth, result.anomaly[result.brain_mask]) > 20 * truth.mean()
+    assert result.anomaly_mask[phantom.label].mean() > 10 * result.anomaly_mask[result.brain_mask].mean()
