@@ -27,7 +27,7 @@ class AbsentError(MAEDiffError):
 
 
 def shared_data(name: str, data: Path = DATA) -> Path | None:
-    """Locate a set of real scans, which lie outside the repository; None where it is absent."""
+    """Locate a set of real scans, which lie outside the repository; None if it is absent."""
     folder = data / name
     return folder if (folder / "cases.csv").is_file() else None
 
@@ -173,7 +173,7 @@ def say(text: str) -> None:
 
 
 def cell(value: Any) -> str:
-    """Write a value of a table: three decimals, an interval where there is one, a dash where nothing is defined."""
+    """Write a value of a table: three decimals, an interval if there is one, a dash if nothing is defined."""
     if isinstance(value, Estimate):
         if not math.isfinite(value.mean):
             return "-"

@@ -1,4 +1,4 @@
-"""The command line: a lazy click group, one file a command, no logic of its own.
+"""The command line: a lazy click group, one file per command, no logic of its own.
 
 Only click is imported here, so that ``maediff --help`` answers at once; a command's module is imported when it runs.
 """

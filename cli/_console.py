@@ -53,7 +53,7 @@ def set_up_logging(*, quiet: bool, verbose: bool) -> None:
 
 
 def is_quiet() -> bool:
-    """Tell whether -q was given."""
+    """Check whether -q was given."""
     return bool(click.get_current_context().meta.get(QUIET, False))
 
 

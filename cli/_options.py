@@ -103,7 +103,7 @@ def reference_option(*, required: bool) -> Callable[[F], F]:
 
 
 def model_option(default: str | None = None) -> Callable[[F], F]:
-    """-m, the model; required where there is no default."""
+    """-m, the model; required if there is no default."""
     return click.option(
         "-m",
         "--model",

@@ -83,11 +83,11 @@ class Calibration:
         return self.contrasts.get(kind, self)
 
     def percentile_of(self, score: float) -> float:
-        """Tell which share of the healthy calibration scans scored lower than ``score``."""
+        """Return which share of the healthy calibration scans scored lower than ``score``."""
         return float(np.mean(np.asarray(self.case_scores) < score)) if self.case_scores else float("nan")
 
     def promises(self) -> list[str]:
-        """Say what each recorded threshold allows on healthy scans, one line a false-positive rate and contrast.
+        """Say what each recorded threshold allows on healthy scans, one line per false-positive rate and contrast.
 
         Example:
             >>> Calibration(0.2, 0.01, 5, 1000, {"0.01": 0.2}, ()).promises()
@@ -188,7 +188,7 @@ def calibrate(
 
     The threshold is the smallest observed map value t for which the mean over scans of the share of brain voxels
     strictly above t is at most ``rate``. Every scan weighs the same, however large its brain or fine its voxels.
-    Values are held as float32, 4 bytes a brain voxel.
+    Values are held as float32, 4 bytes per brain voxel.
 
     Args:
         maps: Per healthy scan its anomaly map, brain mask (same shape) and scan-level score.

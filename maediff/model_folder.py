@@ -73,7 +73,7 @@ class StoredModel:
         calibration: ``Calibration.to_dict()`` of the threshold, or None before calibration.
         card: The model card, Markdown.
         hash: SHA-256 over the folder's checksums: changes with any byte of the model.
-        locations: Bytes of the healthy residuals by place, or None where the calibration does not rest on them.
+        locations: Bytes of the healthy residuals by place, or None if the calibration does not rest on them.
         base: Folder of the base of an adapted model, whose weights are merged with the adapter's here; else None.
     """
 
@@ -301,8 +301,8 @@ def update_calibration(
     Args:
         folder: A model folder.
         calibration: ``Calibration.to_dict()``.
-        card: The card that tells of it, Markdown; the earlier one stays where not given.
-        locations: Bytes of the healthy residuals by place that the maps rest on; earlier ones go where not given.
+        card: The card that tells of it, Markdown; the earlier one stays if not given.
+        locations: Bytes of the healthy residuals by place that the maps rest on; earlier ones go if not given.
 
     Returns:
         The new model hash.

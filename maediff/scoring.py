@@ -60,7 +60,7 @@ def anomaly_map(
 ) -> FloatMap:
     """Turn scan and reconstruction into the anomaly map of the working slices.
 
-    Residual, its mean over channels where there are several [ours], then :func:`postprocess`.
+    Residual, its mean over channels if there are several [ours], then :func:`postprocess`.
 
     Args:
         x: Working slices (S, H, W) or (S, C, H, W).
@@ -87,7 +87,7 @@ def fixed_sign(config: ScoreConfig) -> Sign:
 
 
 def channel_residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> FloatMap:
-    """Compare working slices with their reconstruction: the residual, averaged over channels where there are several.
+    """Compare working slices with their reconstruction: the residual, averaged over channels if there are several.
 
     Args:
         x: Working slices (S, H, W) or (S, C, H, W).

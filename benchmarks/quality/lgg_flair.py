@@ -132,7 +132,7 @@ def _cases_table(options: argparse.Namespace, *, anew: bool = False) -> Path:
 
 
 def _chosen(folder: Path) -> tuple[str, ...]:
-    """Overrides that ``choose`` found for this model; none where it has not run."""
+    """Overrides that ``choose`` found for this model; none if it has not run."""
     found = read_json(folder / "choose.json")
     if not found:
         say("score: no choose.json, so the settings are those of the configuration")

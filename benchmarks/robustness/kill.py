@@ -167,7 +167,7 @@ def _discard(_: object) -> None:
 
 
 def _processor_seconds(pid: int | None) -> float | None:
-    """Tell how long a process has computed; None where it has ended."""
+    """Tell how long a process has computed; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     except OSError:

@@ -279,7 +279,7 @@ def feed_config(source: tuple[str, Any]) -> None:
 
 
 def is_cheap(config: Config) -> bool:
-    """Tell whether a slice takes a moment."""
+    """Check whether a slice takes a moment."""
     kind = config.diffusion
     passes = len(kind.test_timesteps) * config.infer.draws
     steps = (

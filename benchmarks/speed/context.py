@@ -41,7 +41,7 @@ def score(predictor: Predictor, patient: Patient) -> tuple[float, float]:
 
 
 def configured(options: argparse.Namespace, setting: str) -> Predictor:
-    """Load the model with a setting, and with other windows than it was trained with where they are asked for."""
+    """Load the model with a setting, and with other windows than it was trained with if they are asked for."""
     predictor = load_model(options.model, options.device, (setting,))
     sides = {"window": options.window, "stride": options.stride}
     changes = [f"partition.{name}={side}" for name, side in sides.items() if side is not None]

@@ -109,7 +109,7 @@ def pass_share(predictor: Predictor, repeats: int = 2) -> float:
 
 @torch.inference_mode()
 def operators(predictor: Predictor) -> dict[str, float]:
-    """Tell which operators a forward pass spends its time in: their shares, the largest first."""
+    """Return which operators a forward pass spends its time in: their shares, the largest first."""
     config, network, device = predictor.config, network_of(predictor), predictor.device
     inputs = window_inputs(network, config.data.size, config.partition.window, 2)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision(predictor) == torch.bfloat16):

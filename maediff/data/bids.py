@@ -104,7 +104,7 @@ class BidsName:
 
     @property
     def mask(self) -> str:
-        """Name of the anomaly mask, without an ending; the contrast is told where there are several.
+        """Name of the anomaly mask, without an ending; the contrast is told if there are several.
 
         Example:
             >>> BidsName("sub-1/anat", "sub-1", "FLAIR", alone=False).mask

@@ -70,7 +70,7 @@ class Case:
         label: Its lesion mask, or None.
         subject: Whose scan it is; several scans may share a subject.
         session: Session name, or None.
-        split: ``train``, ``val``, ``test`` or whatever the table says; None where it says nothing.
+        split: ``train``, ``val``, ``test`` or whatever the table says; None if it says nothing.
         stem: File name of the scan without ``.nii`` or ``.nii.gz``.
         bids: Parts of the BIDS name where the scan is of a BIDS data set (a table may say so in column ``bids``), else
             None.
@@ -137,7 +137,7 @@ def search_cases(
         source: File, table or folder.
         mask: Brain mask; for a single file only.
         split: Keep only this split (tables, and BIDS with a ``split`` column in ``participants.tsv``).
-        channel: Contrast to choose, for example ``flair``, where the source has several.
+        channel: Contrast to choose, for example ``flair``, if the source has several.
         channels: Contrasts that belong together, for a model that sees several; the source is a table then.
         pattern: Of a folder, take the NIfTI files whose name or path below the folder fits, such as ``*_t1.nii.gz``,
             and judge none of them; ``*`` takes all.
@@ -182,7 +182,7 @@ def search_cases(
 
 
 def channels_of(source: str | Path) -> tuple[str, ...]:
-    """Name the channels of a table with columns ``image_<channel>``, in their order; none where one is called image.
+    """Name the channels of a table with columns ``image_<channel>``, in their order; none if one is called image.
 
     Args:
         source: As for :func:`find_cases`.

@@ -91,7 +91,7 @@ def synthesise(
         seed: Seed; subject k depends on it and on k alone.
         spacing_mm: Voxel size, whole mm.
         healthy_only: Make training and validation subjects only.
-        on_subject: Told the name of each subject.
+        on_subject: Called with the name of each subject.
 
     Returns:
         The table `cases.csv` in `folder`.

@@ -24,7 +24,7 @@ class Converted:
 
     Attributes:
         case: Its name: the folder below the source.
-        path: The NIfTI file; None where it failed.
+        path: The NIfTI file; None if it failed.
         message: Why it failed.
         notes: What a user should be told.
     """
@@ -36,7 +36,7 @@ class Converted:
 
 
 def holds_dicom(source: str | Path, exclude: Iterable[Path] = ()) -> bool:
-    """Tell whether a source is DICOM: such a file, or a folder with such files and no scans of other kinds.
+    """Check whether a source is DICOM: such a file, or a folder with such files and no scans of other kinds.
 
     Args:
         source: File or folder.
@@ -66,7 +66,7 @@ def convert_dicom(source: str | Path, out: str | Path, series: int | None = None
     Args:
         source: Folder of series, each in a folder of its own, or a multi-frame file.
         out: Folder for the NIfTI files.
-        series: Series Number, where folders hold several.
+        series: Series Number, if folders hold several.
 
     Returns:
         What became of each series.
@@ -86,7 +86,7 @@ def dicom_cases(source: Path, folder: Path, mask: str | Path | None = None, seri
         source: Folder of series, each in a folder of its own, or a multi-frame file.
         folder: Where they go as NIfTI files.
         mask: Brain mask of a single scan.
-        series: Series Number, where folders hold several.
+        series: Series Number, if folders hold several.
 
     Raises:
         InputError: No DICOM files, or a mask for several series.

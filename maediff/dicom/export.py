@@ -66,7 +66,7 @@ def export_dicom(
             prepared ones.
         dicom: The DICOM folder that was converted or prepared.
         out: Folder for the DICOM files.
-        series: Series Number, where folders hold several.
+        series: Series Number, if folders hold several.
         trust_names: Skip that check: names alone decide which patient gets which map.
 
     Raises:

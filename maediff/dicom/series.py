@@ -54,7 +54,7 @@ def read_dicom(folder: str | Path, series: int | None = None) -> Volume:
 
     Args:
         folder: Folder with the files of a series, or a multi-frame file.
-        series: Series Number, where the folder holds several.
+        series: Series Number, if the folder holds several.
 
     Raises:
         ConfigError: pydicom or highdicom is missing.

@@ -236,7 +236,7 @@ def langevin(
         abar: Schedule table.
         times: Decreasing timesteps, 1 at least; a 0 at the end is left out.
         draw_noise: Fresh noise for (t, step).
-        steps: Langevin steps a level.
+        steps: Langevin steps per level.
         step_size: alpha as a share of the noise's variance.
 
     Returns:

@@ -21,7 +21,7 @@ LEAST_VARIANCE = 1e-20
 """Smallest beta~; it is 0 for the step to the image itself."""
 
 Estimator = Callable[[Tensor, int], tuple[Tensor, Tensor | None]]
-"""(x_t, t) -> estimate of x_0 and, where the variance is learned, where it lies between beta~ (-1) and beta (1)."""
+"""(x_t, t) -> estimate of x_0 and, if the variance is learned, where it lies between beta~ (-1) and beta (1)."""
 
 
 def step_variance(
@@ -62,7 +62,7 @@ def gaussian_kl(mean: Tensor, variance: Tensor, other_mean: Tensor, other_varian
 
 
 def bound_term(x_t: Tensor, x0: Tensor, estimate: Tensor, levels: tuple[Tensor, Tensor], variance: Tensor) -> Tensor:
-    """Term of the variational bound for the step from t to s, nats a pixel (DDPM eq. 5).
+    """Term of the variational bound for the step from t to s, nats per pixel (DDPM eq. 5).
 
     ``L_{t-1} = KL(q(x_s | x_t, x_0) || p(x_s | x_t))``; for the step to the image itself (``abar_s = 1``)
     ``L_0 = -log p(x_0 | x_1)``.

@@ -38,7 +38,7 @@ def resample_counts(n_patients: int, n: int, seed: int) -> npt.NDArray[np.int64]
 
 
 def interval(resampled: npt.ArrayLike, n_patients: int) -> tuple[float, float]:
-    """Percentile interval of resampled values; NaN where fewer than two patients leave nothing to resample."""
+    """Percentile interval of resampled values; NaN if fewer than two patients leave nothing to resample."""
     values = np.asarray(resampled, dtype=np.float64)
     values = values[np.isfinite(values)]
     if n_patients < 2 or values.size == 0:

@@ -32,7 +32,7 @@ class Choice:
     min_size_mm3: float | None = None
 
     def __bool__(self) -> bool:
-        """Tell whether anything was chosen."""
+        """Check whether anything was chosen."""
         return any(value is not None for value in (self.threshold, self.rate, self.min_size_mm3))
 
 

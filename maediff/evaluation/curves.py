@@ -32,7 +32,7 @@ class Curves:
 
 
 def voxel_curves(scans: Sequence[VoxelHistogram]) -> Curves | None:
-    """Curves over the brain voxels of all scans together; None where only one kind of voxel is there."""
+    """Curves over the brain voxels of all scans together; None if only one kind of voxel is there."""
     if not scans:
         return None
     bins = np.unique(np.concatenate([scan.bins for scan in scans]))
@@ -45,7 +45,7 @@ def voxel_curves(scans: Sequence[VoxelHistogram]) -> Curves | None:
 
 
 def scan_curves(scores: npt.ArrayLike, has_lesion: npt.ArrayLike) -> Curves | None:
-    """Curves over scans; None where only one kind of scan is there.
+    """Curves over scans; None if only one kind of scan is there.
 
     Example:
         >>> scan_curves([0.1, 0.2, 0.9], [False, False, True]).recall.tolist()

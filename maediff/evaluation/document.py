@@ -33,7 +33,7 @@ def document_model(
         data: What it was measured on, such as the name of a data set; needed with `metrics`.
         licence: Of the weights, as an SPDX identifier in small letters, such as "cc-by-4.0".
         trained_on: What the model learned from; reports and sidecars repeat it, and the next two.
-        finds: What it has been shown to find; measured results stand for it where it is not given.
+        finds: What it has been shown to find; measured results stand for it if it is not given.
         misses: What it is known to miss, or was not tried on.
 
     Returns:

@@ -43,8 +43,8 @@ class CaseResult:
         case: The case's id.
         status: ``scored``, ``failed`` (by infer), ``no reference`` or ``unusable`` (map or reference cannot be read).
         patient: Who the scan is of.
-        lesion: Kind of lesion where the reference tells.
-        has_lesion: Whether the reference mask has any voxel; None where not scored.
+        lesion: Kind of lesion if the reference tells.
+        has_lesion: Whether the reference mask has any voxel; None if not scored.
         score: Scan-level anomaly score.
         threshold: Calibrated threshold.
         voxel: Voxelwise metrics.
@@ -150,7 +150,7 @@ def measure(
     ``metrics`` has the keys ``voxel.*`` (mean over scans that have lesion voxels), ``voxel_pooled.*`` (all voxels of
     all scored scans together, healthy ones included), ``lesion.*`` and ``case.auroc`` (scans with a lesion against
     healthy ones), each with ``mean``, ``ci_low``, ``ci_high`` and ``n``, the number of scans on which it rests; None
-    where not defined. ``by_lesion`` repeats them for each kind that the reference names, against all healthy scans in
+    if not defined. ``by_lesion`` repeats them for each kind that the reference names, against all healthy scans in
     ``case.auroc``, and ``by_stratum`` for each group of each column in ``strata``. ``cases`` counts the scans and
     lists those that were not scored, with the reason.
 

@@ -28,7 +28,7 @@ def method_metrics(
         rate: False-positive rate of the calibration.
 
     Returns:
-        ``{kind: {"auroc", "auprc", "dice", "dice_oracle", "lesion_share"}}``; None where not defined.
+        ``{kind: {"auroc", "auprc", "dice", "dice_oracle", "lesion_share"}}``; None if not defined.
     """
     threshold = calibrate(((values, mask, case_score(values, mask)) for values, mask in healthy), rate).threshold
     scores: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -47,7 +47,7 @@ class Metrics(dict[str, Any]):
     def to_frame(self) -> pd.DataFrame:
         """Return the cohort's metrics as a table, one row per metric.
 
-        Columns: mean, 95 % interval, number of scans, and what chance reaches where that is known.
+        Columns: mean, 95 % interval, number of scans, and what chance reaches if that is known.
 
         Example:
             >>> found = Metrics({"voxel.dice": {"mean": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 9}, "cases": {}})

@@ -47,10 +47,10 @@ class OutputCase:
         case: The case's id.
         status: ``done``, ``skipped`` (finished in an earlier run) or ``failed``.
         message: Why it failed, or what a user was told.
-        score: Scan-level score; NaN where there is none.
-        volume_ml: Anomalous volume, ml; NaN where there is none.
-        seconds: Time it took; NaN where unknown.
-        sidecar: The scan's JSON; empty where there is none.
+        score: Scan-level score; NaN if there is none.
+        volume_ml: Anomalous volume, ml; NaN if there is none.
+        seconds: Time it took; NaN if unknown.
+        sidecar: The scan's JSON; empty if there is none.
         folder: Where its files lie.
         files: Paths that exist, keyed ``anomaly``, ``reconstruction``, ``mask`` and ``uncertainty``.
         cut: What a person chose instead of the mask that infer wrote, if anything.

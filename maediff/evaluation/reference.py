@@ -40,10 +40,10 @@ class Truth:
     """What the reference says of one scan.
 
     Attributes:
-        label: Lesion mask; None where the reference says that the scan is healthy.
+        label: Lesion mask; None if the reference says that the scan is healthy.
         mask: Brain mask, or None.
         patient: Who the scan is of.
-        lesion: Kind of lesion, or None where the reference does not tell.
+        lesion: Kind of lesion, or None if the reference does not tell.
         facts: What else is known: cells by column, of the scan's row and of the patient's in ``participants.tsv``.
     """
 

@@ -23,7 +23,7 @@ class Stratum:
 
     Attributes:
         column: Name of the column, in lower case.
-        edges: Where ranges begin, rising; empty where each value is a group.
+        edges: Where ranges begin, rising; empty if each value is a group.
     """
 
     column: str

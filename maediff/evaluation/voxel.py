@@ -16,7 +16,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class VoxelMetrics:
-    """Metrics of one scan; NaN where a metric is not defined.
+    """Metrics of one scan; NaN if a metric is not defined.
 
     Attributes:
         auroc: Area under the ROC curve; NaN without lesion voxels or without healthy ones.
@@ -34,7 +34,7 @@ class VoxelMetrics:
 
 
 def dice(prediction: BoolArray, truth: BoolArray) -> float:
-    """Dice overlap of two masks, 2 |A and B| / (|A| + |B|); NaN where the truth is empty.
+    """Dice overlap of two masks, 2 |A and B| / (|A| + |B|); NaN if the truth is empty.
 
     Example:
         >>> dice(np.array([True, True, False]), np.array([True, False, False]))
@@ -89,7 +89,7 @@ def voxel_metrics(
         anomalous: Anomaly mask to take for Dice instead of thresholding, where small components were removed.
 
     Returns:
-        Metrics; all NaN where no lesion voxel lies inside the brain.
+        Metrics; all NaN if no lesion voxel lies inside the brain.
 
     Raises:
         InputError: Shapes differ, or the map is not finite.

@@ -81,7 +81,7 @@ class Findings:
         template_dice: Overlap of the scan's brain with that of nilearn's ICBM 152 template, in the template's space.
         left_ml: Volume on the patient's left; None outside template space.
         right_ml: Volume on the patient's right; None outside template space.
-        lobes: Volume of each lobe that has any, by falling volume; their sum is ``volume_ml``. Empty where lobes are
+        lobes: Volume of each lobe that has any, by falling volume; their sum is ``volume_ml``. Empty if lobes are
             not told.
         no_lobes: What it takes to tell lobes, where template space would allow it; else empty.
         registered: Whether the place in template space is that of a known registration, not the scan's own.

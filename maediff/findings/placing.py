@@ -62,7 +62,7 @@ def _record(volume: Volume, image: Path) -> dict[str, Any]:
 
 
 def _matrix(value: Any) -> DoubleArray | None:
-    """Read an affine map from JSON; None where it is none."""
+    """Read an affine map from JSON; None if it is not one."""
     try:
         matrix = np.array(value, dtype=float)
     except (TypeError, ValueError):

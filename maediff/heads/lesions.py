@@ -117,7 +117,7 @@ def draw_lesions(
         faintest: Lowest opacity, in parts of the highest; faint lesions are as frequent as strong ones.
 
     Returns:
-        Lesions that touch the brain; none where the slice holds next to no brain.
+        Lesions that touch the brain; none if the slice holds next to no brain.
     """
     room = lesion_room(plane)
     if float(room.sum()) * plane.pixel_mm**2 < 100:

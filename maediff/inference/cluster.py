@@ -1,4 +1,4 @@
-"""A cohort on a Dask cluster: one task a scan, the model loaded once a worker, lost scans run again, nothing twice.
+"""A cohort on a Dask cluster: one task per scan, the model loaded once a worker, lost scans run again, nothing twice.
 
 Dask does the hard parts: it hands out tasks, notices dead workers, starts new ones (local clusters, dask-jobqueue) and
 gives their tasks to others. A scan whose worker died after its outputs were complete is not computed again: the task
@@ -44,7 +44,7 @@ class ScanTask:
         seed: Seed of the noise.
         overwrite: Compute again what was finished before this run.
         began_ns: When the run's table was first written, by the clock of the output folder's file system.
-        on_result: Given each new result, before its sidecar is written.
+        on_result: Called with each new result, before its sidecar is written.
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: False-positive rate whose recorded threshold to use.
         accept: Codes of input that is not refused.
@@ -137,7 +137,7 @@ def infer_on_cluster(
         cases: Scans.
         task: What scores a scan.
         table: The open table of outcomes, in the order in which scans finish until the end, then in that of `cases`.
-        on_case: Told the outcome of each scan.
+        on_case: Called with the outcome of each scan.
 
     Raises:
         OutputError: The output folder cannot be written.

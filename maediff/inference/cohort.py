@@ -170,7 +170,7 @@ class RunKey:
         return cls(*hashes, seed, predictor.threshold_given, maps_hash(predictor.config))
 
     def fits(self, case: Case, outputs: Outputs) -> bool:
-        """Tell whether the outputs of a case are finished, and of this input, model, configuration and seed."""
+        """Check whether the outputs of a case are finished, and of this input, model, configuration and seed."""
         wanted = {"config_hash": self.config_hash, "threshold_given": self.threshold_given}
         return self._finished(case, outputs, wanted)
 
@@ -235,8 +235,8 @@ def infer_cases(
         table: File of the outcomes, kept current; the outputs go into its folder.
         seed: Seed of the noise.
         overwrite: Compute again what is finished.
-        on_case: Told the outcome of each scan.
-        on_result: Given each new result, before its sidecar is written (previews).
+        on_case: Called with the outcome of each scan.
+        on_result: Called with each new result, before its sidecar is written (previews).
         on_batch: Progress callback within a scan, called with (case, windows done, windows in total).
 
     Returns:
@@ -277,7 +277,7 @@ class CaseJob:
         out: Output folder.
         key: What finished outputs must share with this run.
         overwrite: Compute again what is finished.
-        on_result: Given each new result, before its sidecar is written.
+        on_result: Called with each new result, before its sidecar is written.
         on_batch: Progress callback within a scan, called with (case, windows done, windows in total).
     """
 
@@ -326,7 +326,7 @@ class CaseJob:
 
 
 class CaseTable:
-    """`cases.tsv`, kept current: rewritten atomically as outcomes arrive and at the end, come what may.
+    """`cases.tsv`, kept current: rewritten atomically as outcomes arrive and at the end, even after an error.
 
     Rewriting takes longer the more scans there are, so it waits until the last one took less than a twentieth of the
     time since: a run over n scans spends 5 % of its time on it at most, not n squared.

@@ -32,7 +32,7 @@ def fit_locations(
         predictor: The model, with `score.locations` on.
         cases: Healthy scans in a template's space.
         folder: Keeps the residual of each scan, for :func:`left_out_maps`.
-        on_case: Told the name of each scan.
+        on_case: Called with the name of each scan.
 
     Raises:
         InputError: Too few subjects, or a scan that cannot be used.

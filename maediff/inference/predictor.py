@@ -243,7 +243,7 @@ class Predictor:
         return tuple(self.calibration.contrasts) if self.calibration else ()
 
     def calibration_of(self, scan: LoadedScan) -> Calibration | None:
-        """Return what holds for a scan: the calibration of its contrast where there is one, else that of all scans."""
+        """Return what holds for a scan: the calibration of its contrast if there is one, else that of all scans."""
         return self.calibration and self.calibration.of_contrast(scan.reading.contrast)
 
     def measured(self, prepared: WorkingScan, anomaly: FloatMap, calibrated: Calibration | None = None) -> HealthyScan:

@@ -36,7 +36,7 @@ class AnomalyResult:
         reconstruction: Healthy reconstruction in the scan's intensity units, outside the brain the scan itself; of
             several channels that of the first.
         brain_mask: Where the map is defined.
-        anomaly_mask: Voxels above the calibrated threshold; None where the model has no calibration.
+        anomaly_mask: Voxels above the calibrated threshold; None if the model has no calibration.
         uncertainty: Standard deviation of the reconstruction over noise draws and timesteps, working units, the mean
             of several channels; None for a single draw.
         score: Scan-level score, the mean of the highest 1 % of the map inside the brain.

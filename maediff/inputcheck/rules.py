@@ -83,7 +83,7 @@ def refuse_ct(volume: Volume, accept: Collection[str] = ()) -> None:
 
 
 def is_ct(data: Array) -> bool:
-    """Tell whether intensities are Hounsfield units: air, and most of the rest near water, in a narrow range.
+    """Check whether intensities are Hounsfield units: air, and most of the rest near water, in a narrow range.
 
     Args:
         data: Intensities of the whole scan (X, Y, Z).
@@ -228,7 +228,7 @@ def _flat_share(values: Array) -> float:
 
 
 def _apart(one: ScanMeasures, other: ScanMeasures) -> float:
-    """Tell which share of two histograms does not overlap."""
+    """Return which share of two histograms does not overlap."""
     return 0.5 * float(np.abs(np.array(one.histogram) - np.array(other.histogram)).sum())
 
 

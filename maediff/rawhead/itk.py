@@ -110,7 +110,7 @@ def register(data: Array, affine: Array, brain: BoolArray | None, name: str) -> 
     Args:
         data: Intensities (X, Y, Z), best bias-corrected.
         affine: Voxel index to RAS mm (4, 4).
-        brain: Brain where it is known; a head is started from its crown.
+        brain: Brain if it is known; a head is started from its crown.
         name: What messages call the scan.
 
     Returns:

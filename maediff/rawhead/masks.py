@@ -134,7 +134,7 @@ def check_mask(mask: BoolArray, voxel_mm3: float, expected: BoolArray | None) ->
     Args:
         mask: Brain (X, Y, Z).
         voxel_mm3: Volume of a voxel, mm3.
-        expected: The template's brain on the same voxels, or None where nothing was registered.
+        expected: The template's brain on the same voxels, or None if nothing was registered.
 
     Returns:
         What was measured, and warnings that say what to look at.

@@ -89,7 +89,7 @@ def prepare_cohort(  # noqa: PLR0913  a public function: a keyword per option
 ) -> PrepareSummary:
     """Turn raw head scans into model-ready ones.
 
-    The output folder holds, per scan, the prepared scan, its brain mask, its lesion mask where one is given, a sidecar
+    The output folder holds, per scan, the prepared scan, its brain mask, its lesion mask if one is given, a sidecar
     that records every step, and the brain mask on the raw voxels; ``cases.csv`` (what train, calibrate and infer
     take), ``prepare.tsv`` (what became of each scan) and ``run.json``.
 
@@ -101,11 +101,11 @@ def prepare_cohort(  # noqa: PLR0913  a public function: a keyword per option
         mask: Brain mask of a single scan.
         channel: The only ``image_<channel>`` column wanted of a table; without it, all of them are brought to the grid
             and the brain of the first, to which mask and label belong.
-        series: DICOM Series Number, where folders hold several series.
+        series: DICOM Series Number, if folders hold several series.
         pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
         overwrite: Prepare again what is finished.
         on_start: Called once with the number of scans, before the first is prepared.
-        on_case: Told the outcome of each scan.
+        on_case: Called with the outcome of each scan.
 
     Raises:
         InputError: No scan found.

@@ -89,7 +89,7 @@ def prepare_scan(volume: Volume, mask: BoolArray | None, settings: PrepareSettin
 
     Args:
         volume: The raw scan.
-        mask: Brain mask on its voxels, where one is given.
+        mask: Brain mask on its voxels, if one is given.
         settings: Which steps.
 
     Raises:

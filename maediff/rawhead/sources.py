@@ -18,7 +18,7 @@ class RawScan:
 
     Attributes:
         name: What it is called.
-        channels: Its channels, of which the first leads; empty where it cannot be prepared.
+        channels: Its channels, of which the first leads; empty if it cannot be prepared.
         problem: Why it cannot be prepared.
     """
 
@@ -52,7 +52,7 @@ def raw_scans(
         folder: Where DICOM series go as NIfTI files.
         mask: Brain mask of a single scan.
         channel: The only channel wanted, of several.
-        series: DICOM Series Number, where folders hold several series.
+        series: DICOM Series Number, if folders hold several series.
         pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
 
     Raises:

@@ -198,7 +198,7 @@ def complete_tables(cases: Sequence[OutputCase], truths: Reference | None, galle
         gallery: Findings that are measured already.
 
     Returns:
-        Name of each case's table; none where a person chose the threshold.
+        Name of each case's table; none if a person chose the threshold.
     """
     names = {}
     for case in cases:
@@ -246,7 +246,7 @@ def _share(percent: float) -> str:
 
 
 def format_number(value: Any, digits: int = 3) -> str:
-    """Show a number with fixed decimals, and a dash where there is none.
+    """Show a number with fixed decimals, and a dash if there is none.
 
     Example:
         >>> format_number(0.12345), format_number(None), format_number(float("nan"), 1)
@@ -269,7 +269,7 @@ def _rank(case: OutputCase) -> tuple[bool, float, str]:
 def _measured(
     out_dir: Path, reference: Path | None, metrics: Mapping[str, Any] | Path | None, choice: Choice | None
 ) -> Evaluation | None:
-    """Compare with the truth where there is one; given metrics need no intervals again, and may be all there is."""
+    """Compare with the truth if there is one; given metrics need no intervals again, and may be all there is."""
     if reference is None:
         return None
     if metrics is None:
@@ -377,7 +377,7 @@ def _summary(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _with_chance(figures: Mapping[str, Any], key: str) -> dict[str, Any] | None:
-    """A metric with what guessing reaches, None where that is not known."""
+    """A metric with what guessing reaches, None if that is not known."""
     found = figures.get(key)
     return {**found, "chance": chance_level(figures, key)} if found else None
 
@@ -393,7 +393,7 @@ def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def _own_table(figures: Mapping[str, Any]) -> Table:
-    """This run as the only method, where the reference tells lesion kinds apart."""
+    """This run as the only method, if the reference tells lesion kinds apart."""
     kinds = figures.get("by_lesion") or {}
     columns = {
         kind: {name: values.get(f"voxel.{name}", {}).get("mean") for name in (*METRICS, _SHARE)}
@@ -437,7 +437,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """``run.json`` as sections of name and value; empty where there is none. Single scores are drawn, not listed."""
+    """``run.json`` as sections of name and value; empty if there is none. Single scores are drawn, not listed."""
     sections: dict[str, dict[str, str]] = {"run": {}}
     for name, value in record.items():
         if isinstance(value, Mapping):

@@ -82,7 +82,7 @@ def colour_bar(width: int, top: float, threshold: float | None, units: str) -> B
 
 
 def preview_panels(result: AnomalyResult) -> list[ByteArray]:
-    """Draw scan, reconstruction and map, and the mask over the scan where there is one: each (H, W, 3)."""
+    """Draw scan, reconstruction and map, and the mask over the scan if there is one: each (H, W, 3)."""
     affine = result.volume.affine
 
     def planes(data: Array) -> Array:

@@ -93,7 +93,7 @@ def matched_texture(clean: Tensor, foreign: Tensor, foreign_brain: Tensor, where
     Args:
         clean: (1, H, W).
         foreign: Another slice (1, H, W).
-        foreign_brain: Its brain (1, H, W) bool; where it has none, `clean` stays.
+        foreign_brain: Its brain (1, H, W) bool; if it has none, `clean` stays.
         where: (1, H, W) bool, pixels to match.
     """
     both = where & foreign_brain

@@ -53,7 +53,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class FitResult:
-    """Best averaged weights of a run and how it went; `pace` is None where no step was left to do."""
+    """Best averaged weights of a run and how it went; `pace` is None if no step was left to do."""
 
     weights: Weights
     best_loss: float
@@ -101,7 +101,7 @@ def fit(
         validation: Healthy slices of other subjects, which choose the best averaged weights.
         run_dir: Gets `log.csv` and `checkpoints/last.pt`.
         device: Where to compute (one process); several processes place themselves.
-        resume: Continue from `checkpoints/last.pt` where there is one.
+        resume: Continue from `checkpoints/last.pt` if there is one.
         initial: Weights to start from, of the same network; random ones if None.
         on_progress: Called at the first step and at every logged one.
 

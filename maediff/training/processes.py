@@ -55,12 +55,12 @@ def alone_unless_launched() -> Iterator[None]:
 
 
 def is_main() -> bool:
-    """Tell whether this process is the one that writes; a single one is."""
+    """Check whether this process is the one that writes; a single one is."""
     return not several() or int(os.environ["RANK"]) == 0
 
 
 def restarted() -> bool:
-    """Tell whether torchrun has started this training again, because a process died."""
+    """Check whether torchrun has started this training again, because a process died."""
     return several() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 

@@ -74,7 +74,7 @@ def tune(
         data: Healthy slices to learn from, and others, of other subjects, that tell when to stop.
         config: Configuration of the network, for samples and losses.
         schedule: How long and how fast.
-        on_step: Told each step, and the validation loss if there is a new one.
+        on_step: Called with each step, and the validation loss if there is a new one.
 
     Raises:
         MAEDiffError: The loss is not finite.

@@ -338,7 +338,7 @@ def _read(path: Path) -> Volume:
 
 
 def _file_notes(header: Any, *, packed: bool, named_packed: bool) -> Iterable[str]:
-    """Say what is odd about a file that can be read all the same."""
+    """Say what is odd about a file that can be read anyway."""
     if packed != named_packed:
         yield f"the file is {'gzipped' if packed else 'not gzipped'}, other than its name says"
     if float(header["vox_offset"]) == 0:

@@ -112,7 +112,7 @@ def largest_component(mask: BoolArray) -> BoolArray:
 
 
 def bounding_box(mask: BoolArray) -> tuple[slice, slice, slice] | None:
-    """Find the smallest box that holds every True voxel, or None where there is none."""
+    """Find the smallest box that holds every True voxel, or None if there is none."""
     ranges = []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)

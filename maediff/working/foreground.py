@@ -82,7 +82,7 @@ def find_background(data: Array) -> Background | None:
 
 
 def is_whole_head(volume: Volume) -> bool:
-    """Tell whether a scan shows a head with skull, not a skull-stripped brain.
+    """Check whether a scan shows a head with skull, not a skull-stripped brain.
 
     A scan is a head if its background is not constant, if what is not background is larger than any brain, or if much
     of that is dark: air that is noisy rather than zero, skull, sinuses.
@@ -110,7 +110,7 @@ def is_whole_head(volume: Volume) -> bool:
 
 
 def looks_stripped(volume: Volume) -> bool:
-    """Tell whether what is not background in a scan is its brain; see :func:`is_whole_head`."""
+    """Check whether what is not background in a scan is its brain; see :func:`is_whole_head`."""
     return not is_whole_head(volume)
 
 

@@ -26,7 +26,7 @@ class WorkingScan:
 
     Attributes:
         slices: Working intensities (S, H, W), H = working x and W = working y; [-1, clip] in the brain, -1 outside;
-            (S, C, H, W) where there are several channels.
+            (S, C, H, W) if there are several channels.
         mask: Brain (S, H, W).
         grid: The working grid, with the way back.
         scale: Intensity scale of the scan, of its first channel.

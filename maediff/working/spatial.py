@@ -28,7 +28,7 @@ SIZE_STEP = 16
 MAX_EXTENT_MM = 2000.0  # no scanner's field of view is longer
 # A working spacing this close to the native one (relative) is meant to be the native one: no resampling.
 _SAME_SPACING = 1e-3
-# Tilts below this (mm a voxel) are rounding of float32 headers, not obliquity.
+# Tilts below this (mm per voxel) are rounding of float32 headers, not obliquity.
 _ALIGNED_MM = 1e-5
 
 

@@ -252,7 +252,7 @@ def _validation_auprc(raws: Sequence[Raw], patients: Sequence[Patient], score: S
 
 
 def _thresholds(maps: Sequence[FloatMap], validation: Sequence[Patient]) -> dict[str, Any]:
-    """Set the threshold of healthy scans (tumour-free slices where there are none), and that of labelled ones."""
+    """Set the threshold of healthy scans (tumour-free slices if there are none), and that of labelled ones."""
     pairs = list(zip(maps, validation, strict=True))
     healthy = [(values, p.brain) for values, p in pairs if p.case.label is None]
     pseudo = not healthy

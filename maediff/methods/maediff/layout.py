@@ -124,7 +124,7 @@ def view_step(config: Config) -> int:
 
 
 def windows_with_brain(mask: Tensor, corners: Tensor, window: int) -> Tensor:
-    """Tell which windows of which slices hold at least one brain pixel.
+    """Return which windows of which slices hold at least one brain pixel.
 
     Args:
         mask: (S, H, W) bool, the brain.

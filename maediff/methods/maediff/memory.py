@@ -53,7 +53,7 @@ def choose_batch(window: int, device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory is exhausted; PyTorch's CPU allocator raises a plain RuntimeError."""
+    """Check whether an error says that memory is exhausted; PyTorch's CPU allocator raises a plain RuntimeError."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error)
