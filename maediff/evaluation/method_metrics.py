@@ -1,4 +1,4 @@
-"""Score the maps of any method as a model is scored."""
+"""Score the maps of any method like those of a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def method_metrics(
     test: Iterable[tuple[FloatArray, BoolArray, BoolArray, str]],
     rate: float,
 ) -> dict[str, dict[str, float | None]]:
-    """Score one method's maps as a model is scored: calibrate on healthy scans, then average over scans by lesion.
+    """Score one method's maps like a model's: calibrate on healthy scans, then average over scans by lesion.
 
     Args:
         healthy: Maps of healthy calibration scans, each with its brain mask.
