@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""Choose the device and the precision of computation."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
-    """Measure the floating-point operations a second of a large matrix product: the ceiling of every network.
+    """Measure the floating-point operations per second of a large matrix product: the ceiling of every network.
 
     The fastest of several counts, which other programs disturb the least.
     """

@@ -7,7 +7,7 @@ A model folder is data only; nothing in it is unpickled::
     calibration.json    the threshold and where it came from; null until calibrated
     README.md           the model card
     model.json          the schema number and the version that wrote the folder
-    locations.safetensors   healthy residuals by place, where the calibration rests on them; else absent
+    locations.safetensors   healthy residuals by place, if the calibration uses them; else absent
     adapter.safetensors     of an adapted model, instead of model.safetensors: low-rank updates of its base's weights
     SHA256SUMS          a checksum for each of the above, as `sha256sum -c` reads it
 
@@ -148,7 +148,7 @@ def save_adapted(folder: str | Path, adapter: Adapter, base: str | Path, config:
 
 
 def merge_adapter(model: str | Path, folder: str | Path) -> str:
-    """Write an adapted model as a model of its own, with its calibration; its maps stay the same, bit for bit.
+    """Write an adapted model as a stand-alone model, with its calibration; its maps stay the same, bit for bit.
 
     Args:
         model: The adapted model.
@@ -296,7 +296,7 @@ def update_calibration(
 ) -> str:
     """Put another calibration, and what belongs to it, into a verified model folder, all at once.
 
-    The configuration's `score.locations` follows: true where there are healthy residuals by place, else false.
+    The configuration's `score.locations` follows: true if there are healthy residuals by place, else false.
 
     Args:
         folder: A model folder.

@@ -1,4 +1,4 @@
-"""What a run was made of, as ``run.json``: versions, arguments, seeds, device, hashes and the machine.
+"""Record of a run, as ``run.json``: versions, arguments, seeds, device, hashes and the machine.
 
 Left out on purpose: host names and every header field of a scan. Paths are stored so that they can be opened (see
 :mod:`maediff.paths`); reports hide the user names in them.

@@ -149,7 +149,7 @@ def _save(path: Path, slices: SliceSet) -> None:
 
 
 def _load(path: Path) -> SliceSet | None:
-    """Read a copy; None if there is none, or where it is damaged: the scans are read again then."""
+    """Read a copy; None if it is missing or damaged, so that the scans are read again."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What there is to prepare: scans of one channel or of several, as NIfTI files, or DICOM series that become such."""
+"""Scans to prepare: of one channel or several, as NIfTI files or as DICOM series that are converted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RawScan:
     """A scan to prepare.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         channels: Its channels, of which the first leads; empty if it cannot be prepared.
         problem: Why it cannot be prepared.
     """

@@ -1,4 +1,4 @@
-"""One picture a scan: scan, healthy reconstruction, anomaly map and mask at the most anomalous slice."""
+"""One picture per scan: scan, healthy reconstruction, anomaly map and mask at the most anomalous slice."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_preview(result: AnomalyResult, path: Path) -> None:
 
 
 def preview_top(result: AnomalyResult) -> float:
-    """End the colour scale where report and viewer end it: see :func:`~maediff.report.figures.scale_top`."""
+    """Return the upper end of the colour scale of report and viewer: :func:`~maediff.report.figures.scale_top`."""
     return scale_top([result.score], result.threshold)
 
 
