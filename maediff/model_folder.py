@@ -234,7 +234,7 @@ def model_files(folder: str | Path) -> tuple[str, ...]:
 
 
 def _adapter(folder: Path, text: str) -> tuple[Adapter | None, Path | None]:
-    """Read the adapter of a folder and find its base; both are None if the folder has weights of its own.
+    """Read the adapter of a folder and find its base; both are None if the folder has its own weights.
 
     Raises:
         ModelError: The base is gone, is another one, or is adapted itself.
@@ -420,7 +420,7 @@ def _describe_locations(folder: Path) -> dict[str, Any]:
 
 
 def _describe_adapter(folder: Path, adapter: Adapter) -> dict[str, Any]:
-    """Tell what an adapter is made of and how large it is."""
+    """Describe an adapter and its size."""
     facts = {name: value for name, value in adapter.facts.items() if name != WRITTEN_IN}
     return {**facts, "layers": len(adapter.names), "mib": round((folder / ADAPTER).stat().st_size / 1024**2, 3)}
 

@@ -70,7 +70,7 @@ def mutate_bytes(rng: Random, data: bytes, within: int | None = None) -> bytes:
     Args:
         rng: Draws.
         data: Valid bytes.
-        within: Change only the first so many.
+        within: Change only this many bytes at the start.
     """
     content = bytearray(data)
     for _ in range(int(rng.integers(1, 6))):

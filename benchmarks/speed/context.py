@@ -98,7 +98,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="model folder, or phantom")
     parser.add_argument("--cases", type=Path, required=True, help="table of labelled scans")
     parser.add_argument("--split", help="only rows of this split")
-    parser.add_argument("--scans", type=int, help="only so many scans")
+    parser.add_argument("--scans", type=int, help="number of scans (all)")
     parser.add_argument(
         "--contexts", nargs="+", default=["slice", "brain", "16", "8"], help="what to try (%(default)s)"
     )

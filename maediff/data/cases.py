@@ -282,7 +282,7 @@ def _is_plain(folder: Path) -> bool:
 
 
 def _table_in(folder: Path) -> Path | None:
-    """Find the table of scans that a folder stands for; one of results is none."""
+    """Find the table of scans in a folder; tables of results do not count."""
     for name in ("cases.csv", "cases.tsv"):
         table = folder / name
         if table.is_file() and any(c == "image" or c.startswith("image_") for c in read_table(table).columns):

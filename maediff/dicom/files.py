@@ -42,7 +42,7 @@ def packages() -> tuple[Any, Any]:
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Check by its first bytes whether a file is a DICOM object, whatever its name is; an index of files is none.
+    """Check by its first bytes whether a file is a DICOM object, whatever its name is; indexes do not count.
 
     Neither are the objects that ``export-dicom`` writes, so that its folder may lie below that of the series.
     """

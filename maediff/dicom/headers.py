@@ -137,7 +137,7 @@ def _thickness_mm(frame: Frame, grid: Any) -> float:
     """Return the thickness of a slice, or the distance between slices if it is not stored."""
     try:
         stored = numbers(lookup(frame.image, frame.index, "SliceThickness", "PixelMeasuresSequence"), 1)
-    except ValueError:  # a decimal string that is none
+    except ValueError:  # an invalid decimal string
         stored = None
     return float(grid.spacing_between_slices if stored is None or stored[0] <= 0 else stored[0])
 

@@ -77,7 +77,7 @@ def _rescale(frame: Frame, folder: Path) -> tuple[float, float]:
     for name, usual in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
         try:
             found = lookup(frame.image, frame.index, name, _TRANSFORMATION)
-        except ValueError:  # a decimal string that is none
+        except ValueError:  # an invalid decimal string
             found = ()
         value = numbers(usual if found is None or found == "" else found, 1)
         if value is None or (name == "RescaleSlope" and value[0] == 0):

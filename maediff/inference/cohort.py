@@ -52,7 +52,7 @@ class CaseOutcome:
     seconds: float | None = None
     message: str = ""
     notes: tuple[str, ...] = ()
-    """What a user should be told about the scan, one by one; `message` joins them in the table."""
+    """Notes for the user about the scan; `message` joins them in the table."""
     standing: str = ""
     """Comparison of the score with those of healthy scans, in words; not in the table."""
     largest: str = ""

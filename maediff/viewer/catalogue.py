@@ -188,7 +188,7 @@ class Catalogue:
             kind: One of :data:`KINDS`.
 
         Raises:
-            InputError: There is none, or it may not be handed out.
+            InputError: There is none, or it may not be served.
         """
         case = self._finished(number)
         if kind == SCAN:

@@ -33,7 +33,7 @@ from maediff.working import WorkingScan, lesion_slices
 from maediff.working.spatial import to_working
 
 MOST_SAMPLES = 4
-"""No method sees more than so many times the samples that MAEDiff sees, however cheap its samples are."""
+"""Largest number of samples of a method, relative to MAEDiff's, however cheap its samples are."""
 Rows = list[dict[str, Any]]
 
 
