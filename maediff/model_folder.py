@@ -24,7 +24,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ from maediff._version import __version__
 from maediff.config import Config, dump_yaml, load_config, override
 from maediff.errors import ConfigError, ModelError
 from maediff.files import atomic_path, cannot_write, file_sha256, flush_folder, json_text, write_json, write_text
-from maediff.low_rank import Adapter
 from maediff.paths import WRITTEN_IN, stored_path, stored_places
 from maediff.staging import (
     ADAPTER,
@@ -55,6 +54,8 @@ from maediff.staging import (
 
 if TYPE_CHECKING:
     import torch
+
+    from maediff.low_rank import Adapter
 
 SCHEMA = 1
 FACTS = "maediff"
@@ -142,7 +143,7 @@ def save_adapted(folder: str | Path, adapter: Adapter, base: str | Path, config:
     packaged = base.name if base.parent == PACKAGED else None
     place = packaged or stored_path(base, folder)
     reference = {"base": place, "base_weights": digest, WRITTEN_IN: str(folder.resolve())}
-    adapter = Adapter(adapter.updates, {**adapter.facts, **reference})
+    adapter = replace(adapter, facts={**adapter.facts, **reference})
     adapter.check_size()
     return _save(folder, (ADAPTER, adapter.to_bytes()), config, None, card)
 
@@ -241,6 +242,8 @@ def _adapter(folder: Path, text: str) -> tuple[Adapter | None, Path | None]:
     """
     if ADAPTER not in parse_sums(text, folder):
         return None, None
+    from maediff.low_rank import Adapter  # loads torch, which most models are described without
+
     adapter = Adapter.from_bytes((folder / ADAPTER).read_bytes())
     name, wanted = str(adapter.facts.get("base")), adapter.facts.get("base_weights")
     places = [PACKAGED / name] if name in packaged_models() else stored_places(name, folder, adapter.facts)

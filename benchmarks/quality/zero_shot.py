@@ -39,7 +39,7 @@ from maediff.scoring import Sign, anomaly_mask, postprocess
 from maediff.volume import Volume, from_image, read_mask, read_nifti
 from maediff.working import prepare
 
-BENCHMARK = Benchmark(__file__, __doc__, page="docs/packaged-model.md")
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/packaged-model.md", results=("zero_shot.json",))
 SETS = ("mslub", "lgg_flair", "heads", "ixi_t1")
 SIGNS: dict[str, Sign] = {"t1": "dark", "t2": "bright", "flair": "bright"}
 GRIDS: tuple[float | None, ...] = (None, 1.0, 2.0)

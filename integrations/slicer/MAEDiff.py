@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("inputVolume")
     parser.add_argument("anomalyMap")
     parser.add_argument("anomalyMask")
-    parser.add_argument("--model", default="phantom")
+    parser.add_argument("--model", default="heads")
     parser.add_argument("--threshold", type=float, default=0.0)
     chosen = parser.parse_args(arguments)
     try:

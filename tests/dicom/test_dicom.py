@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from maediff.cli import app
 
 from maediff.calibration import Calibration
-from maediff.dicom import convert_dicom, export_dicom, frames, holds_dicom, read_dicom
+from maediff.dicom import convert_dicom, export_dicom, frames, headers, holds_dicom, read_dicom
 from maediff.errors import ConfigError, GeometryError, InputError
 from maediff.rawhead import PrepareSettings, prepare_cohort, restore_cohort
 from maediff.volume import read_nifti, write_like
@@ -498,6 +498,10 @@ class TestExport:
         assert [note.split()[0] for note in item.notes] == [name] * changed
         assert not any(str(value) in note for note in item.notes)
 
+    @pytest.mark.parametrize(("text", "kept"), [("1,5\\20", "1.5\\20"), ("1.5\\20", "1.5\\20"), ("1,5\\ten", None)])
+    def test_each_of_several_decimals_is_brought_to_the_form_of_the_standard(self, text, kept):
+        assert headers._decimals(text) == kept
+
     @pytest.mark.filterwarnings("ignore")  # of reading such files
     @pytest.mark.parametrize(
         ("name", "text", "kept"),
@@ -505,8 +509,6 @@ class TestExport:
             ("PatientWeight", "70kg", ""),
             ("PatientWeight", "70,5", "70.5"),
             ("PatientSize", "nan ", ""),
-            ("LossyImageCompressionRatio", "1,5\\ten ", ""),
-            ("LossyImageCompressionRatio", "1,5\\20", "[1.5, 20]"),
         ],
     )
     def test_decimals_that_are_no_numbers_stop_no_export(self, name, text, kept, tmp_path):

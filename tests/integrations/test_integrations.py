@@ -41,7 +41,7 @@ def test_form_and_script_of_slicer_have_the_same_parameters(slicer):
     source = inspect.getsource(slicer.main)
     assert re.findall(r'add_argument\("(\w+)"\)', source) == [image.findtext("name") for image in placed]
     assert set(re.findall(r'add_argument\("--(\w+)"', source)) == set(options)
-    assert options == {"model": "phantom", "threshold": "0"}
+    assert options == {"model": "heads", "threshold": "0"}
 
 
 def test_the_script_of_slicer_writes_what_predict_returns(slicer, make_model, make_scan, tiny, tmp_path, capsys):

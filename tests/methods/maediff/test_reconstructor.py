@@ -194,7 +194,7 @@ def test_every_preset_steps_once(name, discs):
 
 
 def test_a_closed_gate_returns_the_image_and_an_open_one_the_whole_change(tiny, random_network):
-    network = random_network(tiny("model.input_skip=true", "model.gate=true"))
+    network = random_network(tiny("diffusion.objective=x0", "model.input_skip=true", "model.gate=true"))
     image, mask, t = batch()
     last = network.unet.out[-1].conv
     found = {}
