@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "Write one self-contained HTML page about an output folder."),
     "view": ("view", "Look at the maps of an output folder in the browser."),
     "info": ("info", "Describe a model and show its card, or list what is packaged."),
-    "card": ("card", "Add results, a licence or a description of its use to a model's card."),
+    "card": ("card", "Add measured results, a licence or a description of its use to a model's card."),
     "hub": ("hub_cmd", "Send a model to the Hugging Face Hub, or fetch one."),
     "export-bundle": ("export_bundle", "Write a model as a MONAI Bundle."),
     "doctor": ("doctor", "Check that this machine can run MAEDiff."),
