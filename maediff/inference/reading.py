@@ -61,7 +61,8 @@ class Reading:
 
     Attributes:
         sign: Sign of the differences from healthy that count.
-        contrast: Contrast whose calibration applies; empty if it was not read or if channels differ.
+        contrast: The likeliest kind of contrast with that sign, whose calibration applies; empty if both signs count,
+            if it was not read, or if channels differ.
         steps: What was read, and notes for the user.
     """
 
@@ -106,7 +107,8 @@ def read_sign(
         f"the contrast reads as {', '.join(kinds).upper()}: the map shows what is {meaning} (score.sign overrides it)"
     )
     steps = Steps({"contrast": _facts(readings), "sign": sign}, (said,))
-    return Reading(sign, kinds[0] if len(set(kinds)) == 1 else "", steps)
+    likeliest = {reading.among(sign) for reading in readings}
+    return Reading(sign, likeliest.pop() if len(likeliest) == 1 else "", steps)
 
 
 def _facts(readings: Sequence[ContrastReading]) -> Any:

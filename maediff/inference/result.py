@@ -52,7 +52,7 @@ class AnomalyResult:
         measures: Measurements of the input check on the scan and its map.
         healthy_scans: Number of scans behind `score_percentile`; None without calibration.
         suspended: Why the model's calibration does not apply; empty if it applies or if there is none.
-        contrast: Kind of contrast that was read; empty if none was read or if channels differ.
+        contrast: Kind of contrast whose calibration applies, see :class:`maediff.inference.reading.Reading`.
         scope: What the model's card says it was trained on, finds and misses.
         min_size_mm3: Smaller findings are left out of `anomaly_mask`.
     """

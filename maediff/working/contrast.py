@@ -25,7 +25,9 @@ LESION_SIGNS: dict[ContrastKind, Literal["bright", "dark"]] = {"t1": "dark", "t2
 """How lesions differ from healthy tissue on each contrast."""
 COEFFICIENTS = Path(__file__).with_name("contrast.json")
 MIN_PROBABILITY = 0.65
-"""Least probability of a contrast; below it the contrast counts as other, since no sign is safer than a wrong one."""
+"""Below this the contrast counts as other: no sign is safer than a wrong one."""
+MIN_DARK = 0.8
+"""Probability of T1 from which on only what is dark counts. A tumour makes FLAIR look like T1, and would be hidden."""
 
 _PIXEL_MM = 3.0
 _BINS = 10  # of intensity, equally full
@@ -49,14 +51,16 @@ class ContrastReading(NamedTuple):
     def lesion_sign(self) -> Literal["abs", "bright", "dark"]:
         """How lesions differ from healthy tissue: dark on T1, bright on T2 and FLAIR; abs if that is unsure.
 
+        A wrong sign hides all lesions; no sign only adds false alarms.
+
         Example:
             >>> ContrastReading("other", {"t1": 0.1, "t2": 0.5, "flair": 0.4}).lesion_sign
             'bright'
         """
         dark = self.probabilities.get("t1", 0.0)
-        if max(dark, 1 - dark) < MIN_PROBABILITY:
-            return "abs"
-        return "dark" if dark > 1 - dark else "bright"
+        if dark >= MIN_DARK:
+            return "dark"
+        return "bright" if 1 - dark >= MIN_PROBABILITY else "abs"
 
     def among(self, sign: Literal["abs", "bright", "dark"]) -> str:
         """Return the likeliest kind whose lesions have the given sign; empty for abs, which no kind has.

@@ -93,7 +93,7 @@ def test_a_sign_that_is_set_narrows_the_contrast_whose_calibration_holds(monkeyp
     ("kinds", "sign"), [(["t1"], "dark"), (["flair"], "bright"), (["t2", "flair"], "bright"), (["t1", "t2"], "abs")]
 )
 def test_auto_follows_the_contrast_of_all_channels(monkeypatch, kinds, sign):
-    readings = iter([ContrastReading(kind, {"t1": float(kind == "t1")}) for kind in kinds])
+    readings = iter([ContrastReading(kind, {kind: 1.0}) for kind in kinds])
     monkeypatch.setattr(reading, "read_contrast", lambda *_: next(readings))
     volume, chosen = scan(stripped=True), config("score.sign=auto")
     found = read_sign(volume, [volume] * (len(kinds) - 1), prepare(volume, None, chosen.data), chosen)

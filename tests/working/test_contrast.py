@@ -48,7 +48,12 @@ def test_one_tissue_has_no_contrast_to_read():
 
 @pytest.mark.parametrize(
     ("probabilities", "sign"),
-    [((0.9, 0.05, 0.05), "dark"), ((0.1, 0.45, 0.45), "bright"), ((0.5, 0.25, 0.25), "abs")],
+    [
+        ((0.9, 0.05, 0.05), "dark"),
+        ((0.1, 0.45, 0.45), "bright"),
+        ((0.5, 0.25, 0.25), "abs"),
+        ((0.75, 0.2, 0.05), "abs"),
+    ],
 )
 def test_the_sign_of_lesions_follows_from_the_probabilities(probabilities, sign):
     reading = ContrastReading("other", dict(zip(("t1", "t2", "flair"), probabilities, strict=True)))
