@@ -3,8 +3,8 @@
 Fluid lies at the rim of the brain and in its middle, cortex beneath the rim, white matter deeper, and white matter is
 smooth. Depth and smoothness of dark, grey and bright parts of the brain, and the shape of its histogram, therefore
 identify the sequence: fluid is bright on T2 and dark on T1 and FLAIR; white matter is brighter than cortex on T1 and
-darker on FLAIR. A small classifier on such features was fitted on synthetic heads alone (``python -m
-benchmarks.release.contrast_reader``).
+darker on FLAIR. A small classifier on such features was fitted on synthetic heads alone
+(``python -m benchmarks.release.contrast_reader``).
 """
 
 from __future__ import annotations
