@@ -1,4 +1,4 @@
-"""What all benchmarks share: command line, data, tables, results with the facts of the machine."""
+"""Shared parts of all benchmarks: command line, data, tables, results with the facts of the machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class AbsentError(MAEDiffError):
 
 
 def shared_data(name: str, data: Path = DATA) -> Path | None:
-    """Locate a set of real scans, which lie outside the repository; None where it is absent."""
+    """Locate a set of real scans, which lie outside the repository; None if it is absent."""
     folder = data / name
     return folder if (folder / "cases.csv").is_file() else None
 
@@ -40,7 +40,7 @@ def data_folder(name: str, data: Path = DATA) -> Path:
         data: Where the sets lie.
 
     Raises:
-        AbsentError: It is not there; the message says where it was looked for.
+        AbsentError: It is missing; the message gives the expected place.
     """
     folder = shared_data(name, data)
     if folder is None:
@@ -52,7 +52,7 @@ def data_folder(name: str, data: Path = DATA) -> Path:
 
 
 def git_commit() -> str | None:
-    """Name the commit of this checkout, with ``+`` where tracked files differ from it; None outside git."""
+    """Return the commit of this checkout, with ``+`` if tracked files differ from it; None outside git."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
@@ -67,7 +67,7 @@ class Benchmark:
     Attributes:
         file: `__file__` of the script.
         doc: Its docstring: the question in the first line, then how to run it.
-        page: Page of the repository that says what was found.
+        page: Page of the repository with the findings.
         results: Stored results, below `benchmarks/results`; several if several settings are stored.
     """
 
@@ -132,7 +132,7 @@ def save_results(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Turn results into what JSON knows: estimates to mappings, paths to text, NaN to None."""
+    """Convert results to JSON types: estimates to mappings, paths to text, NaN to None."""
     if isinstance(value, Estimate):
         return value.to_dict()
     if isinstance(value, Mapping):
@@ -168,12 +168,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def say(text: str) -> None:
-    """Tell progress on stderr, at once."""
+    """Print progress to stderr, unbuffered."""
     print(text, file=sys.stderr, flush=True)
 
 
 def cell(value: Any) -> str:
-    """Write a value of a table: three decimals, an interval where there is one, a dash where nothing is defined."""
+    """Write a value of a table: three decimals, an interval if there is one, a dash if nothing is defined."""
     if isinstance(value, Estimate):
         if not math.isfinite(value.mean):
             return "-"

@@ -1,6 +1,6 @@
-"""The command line: a lazy click group, one file a command, no logic of its own.
+"""The command line: a lazy click group, one file per command, no logic of its own.
 
-Only click is imported here, so that ``maediff --help`` answers at once; a command's module is imported when it runs.
+Only click is imported here, so that ``maediff --help`` is quick; a command's module is imported when it runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import click
 
 import maediff
 
-# Command -> (module, short help). The short help is repeated here so that `maediff --help` imports no command.
+# Command -> (module, short help). The short help is repeated here, so that `maediff --help` imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Run the whole pipeline on a synthetic cohort, offline."),
     "synth": ("synth", "Write a synthetic brain MRI cohort with exact lesion masks."),
@@ -25,14 +25,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("calibrate", "Set a model's threshold from healthy scans."),
     "adapt": ("adapt", "Adapt a model to a site with a few healthy scans."),
     "infer": ("infer", "Turn scans into anomaly maps in their own space."),
-    "bids": ("bids", "Score a BIDS data set, as BIDS-Apps are called."),
+    "bids": ("bids", "Score a BIDS data set with the command line of BIDS-Apps."),
     "restore": ("restore", "Bring maps of prepared scans back to the raw scans."),
     "export-dicom": ("export_dicom", "Write maps as DICOM SEG and Parametric Map."),
     "evaluate": ("evaluate", "Score anomaly maps against lesion masks, or summarise the ratings of readers."),
     "report": ("report", "Write one self-contained HTML page about an output folder."),
     "view": ("view", "Look at the maps of an output folder in the browser."),
     "info": ("info", "Describe a model and show its card, or list what is packaged."),
-    "card": ("card", "Put results, a licence, or what a model is for into its card."),
+    "card": ("card", "Add measured results, a licence or a description of its use to a model's card."),
     "hub": ("hub_cmd", "Send a model to the Hugging Face Hub, or fetch one."),
     "export-bundle": ("export_bundle", "Write a model as a MONAI Bundle."),
     "doctor": ("doctor", "Check that this machine can run MAEDiff."),
@@ -45,7 +45,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Train and calibrate": ("synth", "train", "calibrate", "adapt", "config"),
     "Pass a model on": ("card", "hub", "export-bundle"),
 }
-"""Section of `maediff --help` -> commands; what is named nowhere goes under "More commands"."""
+"""Section of `maediff --help` -> commands; commands not listed here go under "More commands"."""
 EXIT_ERROR, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 VERBOSE, QUIET = "maediff.verbose", "maediff.quiet"  # keys in click's context meta
 
@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
     """A group that imports a command when it is needed and turns exceptions into messages and exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the commands in the order of a first read."""
+        """List the commands in the order in which a newcomer reads them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -66,7 +66,7 @@ class LazyGroup(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Find the command of the arguments; a wrong name brings up the nearest one."""
+        """Find the command of the arguments; suggest the nearest one for a wrong name."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(COMMANDS)}"
@@ -92,7 +92,7 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted; finished outputs stay, and the same command goes on from there", err=True)
             ctx.exit(EXIT_INTERRUPTED)
-        except Exception as error:  # the border: users get a message, not a traceback
+        except Exception as error:  # users get a message, not a traceback
             _fail(ctx, error)
 
 
@@ -124,5 +124,5 @@ def app() -> None:
 def main() -> None:
     """Run the command line: the ``maediff`` entry point, and ``python -m maediff``."""
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # third-party notices; -v brings them back
+        warnings.simplefilter("ignore")  # of third-party packages; -v shows them
     app(prog_name="maediff")

@@ -1,6 +1,6 @@
-"""What a shell completes: models and presets by name, and files.
+"""Shell completion: models and presets by name, and files.
 
-Switched on by the shell, see the page on the command line; nothing here runs otherwise.
+It is enabled in the shell, see the page on the command line; nothing here runs otherwise.
 """
 
 from __future__ import annotations
@@ -26,6 +26,6 @@ def complete_preset(_context: click.Context, _parameter: click.Parameter, incomp
 
 
 def _names_or_files(names: Iterable[str], incomplete: str, kind: str) -> list[CompletionItem]:
-    """List the names that fit; the shell adds files where none does, or where nothing was typed yet."""
+    """List the matching names; the shell adds files if none match or nothing was typed yet."""
     found = [CompletionItem(name, help=kind) for name in names if name.startswith(incomplete)]
     return found if found and incomplete else [*found, CompletionItem(incomplete, type="file")]

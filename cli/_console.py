@@ -43,7 +43,7 @@ class _ConsoleHandler(logging.Handler):
 def set_up_logging(*, quiet: bool, verbose: bool) -> None:
     """Send the library's log to stderr: notes by default, errors only if quiet, everything if verbose.
 
-    nibabel tells of the headers that it mends through a handler of its own; only -v lets it.
+    nibabel reports repaired headers through its own handler, which only -v enables.
     """
     logger = logging.getLogger("maediff")
     logger.handlers = [_ConsoleHandler()]
@@ -53,7 +53,7 @@ def set_up_logging(*, quiet: bool, verbose: bool) -> None:
 
 
 def is_quiet() -> bool:
-    """Tell whether -q was given."""
+    """Check whether -q was given."""
     return bool(click.get_current_context().meta.get(QUIET, False))
 
 
@@ -76,13 +76,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 
 def number(value: object) -> str:
-    """Format a cell: three decimals for a float, a dash for what is not there.
+    """Format a cell: three decimals for a float, a dash for a missing value.
 
     Example:
         >>> number(0.12345), number(None), number("phantom")
         ('0.123', '–', 'phantom')
     """
-    if value is None or value != value:  # NaN alone differs from itself
+    if value is None or value != value:  # only NaN differs from itself
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
@@ -101,7 +101,7 @@ class ScanProgress:
         self._task = bar.add_task("reading the first scan", total=total, shown=f"0/{total}") if bar else None
 
     def case(self, outcome: CaseOutcome) -> None:
-        """Print the line of a scan, and its notes below."""
+        """Print the line of a scan, with its notes below."""
         self.finished += 1
         head = f"[{self.finished}/{self.total}] {outcome.case}"
         if outcome.status == "failed":
@@ -122,12 +122,12 @@ class ScanProgress:
 
 
 def print_failed(line: str) -> None:
-    """Print what failed, in red on a terminal, quiet or not."""
+    """Print a failure, in red on a terminal, even if quiet."""
     console.print(Text(line, style="red"), soft_wrap=True)
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Print what a user should be told about a scan, below its line, unless quiet."""
+    """Print the notes of a scan below its line, unless quiet."""
     if not is_quiet():
         for note in notes:
             console.print(Text(f"  note: {note}", style="yellow"), soft_wrap=True)
@@ -160,7 +160,7 @@ class PrepareProgress:
             self._bar.update(self._task, total=total, description="preparing")
 
     def case(self, outcome: PreparedCase) -> None:
-        """Print the line of a scan and move on."""
+        """Print the line of a scan and advance the bar."""
         _print_prepared(outcome)
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task)
@@ -197,7 +197,7 @@ class StepProgress:
         self._task = bar.add_task("reading scans", total=None) if bar else None
 
     def case(self, name: str) -> None:
-        """Show which scan is read, before the first step."""
+        """Show which scan is being read, before the first step."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=f"reading {name}")
 
@@ -212,7 +212,7 @@ class StepProgress:
 
 @contextmanager
 def step_progress() -> Iterator[StepProgress]:
-    """Show a training from its first second on: the scans that are read, then the steps with the time left."""
+    """Show the progress of a training: first the scans that are read, then the steps with the time left."""
     if is_quiet() or not console.is_terminal:
         yield StepProgress(None)
         return

@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they read and behave the same."""
+"""Options shared by several commands, so that they look and behave the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ._completion import complete_model, complete_preset
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_MODEL = "heads"
-"""The packaged model that takes real scans of any contrast."""
+"""The packaged model for real scans of any contrast."""
 
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -37,7 +37,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Messages": ("as_json", "quiet", "verbose", "help"),
 }  # fmt: skip
-"""Section of the help -> parameters; what is named nowhere goes under "Options", which comes first."""
+"""Section of the help -> parameters; parameters not listed here go under "Options", which comes first."""
 
 
 class Command(click.Command):
@@ -63,13 +63,13 @@ def _section(parameter: click.Parameter, where: dict[str, str]) -> str:
 
 
 class Group(click.Group):
-    """A group of such commands."""
+    """A group whose commands list their options in sections."""
 
     command_class = Command
 
 
 def examples(*lines: str) -> str:
-    """Lay out examples for a command's epilog, kept from rewrapping."""
+    """Format examples for a command's epilog, without rewrapping."""
     title = "Example:" if len(lines) == 1 else "Examples:"
     return "\b\n" + "\n".join([title, *(f"  {line}" for line in lines)])
 
@@ -85,7 +85,7 @@ def talk(command: F) -> F:
 
 
 def input_option(text: str) -> Callable[[F], F]:
-    """-i/--input, a path; the library says what is wrong with it."""
+    """-i/--input, a path, which the library checks."""
     return click.option("-i", "--input", "source", type=click.Path(path_type=Path), required=True, help=text)
 
 
@@ -103,7 +103,7 @@ def reference_option(*, required: bool) -> Callable[[F], F]:
 
 
 def model_option(default: str | None = None) -> Callable[[F], F]:
-    """-m, the model; required where there is no default."""
+    """-m, the model; required if there is no default."""
     return click.option(
         "-m",
         "--model",
@@ -129,7 +129,7 @@ _CUT = (
     click.option(
         "--rate",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        help="Use the threshold that lets this share of healthy brain voxels through; one that the model records.",
+        help="Use the recorded threshold that this share of healthy brain voxels exceeds.",
     ),
     click.option(
         "--min-size",
@@ -141,7 +141,7 @@ _CUT = (
 
 
 def cut_options(command: F) -> F:
-    """--threshold, --rate and --min-size: where maps are cut; the command gets them as `cut`, checked."""
+    """--threshold, --rate and --min-size: how maps are thresholded; the command gets them checked, as `cut`."""
 
     @functools.wraps(command)
     def wrapped(*, threshold: float | None, rate: float | None, min_size: float | None, **others: Any) -> Any:
@@ -155,7 +155,7 @@ def cut_options(command: F) -> F:
 
 
 device_option = click.option(
-    "-d", "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; only auto falls back to what is there."
+    "-d", "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; only auto may fall back."
 )
 jobs_option = click.option(
     "-j",
@@ -163,25 +163,25 @@ jobs_option = click.option(
     type=click.IntRange(min=1),
     callback=lambda _context, _parameter, value: _set_threads(value),
     expose_value=False,
-    help="CPU threads; by default as many as there are idle cores.",
+    help="CPU threads; by default the number of idle cores.",
 )
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of all randomness.")
 
 
 def set_option(example: str) -> Callable[[F], F]:
-    """--set, an override of the configuration; the example fits the command."""
+    """--set, an override of the configuration, with an example for the command."""
     text = f"Override of the configuration, such as {example}; may be repeated."
     return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=text)
 
 
 split_option = click.option("--split", help="Only rows with this value in the split column.")
-channel_option = click.option("--channel", help="Which image_<channel> column to read where a table has several.")
+channel_option = click.option("--channel", help="Which image_<channel> column to read if a table has several.")
 pattern_option = click.option(
     "--pattern",
     metavar="GLOB",
     help="Which files of a folder are scans, such as '*_t1.nii.gz'; '*' takes all, label maps included.",
 )
-series_option = click.option("--series", type=int, help="DICOM Series Number, where folders hold several series.")
+series_option = click.option("--series", type=int, help="DICOM Series Number, if folders hold several series.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
 
@@ -199,17 +199,17 @@ def _verbose(ctx: click.Context, _parameter: click.Parameter, value: bool) -> No
 
 
 def _set_threads(threads: int | None) -> None:
-    """Set the number of threads; without one, leave the cores that are busy to whoever uses them, and say so."""
+    """Set the number of threads; by default, leave busy cores to other work and print a note."""
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-    elif "torch" not in sys.modules and "OMP_NUM_THREADS" not in os.environ:  # which torch reads once
+    elif "torch" not in sys.modules and "OMP_NUM_THREADS" not in os.environ:  # torch reads it once
         cores = usable_cores()
         chosen = threads_beside(cores, idle_cores())
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(chosen)
         if chosen < cores:
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads give way to the others' work
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads yield to other work
             click.echo(
                 f"other work keeps {cores - chosen} of {cores} cores busy: computing on {chosen} (-j sets it)", err=True
             )

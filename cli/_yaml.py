@@ -38,7 +38,7 @@ def _summary(section: type[BaseModel]) -> str:
 
 
 def _meaning(field: FieldInfo) -> str:
-    """Return the description, with the values that may be chosen if it does not name them."""
+    """Return the description, followed by the allowed values if it does not name them."""
     text = field.description or ""
     choices = [str(choice) for choice in get_args(field.annotation)] if get_origin(field.annotation) is Literal else []
     if choices and not all(choice in text for choice in choices):

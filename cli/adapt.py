@@ -39,10 +39,10 @@ from ._options import (
     help="3 to 20 healthy scans of the site: a folder, a CSV/TSV table or a BIDS data set.",
 )
 @output_option("Folder of the adapted model: a small adapter beside a reference to its base.")
-@click.option("--rank", type=click.IntRange(min=1), default=4, help="Rank of the updates; the file grows with it.")
-@click.option("--steps", type=click.IntRange(min=1), default=400, help="Most training steps; held-out scans stop it.")
+@click.option("--rank", type=click.IntRange(min=1), default=4, help="Rank of the updates; sets the file's size.")
+@click.option("--steps", type=click.IntRange(min=1), default=400, help="Most training steps; it may stop early.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=1e-3, help="Learning rate.")
-@click.option("--merge", is_flag=True, help="Only write MODEL, which is adapted, as a model of its own.")
+@click.option("--merge", is_flag=True, help="Only merge the adapted MODEL into a stand-alone model.")
 @split_option
 @channel_option
 @pattern_option
@@ -67,8 +67,8 @@ def command(  # noqa: PLR0913  click passes each option by its name
 ) -> None:
     """Adapt a model to a site with a few healthy scans.
 
-    The model stays as it is; low-rank updates of its layers are learned and stored beside a reference to it, with a
-    threshold for the site. Three tenths of the subjects are held out: they tell when to stop, and set the threshold.
+    MODEL is not changed. Low-rank updates of its layers are learned and stored with a reference to it and a threshold
+    for the site. Three tenths of the subjects are held out: they decide when to stop, and set the threshold.
     """
     from ._console import say
 

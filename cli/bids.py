@@ -24,7 +24,7 @@ _MANY = ("--participant-label", "--session-id", "--session-label")
 
 
 class BidsCommand(Command):
-    """Takes several labels after one option, as BIDS-Apps do: ``--participant-label 01 02``."""
+    """Accept several labels after one option, as BIDS-Apps do: ``--participant-label 01 02``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the option before each of its labels, and read underscores in its name as hyphens."""
@@ -84,7 +84,7 @@ def spread(arguments: list[str]) -> list[str]:
 @model_option(DEFAULT_MODEL)
 @click.option("--channel", help="Only this contrast: t1w, t2w or flair.")
 @cut_options
-@click.option("--overwrite", is_flag=True, help="Compute again what is finished.")
+@click.option("--overwrite", is_flag=True, help="Recompute finished scans.")
 @device_option
 @jobs_option
 @seed_option
@@ -103,7 +103,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
     device: str,
     seed: int,
 ) -> None:
-    """Score a BIDS data set, as BIDS-Apps are called.
+    """Score a BIDS data set with the command line of BIDS-Apps.
 
     The level participant writes the maps of the named participants, or of all, as a BIDS derivative data set in OUT;
     jobs over different participants may run at the same time. The level group writes OUT/report.html about all of them.

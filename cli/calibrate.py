@@ -35,12 +35,12 @@ from ._options import (
 @click.option(
     "--rate",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of healthy brain voxels above the threshold; the model's own where not given.",
+    help="Share of healthy brain voxels above the threshold; by default the model's.",
 )
 @click.option(
     "--locations",
     is_flag=True,
-    help="Also learn how high healthy residuals are at each place of a template, and measure maps by it from then on.",
+    help="Also store healthy residuals at each place of a template; maps are relative to them from then on.",
 )
 @split_option
 @channel_option
@@ -63,10 +63,9 @@ def command(  # noqa: PLR0913  click passes each option by its name
 ) -> None:
     """Set a model's threshold from healthy scans.
 
-    Infers the scans and stores the threshold in the model folder, above which a share of healthy brain voxels lies: the
-    model's score.false_positive_rate, or --rate. This is the threshold that a clinic can have: it needs no lesion mask.
-    With --locations all scans, these and later ones, must lie in one template's space. Without, what an earlier
-    calibration learned of places is removed.
+    Scores the scans and stores a threshold in the model folder. A share of healthy brain voxels lies above it: the
+    model's score.false_positive_rate, or --rate. It needs no lesion mask. With --locations, these and all later scans
+    must be in the space of one template; without it, residuals by place of an earlier calibration are removed.
     """
     from maediff import calibrate_model
     from maediff.calibration import count_scans

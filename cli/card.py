@@ -19,18 +19,18 @@ from ._options import Command, examples, talk
     ),
 )
 @click.argument("model", shell_complete=complete_model)
-@click.option("--metrics", type=click.Path(path_type=Path), help="What evaluate wrote: its folder or metrics.json.")
-@click.option("--data", help="What was measured on, such as the name of a data set; needed with --metrics.")
-@click.option("--license", "licence", help="Of the weights: an SPDX identifier in small letters, such as cc-by-4.0.")
-@click.option("--trained-on", help="What the model learned from, in words; reports and sidecars repeat it.")
-@click.option("--finds", help="What it has been shown to find, in words; else its measured results.")
-@click.option("--misses", help="What it is known to miss or was not tried on, in words.")
+@click.option("--metrics", type=click.Path(path_type=Path), help="Results of evaluate: its folder or metrics.json.")
+@click.option("--data", help="Data of the measurement, such as the name of a data set; needed with --metrics.")
+@click.option("--license", "licence", help="Of the weights: an SPDX identifier in lower case, such as cc-by-4.0.")
+@click.option("--trained-on", help="Training data, in words; reports and sidecars repeat it.")
+@click.option("--finds", help="What the model has been shown to find, in words; by default its measured results.")
+@click.option("--misses", help="What the model is known to miss or was not tested on, in words.")
 @talk
 def command(*, model: str, metrics: Path | None, data: str | None, licence: str | None, **scope: str | None) -> None:
-    """Put results, a licence, or what a model is for into its card.
+    """Add measured results, a licence or a description of its use to a model's card.
 
-    MODEL is a model folder or a training run. The results must be those of this very model. The card is README.md of
-    the model folder and covered by the model's hash, which changes: infer into an earlier folder computes again.
+    MODEL is a model folder or a training run. The results must be those of this model. The card is README.md of the
+    model folder and part of the model's hash, which changes: infer into an earlier folder recomputes its scans.
     """
     from maediff import document_model
 

@@ -34,7 +34,7 @@ def show(*, config: str, overrides: tuple[str, ...]) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @talk
 def validate(*, file: Path) -> None:
-    """Check a YAML file; every unknown key and impossible value is named."""
+    """Check a YAML file; all unknown keys and impossible values are listed."""
     from maediff.config import config_hash, load_config
 
     click.echo(f"{file} is valid (hash {config_hash(load_config(file))[:12]})")

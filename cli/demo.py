@@ -13,7 +13,7 @@ from ._options import Command, examples, output_option, seed_option, talk
 
 @click.command(cls=Command, epilog=examples("maediff demo -o demo", "maediff demo -o /tmp/demo --quick"))
 @output_option("Folder for data, model, maps, metrics and report.", default="demo")
-@click.option("--quick", is_flag=True, help="Prove in seconds that every part runs; its maps mean nothing.")
+@click.option("--quick", is_flag=True, help="Check in seconds that every part runs; the maps mean nothing.")
 @seed_option
 @talk
 def command(*, out: Path, quick: bool, seed: int) -> None:

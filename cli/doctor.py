@@ -19,8 +19,8 @@ from ._options import Command, device_option, examples, json_option, talk
 def command(*, device: str, thorough: bool, as_json: bool) -> None:
     """Check that this machine can run MAEDiff.
 
-    Python, packages, device and precision, cores, memory, disk space and the packaged models. Paste its output into a
-    bug report: it names no user, host or scan. The exit code is 1 where something stands in the way.
+    Checks Python, packages, device and precision, cores, memory, disk space and the packaged models. Paste the output
+    into a bug report: it names no user, host or scan. The exit code is 1 if there is a problem.
     """
     from maediff.doctor import diagnose
 

@@ -33,7 +33,7 @@ _SHOWN = ("voxel.auroc", "voxel.auprc", "voxel.dice", "case.auroc")  # of each s
     metavar="COLUMN[:EDGE,…]",
     help="Repeat the metrics by a column of the reference or of participants.tsv, such as sex or age:40,60.",
 )
-@click.option("--ratings", is_flag=True, help="Summarise what readers rated in `maediff view`, too or instead.")
+@click.option("--ratings", is_flag=True, help="Summarise readers' ratings from `maediff view`, also or only.")
 @seed_option
 @json_option
 @talk
@@ -50,9 +50,9 @@ def command(
 ) -> None:
     """Score anomaly maps against lesion masks, or summarise the ratings of readers.
 
-    Inside the brain mask, per scan and pooled: AUROC, AUPRC, Dice at the calibrated threshold, and the best Dice that
-    any threshold could reach (dice_oracle, which no clinic can have); scan-level AUROC where healthy scans are present.
-    With 95 % bootstrap intervals over patients.
+    Computes, inside the brain mask, per scan and pooled: AUROC, AUPRC, Dice at the calibrated threshold, and the best
+    Dice of any threshold (dice_oracle, which needs the truth); and the scan-level AUROC if there are healthy scans. All
+    come with 95 % bootstrap intervals over patients.
 
     With --ratings: each reader's precision (the share of real findings among those rated real or artefact), that of the
     majority, and the agreement of each two readers (Cohen's kappa), from ratings.tsv beside the maps.

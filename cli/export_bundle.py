@@ -18,7 +18,7 @@ def command(*, model: str, out: Path) -> None:
     """Write a model as a MONAI Bundle.
 
     MODEL is a model folder, a training run, or the name of a packaged model. MONAI's own bundle command verifies and
-    runs what is written; its maps are those of `maediff infer`.
+    runs the bundle; its maps are those of `maediff infer`.
     """
     from maediff import export_bundle
 

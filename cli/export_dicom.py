@@ -24,7 +24,7 @@ from ._options import Command, examples, input_option, output_option, series_opt
 @click.option(
     "--trust-names",
     is_flag=True,
-    help="Write maps whose scan is gone, unchecked: names alone decide which patient gets them.",
+    help="Write maps whose scan is missing without a check: only names decide which patient gets them.",
 )
 @talk
 def command(*, source: Path, dicom: Path, out: Path, series: int | None, trust_names: bool) -> None:

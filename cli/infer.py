@@ -57,13 +57,13 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @input_option("A NIfTI file, a folder of them, a CSV/TSV table, a BIDS data set or a folder of DICOM series.")
 @output_option("Folder for the maps, cases.tsv and run.json.")
 @click.option(
-    "--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan; else it is found in the scan."
+    "--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan; by default it is found in the scan."
 )
 @click.option("--strip/--no-strip", default=True, help="Extract the brain of a whole head that has no mask.")
 @click.option(
     "--sign",
     type=click.Choice(["auto", "abs", "bright", "dark"]),
-    help="What the map shows; auto: as lesions are on the contrast that is read from the scan; else the model's own.",
+    help="What the map shows; auto: as for lesions on the contrast read from the scan. By default the model's.",
 )
 @click.option(
     "--shard", callback=_shard, metavar="K/N", default="1/1", help="Work on the K-th of N parts, one per machine."
@@ -74,14 +74,14 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     "--accept",
     multiple=True,
     type=click.Choice(("whole-head", "ct", "empty")),
-    help="Score such a scan all the same, instead of refusing it; repeatable.",
+    help="Score such a scan anyway instead of refusing it; repeatable.",
 )
 @cut_options
-@click.option("--overwrite", is_flag=True, help="Compute again what is finished.")
+@click.option("--overwrite", is_flag=True, help="Recompute finished scans.")
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Read the scans, list what would be done, what cannot be used and what it would cost; nothing is scored.",
+    help="Read the scans and list what would be done, which cannot be used and the cost; score nothing.",
 )
 @click.option("--preview", is_flag=True, help="Also write a PNG per scan.")
 @click.option("--report", is_flag=True, help="Also write OUT/report.html, as `maediff report` does.")
@@ -121,9 +121,10 @@ def command(  # noqa: PLR0913  click passes each option by its name
 ) -> None:
     """Turn scans into anomaly maps in their own space.
 
-    Per scan: the anomaly map, the healthy reconstruction, the anomaly mask at the calibrated threshold, and a JSON
-    sidecar, all on the voxel grid of the input. A scan that is finished with the same input, model and configuration is
-    skipped. One bad scan never stops the others: it is listed in cases.tsv with the reason, and the exit code is 3.
+    Writes per scan the anomaly map, the healthy reconstruction and the anomaly mask at the calibrated threshold, all on
+    the voxel grid of the input, and a JSON sidecar. Scans that are finished with the same input, model and
+    configuration are skipped. One bad scan never stops the others: it is listed in cases.tsv with the reason, and the
+    exit code is 3.
     """
     from maediff import plan_inference
 
@@ -156,7 +157,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
 
 
 def run(plan: Sequence[PlannedCase], where: tuple[str, Path, Path], options: dict[str, Any]) -> InferSummary:
-    """Score the scans; a run whose scans are all finished loads no network."""
+    """Score the scans; no network is loaded if all of them are finished."""
     from maediff.inference.plan import keep_finished, nothing_to_do, part_of
 
     from ._console import scan_progress
@@ -174,7 +175,7 @@ def run(plan: Sequence[PlannedCase], where: tuple[str, Path, Path], options: dic
 
 
 def _of_the_scan(strip: bool, sign: str | None) -> tuple[str, ...]:
-    """Turn the options on what is read from a scan into overrides of the configuration."""
+    """Turn the options on brain extraction and sign into overrides of the configuration."""
     return (*(() if strip else ("infer.strip=never",)), *(() if sign is None else (f"score.sign={sign}",)))
 
 

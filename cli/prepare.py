@@ -39,14 +39,14 @@ METHODS = ("auto", "given", "stripped", "extraction", "hd-bet", "synthstrip", "t
     help="Registration to the bundled ICBM template, if a model needs it.",
 )
 @click.option("--align/--no-align", default=True, help="Register further channels to the first, rigidly.")
-@click.option("--spacing", type=float, help="Voxel size, mm; else 2 on the template's grid, or the scan's own.")
+@click.option("--spacing", type=float, help="Voxel size, mm; by default 2 on the template's grid, else the scan's own.")
 @click.option("--mask-from", type=click.Choice(METHODS), default="auto", help="Where the brain mask comes from.")
 @click.option("--mask", type=click.Path(path_type=Path), help="Brain mask of a single scan.")
-@click.option("--scale/--no-scale", default=True, help="In-mask percentiles 1 and 99 to 0 and 1000.")
+@click.option("--scale/--no-scale", default=True, help="Map the in-mask percentiles 1 and 99 to 0 and 1000.")
 @channel_option
 @pattern_option
 @series_option
-@click.option("--overwrite", is_flag=True, help="Prepare again what is finished.")
+@click.option("--overwrite", is_flag=True, help="Prepare finished scans again.")
 @talk
 def command(  # noqa: PLR0913  click passes each option by its name
     *,
@@ -66,10 +66,10 @@ def command(  # noqa: PLR0913  click passes each option by its name
 ) -> None:
     """Turn raw head scans into model-ready ones.
 
-    Brain mask, bias correction, resampling and intensity scale; a sidecar records each step, and `maediff restore`
-    brings maps back to the raw voxels. The mask is the given one; all but background of a stripped scan; else that of
-    the packaged brain extraction, which takes any contrast. Other sources of masks and registration to the bundled
-    template are options.
+    Finds the brain, corrects the bias field, resamples and scales intensities. A sidecar records each step, and
+    `maediff restore` brings maps back to the raw voxels. The brain mask is the given one, or all but the background of
+    a stripped scan, or that of the packaged brain extraction, which takes any contrast. Other sources of masks and
+    registration to the bundled template are options.
     """
     from maediff import PrepareSettings, prepare_cohort
 

@@ -18,7 +18,7 @@ from ._options import Command, cut_options, examples, output_option, reference_o
 )
 @click.option("-i", "--input", "source", type=click.Path(path_type=Path), required=True, help="What infer wrote.")
 @reference_option(required=False)
-@click.option("--metrics", type=click.Path(path_type=Path), help="What evaluate wrote: its folder or metrics.json.")
+@click.option("--metrics", type=click.Path(path_type=Path), help="Results of evaluate: its folder or metrics.json.")
 @output_option("The HTML file.", default="report.html")
 @click.option("--title", default="MAEDiff report", help="Heading of the page.")
 @click.option(
@@ -41,13 +41,13 @@ def command(
 ) -> None:
     """Write one self-contained HTML page about an output folder.
 
-    Pictures of scan, healthy reconstruction and anomaly map in three planes through the largest finding, with outlines
-    of the anomaly mask and, if a reference is given, of the truth; a list of all findings; metrics, settings, versions,
-    and the scans that failed with the reason. The page loads nothing from the network. Each scan's
-    <stem>_components.tsv is completed with the overlaps with the reference.
+    The page shows scan, healthy reconstruction and anomaly map in three planes through the largest finding, with
+    outlines of the anomaly mask and, if a reference is given, of the truth; it lists all findings, metrics, settings,
+    versions, and the failed scans with the reason. It loads nothing from the network. The overlaps with the reference
+    are added to each scan's <stem>_components.tsv.
 
     With --threshold, --rate or --min-size the page shows other masks than those that infer wrote, and says so; the
-    output folder stays as it is.
+    output folder is not changed.
     """
     from maediff.evaluation import Choice
     from maediff.report import write_report

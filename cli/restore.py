@@ -18,7 +18,7 @@ from ._options import Command, examples, input_option, output_option, talk
 def command(*, source: Path, prepared: Path, out: Path) -> None:
     """Bring maps of prepared scans back to the raw scans.
 
-    What is written is an output folder like that of `maediff infer`: report, evaluate and export-dicom work on it.
+    The result is an output folder like that of `maediff infer`: report, evaluate and export-dicom work on it.
     """
     from maediff import restore_cohort
 

@@ -15,7 +15,7 @@ HEAD_KINDS = ("tumour", "ms", "stroke")
 
 
 def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """Split a comma-separated list of lesion kinds; empty: all that there are."""
+    """Split a comma-separated list of lesion kinds; empty: all kinds."""
     if value is None:
         return ()
     kinds = tuple(part.strip() for part in value.split(",") if part.strip())
@@ -29,8 +29,8 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
 
 
 def _masks(name: str, parameter: str, kind: str) -> Callable[[F], F]:
-    """Name a folder of lesion masks, whose shapes lesions of a kind have."""
-    text = f"With --heads: folder of lesion masks in MNI space, whose shapes {kind} lesions have."
+    """Build the option for a folder of lesion masks, which give lesions of a kind their shapes."""
+    text = f"With --heads: folder of lesion masks in MNI space for the shapes of {kind} lesions."
     return click.option(name, parameter, type=click.Path(path_type=Path), metavar="FOLDER", help=text)
 
 
@@ -86,10 +86,10 @@ def command(  # noqa: PLR0913  click passes each option by its name
 ) -> None:
     """Write a synthetic brain MRI cohort with exact lesion masks.
 
-    Skull-stripped scans of subjects that differ in shape, tissue intensities, texture, bias field and noise, made from
-    the bundled ICBM-152 maps or, with --heads, from label maps of real heads: healthy ones for training, healthy ones
-    and lesions for validation and test. The table cases.csv lists scan, brain mask, lesion mask, subject, split and
-    lesion.
+    Writes skull-stripped scans of subjects that differ in shape, tissue intensities, texture, bias field and noise.
+    They are made from the bundled ICBM-152 maps or, with --heads, from label maps of real heads. Training subjects are
+    healthy; validation and test subjects are healthy or have lesions. The table cases.csv lists scan, brain mask,
+    lesion mask, subject, split and lesion.
     """
     from maediff.data.head_cohort import synthesise_heads
     from maediff.data.synthesis import synthesise

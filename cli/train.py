@@ -34,7 +34,7 @@ from ._options import (
 @input_option("Healthy scans: a folder, a CSV/TSV table or a BIDS data set.")
 @output_option("Run folder: model/, log.csv, checkpoints/, config.yaml and run.json.")
 @set_option("train.lr=1e-3")
-@click.option("--resume", is_flag=True, help="Go on exactly from the run's last checkpoint.")
+@click.option("--resume", is_flag=True, help="Continue exactly from the run's last checkpoint.")
 @split_option
 @channel_option
 @pattern_option
@@ -55,8 +55,8 @@ def command(  # noqa: PLR0913  click passes each option by its name
 ) -> None:
     """Train a model on healthy scans.
 
-    Where rows of a table have a label, slices that hold any of it are left out and counted. Subjects are held out for
-    validation, which chooses the best weights. On Ctrl-C or SIGTERM the state is saved first; --resume goes on from it.
+    If rows of a table have a lesion label, slices that touch it are left out and counted. Subjects are held out for
+    validation, which chooses the best weights. On Ctrl-C or SIGTERM the state is saved; --resume continues from it.
     """
     from maediff import train
     from maediff.config import load_config

@@ -19,7 +19,7 @@ from ._options import Command, cut_options, examples, reference_option, talk
 )
 @click.argument("out", type=click.Path(path_type=Path))
 @reference_option(required=False)
-@click.option("--reader", default="", help="Name under which you rate findings; the page asks for it as well.")
+@click.option("--reader", default="", help="Your name for rating findings; the page asks for it if it is empty.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; 0 takes a free one.")
 @click.option("--browser/--no-browser", default=True, help="Open the page in the default browser.")
 @cut_options
@@ -29,12 +29,12 @@ def command(
 ) -> None:
     """Look at the maps of an output folder in the browser.
 
-    OUT is what infer wrote. Scan and anomaly map lie over each other in three planes and in 3-D, with a threshold to
-    move and keys to go from scan to scan and from finding to finding. Findings can be rated real, artefact or unsure:
-    the ratings land in OUT/ratings.tsv, and `maediff evaluate --ratings` summarises them. The page is served to this
-    machine only, under an address that holds a random token, and loads nothing from the network. Ctrl-C ends it.
+    OUT is the output folder of infer. The page overlays scan and anomaly map in three planes and in 3-D, with a movable
+    threshold and keys to go from scan to scan and from finding to finding. Findings can be rated real, artefact or
+    unsure: ratings are stored in OUT/ratings.tsv, and `maediff evaluate --ratings` summarises them. The page is served
+    to this machine only, at an address with a random token, and loads nothing from the network. Ctrl-C ends it.
 
-    With --threshold, --rate or --min-size masks and findings are those of that choice; the files of OUT stay.
+    With --threshold, --rate or --min-size, masks and findings follow that choice; the files in OUT are not changed.
     """
     from maediff.evaluation import Choice
     from maediff.viewer import open_viewer
@@ -44,7 +44,7 @@ def command(
     with open_viewer(out, port, reference=reference, reader=reader, choice=Choice(**cut)) as server:
         click.echo(server.url)
         say("open this address; it is served to this machine only, and Ctrl-C ends it")
-        if browser:  # beside the server: a browser in a terminal would wait for it
+        if browser:  # in a thread: a browser in a terminal would block the server
             Thread(target=webbrowser.open, args=(server.launch_url(),), daemon=True).start()
         try:
             server.serve_forever()

@@ -1,4 +1,4 @@
-"""A threshold from healthy scans: the one that a clinic can have, since it needs no labelled lesion."""
+"""A threshold from healthy scans. Clinics can have one, since it needs no labelled lesion."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 
 HEALTHY_ORIGIN = "healthy calibration scans"
 MIN_OF_A_CONTRAST = 4
-"""Healthy scans of one contrast from which on it has a threshold of its own."""
+"""Least number of healthy scans of a contrast for it to have its own threshold."""
 _TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What healthy scans say about a model's maps.
+    """Threshold and statistics of a model's maps on healthy scans.
 
     Attributes:
         threshold: Voxels strictly above it are called anomalous; in the units of the map.
-        false_positive_rate: Share of healthy brain voxels allowed above the threshold, scans weighing the same.
+        false_positive_rate: Share of healthy brain voxels allowed above the threshold, with equal weight for each scan.
         n_scans: Healthy scans used.
-        n_voxels: Their brain voxels together.
+        n_voxels: Total number of their brain voxels.
         quantiles: Thresholds at this rate and at those of ``RATES``, keyed by the rate as text, such as ``"0.001"``.
         case_scores: Scan-level scores of those scans, for comparison with a new scan's.
         origin: Where the threshold came from, in words.
-        healthy: What the input check measured of each healthy scan; empty in calibrations of earlier versions.
-        contrasts: What the scans of one contrast alone say, by the kind that was read from them; of models whose
-            `score.sign` is auto, which know several contrasts.
+        healthy: Measurements of each healthy scan by the input check; empty in calibrations of earlier versions.
+        contrasts: Calibrations from the scans of one contrast, keyed by the kind read from the scans; for models with
+            `score.sign` auto, which handle several contrasts.
     """
 
     threshold: float
@@ -56,7 +56,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """Rebuild what :meth:`to_dict` returned.
+        """Build a calibration from the values of :meth:`to_dict`.
 
         Raises:
             ModelError: A field is missing or of the wrong type.
@@ -79,15 +79,15 @@ class Calibration:
             ) from None
 
     def of_contrast(self, kind: str) -> Calibration:
-        """Return what holds for scans of a contrast: its own calibration if it has one, else that of all scans."""
+        """Return the calibration of a contrast if it has its own, else that of all scans."""
         return self.contrasts.get(kind, self)
 
     def percentile_of(self, score: float) -> float:
-        """Tell which share of the healthy calibration scans scored lower than ``score``."""
+        """Return the share of healthy calibration scans that scored lower than ``score``."""
         return float(np.mean(np.asarray(self.case_scores) < score)) if self.case_scores else float("nan")
 
     def promises(self) -> list[str]:
-        """Say what each recorded threshold allows on healthy scans, one line a false-positive rate and contrast.
+        """Describe what each recorded threshold allows on healthy scans, one line per false-positive rate and contrast.
 
         Example:
             >>> Calibration(0.2, 0.01, 5, 1000, {"0.01": 0.2}, ()).promises()
@@ -103,12 +103,12 @@ class Calibration:
 
 
 def among_healthy(percentile: float | None, scans: int | None, suspended: str | None = None) -> str:
-    """Say how a score compares with those of the healthy calibration scans; empty if there are none.
+    """Describe how a score compares with those of the healthy calibration scans; empty if there are none.
 
     Args:
         percentile: Share of healthy scans that scored lower, 0 to 1.
         scans: Number of healthy scans; None if it is not known.
-        suspended: Why the calibration is not in force, if it is not.
+        suspended: Why the calibration does not apply; None if it does.
 
     Example:
         >>> among_healthy(0.95, 20), among_healthy(0.6, None), among_healthy(None, None)
@@ -128,10 +128,10 @@ def among_healthy(percentile: float | None, scans: int | None, suspended: str | 
 def with_threshold(
     calibration: Calibration | None, threshold: float | None = None, rate: float | None = None
 ) -> Calibration:
-    """Put another threshold in force, given as such or as the share of healthy brain voxels that it allows.
+    """Replace the threshold, given as a value or as the share of healthy brain voxels that it allows.
 
     Args:
-        calibration: What the model has; None before calibration.
+        calibration: The model's calibration; None before calibration.
         threshold: Threshold of the map, in its units.
         rate: False-positive rate, one of those that `calibration` records a threshold for.
 
@@ -168,7 +168,7 @@ def with_threshold(
 
 
 def count_scans(count: int, kind: str) -> str:
-    """Say how many scans of a kind there are.
+    """Return the number of scans of a kind in words.
 
     Example:
         >>> count_scans(1, "healthy"), count_scans(5, "held-out healthy")
@@ -184,18 +184,18 @@ def calibrate(
     origin: str = HEALTHY_ORIGIN,
     contrasts: Sequence[str] = (),
 ) -> Calibration:
-    """Choose the threshold that healthy scans allow.
+    """Compute the threshold for a false-positive rate on healthy scans.
 
     The threshold is the smallest observed map value t for which the mean over scans of the share of brain voxels
-    strictly above t is at most ``rate``. Every scan weighs the same, however large its brain or fine its voxels.
-    Values are held as float32, 4 bytes a brain voxel.
+    strictly above t is at most ``rate``. Every scan has the same weight, whatever the size of its brain or voxels.
+    Values are held as float32, 4 bytes per brain voxel.
 
     Args:
-        maps: Per healthy scan its anomaly map, brain mask (same shape) and scan-level score.
+        maps: Anomaly map, brain mask (same shape) and scan-level score of each healthy scan.
         rate: Allowed share of healthy brain voxels above the threshold, in (0, 1).
         origin: Where the scans came from, recorded in the model folder.
-        contrasts: Kind of contrast of each scan, read once all maps are through; kinds with at least
-            :data:`MIN_OF_A_CONTRAST` scans get a calibration of their own besides. Empty: none does.
+        contrasts: Kind of contrast of each scan, read after all maps; kinds with at least :data:`MIN_OF_A_CONTRAST`
+            scans also get their own calibration. Empty: none does.
 
     Raises:
         ConfigError: ``rate`` is outside (0, 1).
@@ -225,7 +225,7 @@ def calibrate(
 
 
 def _calibrated(samples: Sequence[FloatMap], scores: Sequence[float], rate: float, origin: str) -> Calibration:
-    """Choose the thresholds of sorted samples, one for each scan."""
+    """Compute the calibration of sorted samples, one per scan."""
     candidates = np.sort(np.concatenate(samples))
     return Calibration(
         threshold=_threshold(samples, candidates, rate),
@@ -242,7 +242,7 @@ def false_positive_share(samples: Sequence[FloatArray], threshold: float) -> flo
     """Average over scans the share of values strictly above a threshold.
 
     Args:
-        samples: Per scan its brain-voxel values, sorted upwards.
+        samples: Brain-voxel values of each scan in ascending order.
         threshold: Any value.
     """
     above = [1.0 - np.searchsorted(s, np.asarray(threshold, dtype=s.dtype), side="right") / s.size for s in samples]

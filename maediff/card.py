@@ -247,7 +247,7 @@ def with_front_matter(card: str, values: Mapping[str, Any]) -> str:
 
 
 def front_matter(card: str) -> dict[str, Any]:
-    """Read a card's front matter; empty where there is none that can be read."""
+    """Read a card's front matter; empty if there is none that can be read."""
     match = _FRONT.match(card)
     try:
         found = yaml.safe_load(match[1]) if match else None

@@ -59,7 +59,7 @@ def run_demo(out: str | Path, *, quick: bool = False, seed: int = 0, on_message:
             `out-phantom`, `metrics-phantom` and `report-phantom.html`.
         quick: A cohort at 4 mm and a minute of training, which proves that every part runs; its maps mean nothing.
         seed: Seed of the cohort and of the training.
-        on_message: Told what is going on.
+        on_message: Called with progress messages.
 
     Returns:
         The content of `summary.json`.

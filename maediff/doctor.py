@@ -1,4 +1,4 @@
-"""Can this machine run MAEDiff? Each check says what was found; none names a user, a host or a scan."""
+"""Check whether this machine can run MAEDiff. Results name no user, host or scan."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Check:
 
     Attributes:
         name: What was looked at.
-        status: "ok"; "note", which MAEDiff can live with; or "problem", which stands in its way.
+        status: "ok"; "note", which does not prevent a run; or "problem", which does.
         detail: What was found and, unless ok, what to do.
     """
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, JSON and checksums."""
+"""Atomic writes, so that files are either complete or absent; JSON and checksums."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
-    """Word why a file cannot be written and what to do, as an error to raise."""
+    """Build the error to raise for a file that cannot be written, with advice."""
     advice = _ADVICE.get(error.errno or 0, "choose a folder that exists or can be made")
     return OutputError(f"cannot write {path}: {error.strerror or error}; {advice}")
 

@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""Choose the device and the precision of computation."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Tell whether bf16 arithmetic is in the hardware: Ampere and later, or a CPU with AVX512-BF16 or AMX."""
+    """Check whether bf16 arithmetic is in the hardware: Ampere and later, or a CPU with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -137,7 +137,7 @@ def use_bf16(device: torch.device, precision: str) -> bool:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Return the memory that is free on a device now; None where the system does not tell."""
+    """Return the memory that is free on a device now; None if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -155,7 +155,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
-    """Measure the floating-point operations a second of a large matrix product: the ceiling of every network.
+    """Measure the floating-point operations per second of a large matrix product: the ceiling of every network.
 
     The fastest of several counts, which other programs disturb the least.
     """

@@ -48,7 +48,7 @@ def push_model(model: str | Path, repo: str, *, private: bool = True, api: HubAp
         model: Model folder, a training run or the name of a packaged model.
         repo: ``OWNER/NAME`` on the Hub.
         private: Whether a new repository is private; one that exists stays as it is.
-        api: Client, logged in by Hugging Face's own means; its default one where not given.
+        api: Client, logged in by Hugging Face's own means; its default one if not given.
 
     Returns:
         The hash of the model that was sent.
@@ -80,7 +80,7 @@ def pull_model(repo: str, folder: str | Path, *, revision: str | None = None, ap
     Args:
         repo: ``OWNER/NAME`` on the Hub.
         folder: Where to write; it must not exist or be empty.
-        revision: Branch, tag or commit; the main branch where not given.
+        revision: Branch, tag or commit; the main branch if not given.
         api: As for :func:`push_model`.
 
     Returns:

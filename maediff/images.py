@@ -69,7 +69,7 @@ def as_mask(mask: Any) -> Any:
 
 
 def _is_array(image: Any) -> bool:
-    """Tell arrays and tensors, which have no place in space, from MetaTensors, which are tensors with one."""
+    """Check for arrays and tensors without a place in space; MetaTensors are tensors with one."""
     return isinstance(image, np.ndarray) or (_from(image, "torch") and hasattr(image, "detach"))
 
 

@@ -1,4 +1,4 @@
-"""One writer an output folder: an advisory lock that the system releases when its process ends, however it ends."""
+"""One writer per output folder: an advisory lock that the system releases when its process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ def folder_lock(folder: Path, part: Part = (1, 1)) -> Iterator[None]:
 
 
 def _refuse_if_held(path: Path) -> None:
-    """Raise Timeout where another run holds a lock; remove the lock file of a run that was killed."""
+    """Raise Timeout if another run holds a lock; remove the lock file of a run that was killed."""
     with FileLock(path, timeout=0):
         path.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ A model folder is data only; nothing in it is unpickled::
     calibration.json    the threshold and where it came from; null until calibrated
     README.md           the model card
     model.json          the schema number and the version that wrote the folder
-    locations.safetensors   healthy residuals by place, where the calibration rests on them; else absent
+    locations.safetensors   healthy residuals by place, if the calibration uses them; else absent
     adapter.safetensors     of an adapted model, instead of model.safetensors: low-rank updates of its base's weights
     SHA256SUMS          a checksum for each of the above, as `sha256sum -c` reads it
 
@@ -74,7 +74,7 @@ class StoredModel:
         calibration: ``Calibration.to_dict()`` of the threshold, or None before calibration.
         card: The model card, Markdown.
         hash: SHA-256 over the folder's checksums: changes with any byte of the model.
-        locations: Bytes of the healthy residuals by place, or None where the calibration does not rest on them.
+        locations: Bytes of the healthy residuals by place, or None if the calibration does not rest on them.
         base: Folder of the base of an adapted model, whose weights are merged with the adapter's here; else None.
     """
 
@@ -149,7 +149,7 @@ def save_adapted(folder: str | Path, adapter: Adapter, base: str | Path, config:
 
 
 def merge_adapter(model: str | Path, folder: str | Path) -> str:
-    """Write an adapted model as a model of its own, with its calibration; its maps stay the same, bit for bit.
+    """Write an adapted model as a stand-alone model, with its calibration; its maps stay the same, bit for bit.
 
     Args:
         model: The adapted model.
@@ -235,7 +235,7 @@ def model_files(folder: str | Path) -> tuple[str, ...]:
 
 
 def _adapter(folder: Path, text: str) -> tuple[Adapter | None, Path | None]:
-    """Read the adapter of a folder and find its base; both are None if the folder has weights of its own.
+    """Read the adapter of a folder and find its base; both are None if the folder has its own weights.
 
     Raises:
         ModelError: The base is gone, is another one, or is adapted itself.
@@ -299,13 +299,13 @@ def update_calibration(
 ) -> str:
     """Put another calibration, and what belongs to it, into a verified model folder, all at once.
 
-    The configuration's `score.locations` follows: true where there are healthy residuals by place, else false.
+    The configuration's `score.locations` follows: true if there are healthy residuals by place, else false.
 
     Args:
         folder: A model folder.
         calibration: ``Calibration.to_dict()``.
-        card: The card that tells of it, Markdown; the earlier one stays where not given.
-        locations: Bytes of the healthy residuals by place that the maps rest on; earlier ones go where not given.
+        card: The card that tells of it, Markdown; the earlier one stays if not given.
+        locations: Bytes of the healthy residuals by place that the maps rest on; earlier ones go if not given.
 
     Returns:
         The new model hash.
@@ -423,7 +423,7 @@ def _describe_locations(folder: Path) -> dict[str, Any]:
 
 
 def _describe_adapter(folder: Path, adapter: Adapter) -> dict[str, Any]:
-    """Tell what an adapter is made of and how large it is."""
+    """Describe an adapter and its size."""
     facts = {name: value for name, value in adapter.facts.items() if name != WRITTEN_IN}
     return {**facts, "layers": len(adapter.names), "mib": round((folder / ADAPTER).stat().st_size / 1024**2, 3)}
 

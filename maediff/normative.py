@@ -1,7 +1,7 @@
 """Healthy residuals by place: their mean and spread on a coarse grid in a template's space, as units of a map. [ours]
 
 A reconstruction is blurred at every brain's folds and edges, so that healthy residuals are high there and low in white
-matter. Where scans lie in one space, healthy scans tell how high, and a map can say how far above that a voxel lies.
+matter. If scans are in one space, healthy scans show how high, and a map can give the excess of each voxel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CELL_MM = 4.0
 SMOOTH_MM = 8.0
 """Full width at half maximum of the Gaussian in which residuals of a scan count for a place."""
 PRIOR_SCANS = 2.0
-"""So many scans of the whole brain's mean and variance count for every place, so that no place rests on few scans."""
+"""Weight of the whole-brain prior, in scans, so that no place rests on few scans."""
 FLOOR = 0.5
 """No place has a smaller standard deviation than this share of the whole brain's."""
 
@@ -87,7 +87,7 @@ class Locations:
         return Locations(weight, mean, squares, corner, self.n_scans + other.n_scans, self.cell_mm, self.smooth_mm)
 
     def minus(self, other: Locations) -> Locations:
-        """Take scans away that were added: what the others alone would have given, on the same grid."""
+        """Remove scans that were added, which gives the moments of the others on the same grid."""
         two = other._within(np.array(self.corner), np.add(self.corner, self.weight.shape))
         weight = self.weight - two[0]
         weight[weight < _LEAST_WEIGHT / 2] = 0  # what rounding leaves of a place that no other scan reaches
@@ -130,7 +130,7 @@ class Locations:
         return standardised
 
     def to_bytes(self) -> bytes:
-        """Write as safetensors, float32; what they are made of stands in the metadata, for people."""
+        """Write as safetensors, float32; their description is stored in the metadata, for people."""
         from safetensors.numpy import save
 
         parts = {"weight": self.weight, "mean": self.mean, "squares": self.squares}

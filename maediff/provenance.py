@@ -1,4 +1,4 @@
-"""What a run was made of, as ``run.json``: versions, arguments, seeds, device, hashes and the machine.
+"""Record of a run, as ``run.json``: versions, arguments, seeds, device, hashes and the machine.
 
 Left out on purpose: host names and every header field of a scan. Paths are stored so that they can be opened (see
 :mod:`maediff.paths`); reports hide the user names in them.
@@ -26,7 +26,7 @@ PACKAGES = ("torch", "monai", "numpy", "nibabel", "scipy", "accelerate")
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, MAEDiff and the packages that shape a result; None where one is not installed.
+    """Versions of Python, MAEDiff and the packages that shape a result; None if one is not installed.
 
     Nothing heavy is imported.
 
@@ -47,7 +47,7 @@ def machine() -> dict[str, Any]:
     """Facts of the machine that explain a timing: system, processor, cores, memory, accelerators.
 
     Returns:
-        Plain values; ``memory_gib`` is None where the system does not tell.
+        Plain values; ``memory_gib`` is None if the system does not report it.
     """
     return {
         "system": platform.system(),
@@ -60,7 +60,7 @@ def machine() -> dict[str, Any]:
 
 
 def peak_rss_mib() -> float | None:
-    """Return the largest resident memory of this process so far, MiB; None where unknown (Windows).
+    """Return the largest resident memory of this process so far, MiB; None if unknown (Windows).
 
     Linux is asked for VmHWM: its getrusage also counts what the parent held when it started this process.
     """
@@ -90,7 +90,7 @@ def run_record(
 
     Args:
         command: What ran, for example ``infer``.
-        arguments: Its arguments; a ``Path`` among them is stored relative to ``run.json`` where that is possible.
+        arguments: Its arguments; a ``Path`` among them is stored relative to ``run.json`` if that is possible.
         seed: The run's seed.
         device: The device that was used, not the one that was asked for.
         hashes: Such as ``{"model": …, "config": …}``.

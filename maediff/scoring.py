@@ -19,7 +19,7 @@ from maediff.typing import BoolArray, FloatArray, FloatMap
 Sign: TypeAlias = Literal["abs", "bright", "dark"]
 
 CASE_SCORE_SHARE = 0.01
-"""Share of brain voxels, the most anomalous ones, whose mean is the scan-level score. [ours]"""
+"""Share of the most anomalous brain voxels whose mean is the scan-level score. [ours]"""
 
 _TOLERANCE = 1e-6  # relative; keeps 5 x 1 mm a five-pixel filter in floating point
 
@@ -33,7 +33,7 @@ def residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> FloatMap:
     Args:
         x: Scan in working units, any shape.
         x_hat: Healthy reconstruction, same shape and units.
-        sign: Which difference counts.
+        sign: Which differences count.
 
     Returns:
         Residual, float32, never negative, same shape.
@@ -60,7 +60,7 @@ def anomaly_map(
 ) -> FloatMap:
     """Turn scan and reconstruction into the anomaly map of the working slices.
 
-    Residual, its mean over channels where there are several [ours], then :func:`postprocess`.
+    Compute the residual, average it over channels if there are several [ours], then apply :func:`postprocess`.
 
     Args:
         x: Working slices (S, H, W) or (S, C, H, W).
@@ -76,7 +76,7 @@ def anomaly_map(
 
 
 def fixed_sign(config: ScoreConfig) -> Sign:
-    """Return the sign that is set.
+    """Return the sign of the configuration.
 
     Raises:
         ConfigError: It is ``auto``, which is read from a scan, not from its slices.
@@ -87,7 +87,7 @@ def fixed_sign(config: ScoreConfig) -> Sign:
 
 
 def channel_residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> FloatMap:
-    """Compare working slices with their reconstruction: the residual, averaged over channels where there are several.
+    """Compare working slices with their reconstruction: the residual, averaged over channels if there are several.
 
     Args:
         x: Working slices (S, H, W) or (S, C, H, W).
@@ -104,10 +104,10 @@ def channel_residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> Fl
 def postprocess(
     values: FloatArray, mask: BoolArray, spacing_mm: tuple[float, float, float], config: ScoreConfig
 ) -> FloatMap:
-    """Filter any voxelwise score as the anomaly map is filtered, so that methods can be compared fairly.
+    """Filter any voxelwise score like the anomaly map, so that methods can be compared fairly.
 
-    Values outside the brain become zero, each slice is median-filtered (``config.median_mm``), and what lies outside
-    the eroded brain (``config.erode_mm``) becomes zero. Nothing crosses slices.
+    Values outside the brain become zero, each slice is median-filtered (``config.median_mm``), and values outside
+    the eroded brain (``config.erode_mm``) become zero. All steps work within slices.
 
     Args:
         values: Scores (S, H, W).
@@ -127,7 +127,7 @@ def postprocess(
 
 
 def filter_pixels(width_mm: float, step_mm: float) -> int:
-    """Translate a filter's width into an odd number of pixels, the widest that reaches no further.
+    """Return the largest odd number of pixels that a filter of the given width covers.
 
     Example:
         >>> filter_pixels(5.0, 1.0), filter_pixels(5.0, 2.0), filter_pixels(0.0, 2.0)
@@ -137,10 +137,10 @@ def filter_pixels(width_mm: float, step_mm: float) -> int:
 
 
 def eroded(mask: BoolArray, spacing_mm: tuple[float, float, float], erode_mm: float) -> BoolArray:
-    """Peel a brain mask within its slices, never across them.
+    """Erode a brain mask within its slices, never across them.
 
-    A voxel stays where its in-plane Euclidean distance to the nearest voxel outside the mask, centre to centre, is
-    greater than ``erode_mm``. What lies beyond the picture counts as outside.
+    A voxel is kept if its in-plane Euclidean distance to the nearest voxel outside the mask, centre to centre, is
+    greater than ``erode_mm``. The area beyond the picture counts as outside.
 
     Args:
         mask: Brain (S, H, W).

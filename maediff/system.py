@@ -1,4 +1,4 @@
-"""What this machine has."""
+"""Resources of this machine: memory and cores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GLANCE_S = 0.1  # to see which cores are busy
 
 
 def memory_bytes() -> int | None:
-    """Return the machine's memory; None where the system does not tell."""
+    """Return the machine's memory; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

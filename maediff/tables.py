@@ -177,7 +177,7 @@ def _separator_of(header: str, default: str, known: Iterable[str]) -> str:
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], missing: str = "") -> None:
-    """Write a table atomically: numbers with six digits, whole ones where they are whole.
+    """Write a table atomically: numbers with six digits, whole numbers without decimals.
 
     Args:
         path: CSV, or TSV by its suffix.

@@ -94,7 +94,7 @@ class Browser:
 
 @pytest.fixture
 def browser(tmp_path):
-    """Open headless Chromium; skips where there is none."""
+    """Open headless Chromium; skips if there is none."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     with Browser(tmp_path / "profile") as opened:

@@ -154,7 +154,7 @@ def compared(rows: Rows, shipped: Rows) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Adapt to so many scans, score everything, and print a table for each test set."""
+    """Adapt to each number of scans, score everything, and print a table for each test set."""
     results: dict[str, Any] = {}
     for count in options.scans:
         chosen = site(options, count)

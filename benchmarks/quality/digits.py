@@ -4,7 +4,7 @@
 
 Half of the digits train each network (method `ddpm`, L_simple of its objective; with a learned variance the hybrid loss
 of Nichol and Dhariwal 2021). Samples are judged by the Frechet distance to the other half in the hidden layer of a
-classifier, as FID is in Inception's, and the bound by its value on the other half, in nats a pixel. Sampling takes 50
+classifier, as FID is in Inception's, and the bound by its value on the other half, in nats per pixel. Sampling takes 50
 of 1000 steps, with the estimate of x_0 clipped to the range of images as Ho et al. do.
 """
 
@@ -130,7 +130,7 @@ def draw(network: DDPM, variance: str, seed: int) -> Tensor:
 
 @torch.inference_mode()
 def bound(network: DDPM, variance: str, images: Tensor) -> float:
-    """Estimate the variational bound on unseen images, nats a pixel, at the same random timesteps for all networks.
+    """Estimate the variational bound on unseen images, nats per pixel, at the same random timesteps for all networks.
 
     The prior's term is left out: it holds no parameter and is below 0.001.
     """

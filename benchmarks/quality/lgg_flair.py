@@ -132,7 +132,7 @@ def _cases_table(options: argparse.Namespace, *, anew: bool = False) -> Path:
 
 
 def _chosen(folder: Path) -> tuple[str, ...]:
-    """Overrides that ``choose`` found for this model; none where it has not run."""
+    """Overrides that ``choose`` found for this model; none if it has not run."""
     found = read_json(folder / "choose.json")
     if not found:
         say("score: no choose.json, so the settings are those of the configuration")
@@ -236,10 +236,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="run folder (keep it out of git)")
     parser.add_argument("--config", default=str(CONFIG), help="preset or YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change the configuration")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="train so many steps")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="number of training steps")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted training")
-    parser.add_argument("--choose-patients", type=int, default=8, metavar="N", help="choose on so many (%(default)s)")
-    parser.add_argument("--patients", type=int, metavar="N", help="so many patients a split: a smoke test only")
+    parser.add_argument(
+        "--choose-patients", type=int, default=8, metavar="N", help="patients to choose on (%(default)s)"
+    )
+    parser.add_argument("--patients", type=int, metavar="N", help="patients per split: a smoke test only")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

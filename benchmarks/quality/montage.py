@@ -23,7 +23,7 @@ class Shown:
     """One scan to show; arrays (X, Y, Z) on one grid.
 
     Attributes:
-        title: What stands beside the row.
+        title: Text beside the row.
         affine: Voxel to RAS mm.
         scan: Intensities.
         reconstruction: Healthy reconstruction in the same units.
@@ -56,7 +56,7 @@ def panels(shown: Shown, top: float) -> list[RGB]:
 
 
 def write_montage(path: Path, rows: Sequence[Shown], heading: str) -> None:
-    """Write one row a scan; the colour scale, in working units, is the same for all rows."""
+    """Write one row per scan; the colour scale, in working units, is the same for all rows."""
     from matplotlib.figure import Figure
 
     top = max(float(np.percentile(row.anomaly[row.brain], 99.5)) for row in rows) or 1.0

@@ -151,7 +151,7 @@ def agreement(reference: Scored, other: Scored) -> float:
 
 
 def same_geometry(output: Path, scan: Path) -> bool:
-    """Tell whether an output overlays its scan exactly: shape, affine, qform, sform, both codes, voxel size."""
+    """Check whether an output overlays its scan exactly: shape, affine, qform, sform, both codes, voxel size."""
     ours, theirs = (nib.Nifti1Image.from_filename(path) for path in (output, scan))
     equal = all(_same_field(ours.header[name], theirs.header[name], name) for name in _GEOMETRY + _QUATERNION)
     return equal and ours.shape == theirs.shape and bool(np.array_equal(ours.affine, theirs.affine))

@@ -38,7 +38,7 @@ class Patient:
 
     @cached_property
     def brain(self) -> Mask:
-        """Brain mask; the non-zero voxels where the table names none."""
+        """Brain mask; the non-zero voxels if the table names none."""
         found: Mask = read_mask(self.case.mask, self.volume, "brain mask") if self.case.mask else self.volume.data != 0
         return found
 
@@ -62,7 +62,7 @@ def split_rows(cases: Sequence[Case], held_out: int = HELD_OUT, limit: int | Non
     Args:
         cases: The data set; its splits are ``train`` and ``test``.
         held_out: Training patients to move, drawn with a fixed seed.
-        limit: Keep only so many patients a split: a smoke test, no benchmark.
+        limit: Keep only this many patients per split: a smoke test, no benchmark.
     """
     subjects = sorted({case.subject for case in cases if case.split == "train"})
     order = np.random.default_rng(SPLIT_SEED).permutation(len(subjects))

@@ -67,7 +67,7 @@ def execute(command: Sequence[str]) -> tuple[int, str]:
 
 @contextmanager
 def small_file_system(folder: Path, num_bytes: int) -> Iterator[None]:
-    """Mount a file system of so many bytes on a folder.
+    """Mount a file system of a given size on a folder.
 
     Raises:
         OutputError: This process may not mount.
@@ -116,7 +116,7 @@ def attempt(command: str, place: Path, target: Path, free: int | None) -> dict[s
 
 
 def fill(folder: Path, free: int) -> None:
-    """Leave so many bytes of a file system free, in whole pages."""
+    """Fill a file system up to the given number of free bytes, in whole pages."""
     there = os.statvfs(folder)
     with (folder / "filler").open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(1, there.f_bavail * there.f_frsize - free))

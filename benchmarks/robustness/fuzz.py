@@ -56,7 +56,7 @@ def try_one(border: Border, seed: int, number: int, folder: Path) -> tuple[str, 
     """Make an input and feed it.
 
     Returns:
-        What came out: "accepted" or the name of the error's class; and a finding where that is none of ours.
+        What came out: "accepted" or the name of the error's class; and a finding if that is not one of ours.
     """
     rng = np.random.default_rng([seed, sum(border.name.encode()), number])
     source = border.make(rng, folder)

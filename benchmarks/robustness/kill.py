@@ -61,7 +61,7 @@ def kill_at(moment: float, work: Callable[[], None]) -> float | None:
         None if it was killed, else the processor time that it took.
 
     Raises:
-        RuntimeError: It ended with an error of its own.
+        RuntimeError: It ended with another error.
     """
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
@@ -167,7 +167,7 @@ def _discard(_: object) -> None:
 
 
 def _processor_seconds(pid: int | None) -> float | None:
-    """Tell how long a process has computed; None where it has ended."""
+    """Return the computing time of a process; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     except OSError:

@@ -70,7 +70,7 @@ def mutate_bytes(rng: Random, data: bytes, within: int | None = None) -> bytes:
     Args:
         rng: Draws.
         data: Valid bytes.
-        within: Change only the first so many.
+        within: Change only this many bytes at the start.
     """
     content = bytearray(data)
     for _ in range(int(rng.integers(1, 6))):
@@ -279,7 +279,7 @@ def feed_config(source: tuple[str, Any]) -> None:
 
 
 def is_cheap(config: Config) -> bool:
-    """Tell whether a slice takes a moment."""
+    """Check whether a slice takes a moment."""
     kind = config.diffusion
     passes = len(kind.test_timesteps) * config.infer.draws
     steps = (

@@ -66,7 +66,7 @@ def read(path: Path) -> object:
 
 
 def sound_or_refused(model: Path) -> bool:
-    """Tell whether a model folder verifies; one that does not is refused, never used."""
+    """Check whether a model folder verifies; one that does not is refused, never used."""
     if not (model / CHECKSUMS).is_file():
         return True
     try:

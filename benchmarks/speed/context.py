@@ -41,7 +41,7 @@ def score(predictor: Predictor, patient: Patient) -> tuple[float, float]:
 
 
 def configured(options: argparse.Namespace, setting: str) -> Predictor:
-    """Load the model with a setting, and with other windows than it was trained with where they are asked for."""
+    """Load the model with a setting, and with other windows than it was trained with if they are asked for."""
     predictor = load_model(options.model, options.device, (setting,))
     sides = {"window": options.window, "stride": options.stride}
     changes = [f"partition.{name}={side}" for name, side in sides.items() if side is not None]
@@ -98,7 +98,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="model folder, or phantom")
     parser.add_argument("--cases", type=Path, required=True, help="table of labelled scans")
     parser.add_argument("--split", help="only rows of this split")
-    parser.add_argument("--scans", type=int, help="only so many scans")
+    parser.add_argument("--scans", type=int, help="number of scans (all)")
     parser.add_argument(
         "--contexts", nargs="+", default=["slice", "brain", "16", "8"], help="what to try (%(default)s)"
     )

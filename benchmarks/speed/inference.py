@@ -10,7 +10,7 @@ ratio alike; ratios are taken within a round, and their median counts.
 
 `speedup_same_network` compares a slice in the same network and windows at the context of `--context`;
 `speedup_recommended` with the preset recommended for CPUs, whose `seconds_per_slice` is stated. `seconds_per_volume`
-and `peak_rss_mib` are its, from a process of its own that does what `maediff infer` does on a 182 x 218 x 182 scan of
+and `peak_rss_mib` are its, from a separate process that does what `maediff infer` does on a 182 x 218 x 182 scan of
 1 mm, native space in to native space out. `share_of_ceiling` is the share of the bf16 (or fp32) matrix product that the
 paper network's forward pass reaches, `operators` what it spends its time on. On a GPU `seconds_per_volume_warm` is that
 of the whole scan by each engine, in a process that is warm.
@@ -109,7 +109,7 @@ def pass_share(predictor: Predictor, repeats: int = 2) -> float:
 
 @torch.inference_mode()
 def operators(predictor: Predictor) -> dict[str, float]:
-    """Tell which operators a forward pass spends its time in: their shares, the largest first."""
+    """Return which operators a forward pass spends its time in: their shares, the largest first."""
     config, network, device = predictor.config, network_of(predictor), predictor.device
     inputs = window_inputs(network, config.data.size, config.partition.window, 2)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision(predictor) == torch.bfloat16):

@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.memory [--preset small] [--many 50] [--json FILE]
 
-Each number is the peak resident memory of a process of its own that does what `maediff infer` does: scans of 1 mm with
+Each number is the peak resident memory of a separate process that does what `maediff infer` does: scans of 1 mm with
 growing heads, up to 182 x 218 x 182, and cohorts of 5 and of `--many` small scans, whose peaks should be the same. The
 network is that of the preset with random weights.
 """

@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.neighbours [--config tiny] [--steps 60] [--neighbours 0 --neighbours 2] [--json FILE]
 
-Each training is `maediff train` in a process of its own on synthetic scans, once with the threads and the waiting
+Each training is `maediff train` in a separate process on synthetic scans, once with the threads and the waiting
 policy that the command chooses by the load, and once with a thread for each core that waits busily. A neighbour is a
 process that counts. Rounds take turns; medians.
 """

@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.scaling [--counts 1 10 50 200] [--workers 1 2] [--json FILE]
 
-Small synthetic scans are scored by `maediff infer`, each cohort in a process of its own: start-up is paid once, so that
+Small synthetic scans are scored by `maediff infer`, each cohort in a separate process: start-up is paid once, so that
 the cost per scan must fall to that of one scan and stay there. Workers are Dask's, on this machine.
 `simulation` is no measurement: it hands a million tasks to M machines in a discrete-event model of the queue (a free
 machine takes the next scan), with the scan times measured here at this machine's share, their spread, and the start-up.

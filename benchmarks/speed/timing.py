@@ -41,7 +41,7 @@ BRAIN_MM = (68.0, 86.0, 74.0)
 
 
 def load() -> dict[str, Any]:
-    """Tell how busy the machine is and how many threads compute: timings depend on both."""
+    """Describe the load of the machine and the number of threads, on which timings depend."""
     return {"load_average_1min": round(os.getloadavg()[0], 2), "threads": torch.get_num_threads()}
 
 
@@ -79,7 +79,7 @@ def network_of(predictor: Predictor) -> Reconstructor:
 
 
 def precision(predictor: Predictor) -> torch.dtype:
-    """Tell in which precision the network computes."""
+    """Return the precision in which the network computes."""
     fast = use_bf16(predictor.device, predictor.config.infer.precision)
     return torch.bfloat16 if fast else torch.float32
 
@@ -108,7 +108,7 @@ def copies(folder: Path, count: int, shape: tuple[int, int, int], spacing_mm: fl
 
 
 def whole_run(model: Path | str, source: Path, out: Path, device: str, workers: int | None = None) -> dict[str, Any]:
-    """Run ``maediff infer`` in a process of its own, so that its start-up and its peak of memory are its own.
+    """Run ``maediff infer`` in a separate process, so that start-up and peak memory are those of the run.
 
     Returns:
         `process_seconds` from import to end, `seconds` of each scan, and `peak_rss_mib` of the process.

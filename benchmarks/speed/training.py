@@ -43,7 +43,7 @@ def slices(config: Config, count: int = 64) -> SliceSet:
 
 
 def train(config: Config, steps: int, device: torch.device) -> Pace:
-    """Train so many steps, with one validation at the end."""
+    """Train for a number of steps, with one validation at the end."""
     settings = [f"train.max_steps={steps}", f"train.val_every={steps}", f"train.checkpoint_every={steps}"]
     config = override(config, [*settings, f"train.warmup_steps={min(steps, 2)}"])
     found = slices(config)

@@ -1,4 +1,4 @@
-"""What may be set (schema), and how it is read, overridden and hashed (load)."""
+"""The configuration: its schema (schema), and how it is read, overridden and hashed (load)."""
 
 from maediff.config.load import config_hash, dump_yaml, load_config, maps_hash, override, parse_config, presets
 from maediff.config.schema import (

@@ -1,6 +1,6 @@
 """Read a configuration from YAML and overrides, and hash it.
 
-A configuration is parsed once and frozen; every error names the key, its value and what is allowed.
+A configuration is parsed once and frozen; every error names the key, its value and the allowed values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_SHOWN = 120
 
 
 def presets() -> tuple[str, ...]:
-    """Name the configurations that ship with the package."""
+    """List the configurations that ship with the package."""
     folder = resources.files("maediff.configs")
     return tuple(sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")))
 
@@ -63,7 +63,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     """Check a tree of plain values and freeze it.
 
     Raises:
-        ConfigError: Unknown key or impossible value; every finding is listed.
+        ConfigError: Unknown key or impossible value; all of them are listed.
     """
     try:
         return Config.model_validate(tree)
@@ -77,13 +77,13 @@ def dump_yaml(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """Hash what shapes a result: SHA-256 over the canonical JSON of the configuration."""
+    """Return the SHA-256 over the canonical JSON of the configuration, which determines a result."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def maps_hash(config: Config) -> str:
-    """Hash what shapes a map, whatever its mask: :func:`config_hash` without the smallest finding."""
+    """Return :func:`config_hash` without the smallest finding size, which changes masks but not maps."""
     return config_hash(config.model_copy(update={"score": config.score.model_copy(update={"min_size_mm3": 0.0})}))
 
 
@@ -140,7 +140,7 @@ def _assign(tree: dict[str, Any], override: str) -> None:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without aliases, of which a few lines could grow to gigabytes."""
+    """Safe YAML without aliases, with which a few lines could expand to gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -174,10 +174,10 @@ def _explain(item: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """Show a value of any size in a line."""
+    """Shorten a value of any size to one line."""
     try:
         text = value if isinstance(value, str) else repr(value)
-    except (ValueError, RecursionError):  # a number of more digits than Python prints, or nesting without end
+    except (ValueError, RecursionError):  # more digits than Python prints, or endless nesting
         return type(value).__name__
     text = repr(text) if isinstance(value, str) else text
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

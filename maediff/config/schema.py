@@ -27,8 +27,8 @@ Method = Literal[
 METHODS: tuple[str, ...] = get_args(Method)
 UNTRAINED = frozenset({"intensity", "zscore"})
 """Methods without a network."""
-# Upper limits, far above what anyone uses: beyond lies a slip or an attack, which is refused before memory is taken.
-# Whether a network of allowed sizes fits into this machine is checked where it is built.
+# Upper limits, far above usual values: larger ones are slips or attacks and are refused before memory is allocated.
+# Whether a network of allowed size fits into memory is checked when it is built.
 _MANY, _STEPS, _WIDTH, _DEPTH = 2**16, 2**40, 8192, 64
 Percent = Annotated[float, Field(ge=0, le=100)]
 Side = Annotated[int, Field(ge=4, le=2048)]
@@ -44,17 +44,15 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """From a scan to working slices."""
+    """Settings from a scan to its working slices."""
 
     channels: tuple[Channel, ...] = Field(
         (),
         max_length=8,
         description="Co-registered channels that the network sees together (columns image_<channel> of a table), the "
-        "first leading; empty: one channel.",
+        "first one gives grid and brain; empty: one channel.",
     )
-    size: tuple[Side, Side] = Field(
-        (96, 96), description="Working slice (x, y), pixels; grows where a brain needs more."
-    )
+    size: tuple[Side, Side] = Field((96, 96), description="Working slice (x, y), pixels; grows if a brain is larger.")
     spacing_mm: Spacing = Field(2.0, description="In-plane spacing of the working grid, mm.")
     slice_spacing_mm: Spacing | None = Field(
         None, description="Spacing between slices, mm; null keeps that of the scan."
@@ -73,7 +71,7 @@ class DataConfig(Section):
         0.02, ge=0.0, lt=1.0, description="Training leaves out slices with a smaller share of brain pixels."
     )
     validation_fraction: float = Field(
-        0.15, gt=0.0, lt=1.0, description="Share of subjects held out for validation where no split is given."
+        0.15, gt=0.0, lt=1.0, description="Share of subjects held out for validation if no split is given."
     )
 
     @model_validator(mode="after")
@@ -104,7 +102,7 @@ class PartitionConfig(Section):
     window: int = Field(48, ge=4, le=2048, description="Side p of the upper-level window.")
     stride: int = Field(24, ge=1, le=2048, description="Step s of the sliding window at test time.")
     cell: int = Field(
-        8, ge=2, le=2048, description="Side of a sub-level cell; the grid is r = size / cell cells a side."
+        8, ge=2, le=2048, description="Side of a sub-level cell; the grid has r = size / cell cells per side."
     )
 
     @model_validator(mode="after")
@@ -152,19 +150,19 @@ class ModelConfig(Section):
     """Denoising U-Net and the MAE condition."""
 
     channels: tuple[Width, ...] = Field(
-        (128, 256, 256), min_length=2, max_length=8, description="U-Net channels, a level each."
+        (128, 256, 256), min_length=2, max_length=8, description="U-Net channels, one entry per level."
     )
     patch: int = Field(
         1, ge=1, le=64, description="Pixels folded into channels before the U-Net (1: none); 2 is 4x faster."
     )
     num_res_blocks: int = Field(3, ge=1, le=16)
-    attention: tuple[bool, ...] = Field((False, False, False), description="Self-attention, a level each.")
+    attention: tuple[bool, ...] = Field((False, False, False), description="Self-attention, one entry per level.")
     norm_groups: int = Field(32, ge=1, le=_WIDTH)
     input_skip: bool = Field(False, description="The network predicts the change of its input (objective x0 only).")
     gate: bool = Field(
         False,
-        description="The change of the input is a share from 0 to 1 times a difference, and training tells where the "
-        "share is 1 (method maediff).",
+        description="The change of the input is a gate from 0 to 1 times a difference; pseudo-lesions teach the gate "
+        "where to be 1 (method maediff).",
     )
     mask_channel: bool = Field(True, description="The U-Net sees the mask of the window as an input channel.")
     condition: Literal["residual", "cross_attention", "none"] = Field(
@@ -193,9 +191,9 @@ class HeadsConfig(Section):
 
     enabled: bool = Field(False, description="Train on label maps of whole heads instead of scans.")
     white_matter_masks: str | None = Field(
-        None, description="Folder of lesion masks in MNI space whose lesions lie in white matter, for their shapes."
+        None, description="Folder of masks of white-matter lesions in MNI space, for shapes."
     )
-    lesion_masks: str | None = Field(None, description="Folder of other lesion masks in MNI space, for their shapes.")
+    lesion_masks: str | None = Field(None, description="Folder of masks of other lesions in MNI space, for shapes.")
     random_contrasts: float = Field(
         0.27,
         ge=0,
@@ -203,16 +201,16 @@ class HeadsConfig(Section):
         description="Share of slices whose structures have random intensities; the others are physical.",
     )
     faintest: float = Field(
-        0.2, gt=0, le=1, description="Faintest opacity of lesions, in parts of the highest at their timestep."
+        0.2, gt=0, le=1, description="Lowest opacity of lesions, as a share of the highest at their timestep."
     )
     lesions: float = Field(0.9, ge=0, le=1, description="Share of slices with lesions that the network must remove.")
     orientations: tuple[Literal["axial", "coronal", "sagittal"], ...] = Field(
-        ("axial",), min_length=1, description="Planes that slices are drawn in."
+        ("axial",), min_length=1, description="Orientations of the drawn slices."
     )
 
 
 class PeerConfig(Section):
-    """What the methods that MAEDiff is compared with need besides the sections above."""
+    """Further settings of the methods that MAEDiff is compared with."""
 
     latent: int = Field(128, ge=1, le=_WIDTH, description="Size of the code of vae, of the embedding of cddpm.")
     latent_channels: int = Field(4, ge=1, le=_WIDTH, description="Channels of the latent image of latent_diffusion.")
@@ -235,41 +233,44 @@ class TrainConfig(Section):
     """Optimisation."""
 
     max_steps: int = Field(100_000, ge=1, le=_STEPS)
-    batch_size: int = Field(32, ge=1, le=_MANY, description="Slices a step and process, before accumulation.")
-    accumulate: int = Field(1, ge=1, le=_MANY, description="Batches whose gradients make one step.")
+    batch_size: int = Field(32, ge=1, le=_MANY, description="Slices per step and process, before accumulation.")
+    accumulate: int = Field(1, ge=1, le=_MANY, description="Batches whose gradients are summed for one step.")
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(500, ge=0, le=_STEPS)
     grad_clip: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 if the hardware supports it.")
     seed: int = Field(0, ge=0, lt=2**63)
-    init: str | None = Field(None, description="Model folder, or phantom: weights to start from; the same network.")
+    init: str | None = Field(None, description="Model folder, or phantom: initial weights, for the same network.")
     augment: bool = Field(True, description="Flips, small affine changes, brightness, contrast and gamma.")
     pseudo_lesions: float = Field(
         0.0, ge=0, le=1, description="Share of training slices with random blobs that the network must remove."
     )
     lesion_weight: float = Field(
-        0.0, ge=0, description="Weight of the x0 error inside pseudo-lesions, each slice counting the same; 0: none."
+        0.0, ge=0, description="Weight of the x0 error inside pseudo-lesions, averaged per slice; 0: none."
     )
     gate_weight: float = Field(
-        0.1, ge=0, description="Weight of the cross-entropy of model.gate against where pseudo-lesions are seen."
+        0.1, ge=0, description="Weight of the cross-entropy between model.gate and the visible pseudo-lesions."
     )
     outside_weight: float = Field(
-        0.0, ge=0, le=1, description="Weight of the x0 error of the brain outside the window; inside it is 1."
+        0.0,
+        ge=0,
+        le=1,
+        description="Weight of the x0 error of the brain outside the window; inside it the weight is 1.",
     )
     lesion_sign: Literal["any", "bright", "dark"] = Field(
         "any",
-        description="Pseudo-lesions of all appearances, or only brighter or darker than the tissue; as score.sign.",
+        description="any: pseudo-lesions of any appearance; bright or dark: only brighter or darker than the tissue.",
     )
     lesion_size: tuple[float, float] = Field(
-        (0.015, 0.25), description="Smallest and largest half axis of large pseudo-lesions, in parts of the slice."
+        (0.015, 0.25), description="Smallest and largest half axis of large pseudo-lesions, as shares of the slice."
     )
     lesion_spots: float = Field(
-        0.5, ge=0, le=1, description="Share of slices with pseudo-lesions that get small spots, not large ones."
+        0.5, ge=0, le=1, description="Share of slices with pseudo-lesions that get small spots instead of large ones."
     )
     workers: int = Field(
-        0, ge=0, le=1024, description="Processes that prepare batches; 0 prepares them in the main one."
+        0, ge=0, le=1024, description="Processes that prepare batches; 0: the main process prepares them."
     )
     val_every: int = Field(500, ge=1, le=_STEPS)
     checkpoint_every: int = Field(500, ge=1, le=_STEPS)
@@ -285,7 +286,7 @@ class TrainConfig(Section):
 
 
 class InferConfig(Section):
-    """Sliding-window inference, and what is done to a scan before."""
+    """Sliding-window inference, and preparation of the scan."""
 
     strip: Literal["auto", "never"] = Field(
         "auto",
@@ -293,34 +294,34 @@ class InferConfig(Section):
         "never: such a scan is refused.",
     )
     batch_size: Annotated[int, Field(ge=1, le=_MANY)] | Literal["auto"] = Field(
-        "auto", description="Windows a forward pass; auto: as many as fit into memory. The maps do not depend on it."
+        "auto", description="Windows per forward pass; auto: as many as fit into memory. The maps do not depend on it."
     )
     draws: int = Field(1, ge=1, le=1000, description="Noise draws averaged for each timestep.")
     blend: Literal["uniform", "gaussian"] = "gaussian"
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 if the hardware supports it.")
     context: Annotated[int, Field(ge=0, le=2048)] | Literal["slice", "brain"] = Field(
         "slice",
-        description="What the U-Net sees around a window: the whole slice; the box of the slice's brain; or so many "
-        "pixels within that box. The less, the faster (docs/speed.md).",
+        description="What the U-Net sees around a window: the whole slice, the box of the slice's brain, or this many "
+        "pixels within that box. Less is faster (docs/speed.md).",
     )
     adapter: bool = Field(
-        True, description="false: an adapted model works as its base, with the base's calibration (docs/own-site.md)."
+        True, description="false: use the base of an adapted model, with the base's calibration (docs/own-site.md)."
     )
     together: int = Field(
         1,
         ge=1,
         le=64,
-        description="Windows of a slice that are hidden in one pass: they do not overlap, and half of the slice stays "
-        "visible. The more, the faster, where they fit (docs/speed.md).",
+        description="Windows of a slice that are hidden in one pass. They do not overlap, and half of the slice stays "
+        "visible. More is faster if they fit (docs/speed.md).",
     )
 
 
 class ScoreConfig(Section):
-    """From residual to map and mask. Lengths in mm, volumes in mm3."""
+    """Settings from residual to map and mask. Lengths are in mm, volumes in mm3."""
 
     sign: Literal["abs", "bright", "dark", "auto"] = Field(
         "abs",
-        description="abs: |x - x^|; bright or dark: only voxels brighter or darker than healthy; auto: as lesions are "
+        description="abs: |x - x^|; bright or dark: only voxels brighter or darker than healthy; auto: as for lesions "
         "on the contrast that is read from the scan (bright on T2 and FLAIR, dark on T1, abs if unsure).",
     )
     median_mm: float = Field(0.0, ge=0, le=100, description="Width of the in-plane median filter; 0 turns it off.")
@@ -352,7 +353,7 @@ class Config(Section):
 
     @property
     def noise(self) -> Literal["gaussian", "simplex", "coarse"]:
-        """Noise that training and inference draw: that of `diffusion.noise`, but a DAE's is coarse by definition."""
+        """Noise of training and inference: `diffusion.noise`, except that the DAE's noise is always coarse."""
         return "coarse" if self.method == "dae" else self.diffusion.noise
 
     @model_validator(mode="after")

@@ -1,1 +1,1 @@
-"""Which scans there are, their slices, and the synthetic cohort."""
+"""Find scans, read their slices, and build the synthetic cohort."""

@@ -15,7 +15,7 @@ BIDS_VERSION = "1.9.0"
 DERIVATIVE_FILES = ("dataset_description.json", ".bidsignore", "README.md", "mask.json")
 
 SPACE = "MNI152NLin2009aSym"
-"""What BIDS calls the template that nilearn bundles."""
+"""BIDS name of the template that nilearn bundles."""
 _SCAN = re.compile(
     r"(?P<folder>sub-[a-zA-Z0-9+]+(/ses-[a-zA-Z0-9+]+)?/anat)/"
     r"(?P<entities>sub-[a-zA-Z0-9+]+(_[a-z]+-[a-zA-Z0-9+]+)*)_(?P<suffix>T1w|T2w|FLAIR)"
@@ -45,7 +45,7 @@ Research use only; not a medical device.
 
 @dataclass(frozen=True)
 class BidsName:
-    """What a BIDS file name says, for naming its derivatives.
+    """Parts of a BIDS file name, for naming its derivatives.
 
     Attributes:
         folder: Folder inside the data set, for example ``sub-01/ses-1/anat``.
@@ -104,7 +104,7 @@ class BidsName:
 
     @property
     def mask(self) -> str:
-        """Name of the anomaly mask, without an ending; the contrast is told where there are several.
+        """Name of the anomaly mask, without an ending; it includes the contrast if there are several.
 
         Example:
             >>> BidsName("sub-1/anat", "sub-1", "FLAIR", alone=False).mask
@@ -146,7 +146,7 @@ def describe_derivatives(out: Path, suffixes: Iterable[str]) -> None:
 
     Args:
         out: The folder.
-        suffixes: Contrasts of its maps; what all maps of one share stands in a JSON at the root, which they inherit.
+        suffixes: Contrasts of its maps; a JSON per contrast at the root holds the facts that its maps share.
 
     Raises:
         OutputError: A file cannot be written.

@@ -1,4 +1,4 @@
-"""Which scans there are: a file, a folder, a table or a BIDS data set becomes a list of cases."""
+"""Build the list of cases from a file, a folder, a table or a BIDS data set."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _LABEL_FOLDERS = (("images", "labels"), ("images", "masks"), ("image", "label"),
 
 @dataclass(frozen=True)
 class Search:
-    """What :func:`search_cases` found.
+    """Result of :func:`search_cases`.
 
     Attributes:
         cases: Cases in a fixed order, with unique ids.
@@ -61,7 +61,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and what belongs to it.
+    """One scan with its masks and facts.
 
     Attributes:
         id: Unique in the list: the stem, or folders and stem where stems repeat.
@@ -70,7 +70,7 @@ class Case:
         label: Its lesion mask, or None.
         subject: Whose scan it is; several scans may share a subject.
         session: Session name, or None.
-        split: ``train``, ``val``, ``test`` or whatever the table says; None where it says nothing.
+        split: ``train``, ``val``, ``test`` or whatever the table says; None if it says nothing.
         stem: File name of the scan without ``.nii`` or ``.nii.gz``.
         bids: Parts of the BIDS name where the scan is of a BIDS data set (a table may say so in column ``bids``), else
             None.
@@ -121,23 +121,23 @@ def search_cases(
     """List the scans of a source.
 
     - A NIfTI file: one case. A brain mask beside it (``<stem>_brainmask``, ``<stem>_brain_mask``, ``<stem>_mask``,
-      or the same with the last ``_part`` of the stem replaced) is used where ``mask`` is not given.
+      or the same with the last ``_part`` of the stem replaced) is used if ``mask`` is not given.
     - A table ``.csv`` or ``.tsv`` with columns ``image[,mask][,label][,subject][,session][,split]``, paths relative to
       the table; several channels as ``image_t1,image_t2,...``, of which ``channel`` chooses one.
-    - A folder with ``dataset_description.json`` is a BIDS data set; one with a ``cases.csv`` or ``cases.tsv`` stands
-      for that table; any other is searched for NIfTI files that are not masks, labels or results, by their voxels and
-      by their names (:func:`maediff.data.search.judge`). Links are followed, hidden folders and results of MAEDiff
+    - A folder with ``dataset_description.json`` is a BIDS data set; one with a ``cases.csv`` or ``cases.tsv`` is read
+      through that table; any other is searched for NIfTI files that are not masks, labels or results, by their voxels
+      and names (:func:`maediff.data.search.judge`). Links are followed, hidden folders and results of MAEDiff
       are not searched.
 
-    What a folder holds beside scans, and is not used, is told as a warning.
+    Unused files of a folder are listed in a warning.
 
-    Whether files of a cohort can be read shows when they are read, so that one bad scan does not stop the others.
+    Files are not read here, so that one bad scan does not stop the others.
 
     Args:
         source: File, table or folder.
         mask: Brain mask; for a single file only.
         split: Keep only this split (tables, and BIDS with a ``split`` column in ``participants.tsv``).
-        channel: Contrast to choose, for example ``flair``, where the source has several.
+        channel: Contrast to choose, for example ``flair``, if the source has several.
         channels: Contrasts that belong together, for a model that sees several; the source is a table then.
         pattern: Of a folder, take the NIfTI files whose name or path below the folder fits, such as ``*_t1.nii.gz``,
             and judge none of them; ``*`` takes all.
@@ -182,7 +182,7 @@ def search_cases(
 
 
 def channels_of(source: str | Path) -> tuple[str, ...]:
-    """Name the channels of a table with columns ``image_<channel>``, in their order; none where one is called image.
+    """Name the channels of a table with columns ``image_<channel>``, in their order; none if one is called image.
 
     Args:
         source: As for :func:`find_cases`.
@@ -215,7 +215,7 @@ def shard(cases: Sequence[Case], k: int, n: int) -> list[Case]:
 
 
 def looks_like_scan(path: Path) -> bool:
-    """Tell a scan from masks, labels, results and hidden files, by its name alone.
+    """Check by its name whether a file is a scan, not a mask, label, result or hidden file.
 
     Example:
         >>> [looks_like_scan(Path(n)) for n in ("a_t1.nii.gz", "a_brainmask.nii", "a_anomaly-mask.nii.gz", "a.txt")]
@@ -282,7 +282,7 @@ def _is_plain(folder: Path) -> bool:
 
 
 def _table_in(folder: Path) -> Path | None:
-    """Find the table of scans that a folder stands for; one of results is none."""
+    """Find the table of scans in a folder; tables of results do not count."""
     for name in ("cases.csv", "cases.tsv"):
         table = folder / name
         if table.is_file() and any(c == "image" or c.startswith("image_") for c in read_table(table).columns):
@@ -406,7 +406,7 @@ def _from_bids(root: Path, channel: str | None, *, splits: bool) -> Search:
 
 
 def _bids_images(root: Path) -> tuple[list[Path], list[LeftOut]]:
-    """List the anatomical scans of a data set. Phase, real and imaginary parts and second files of a scan are not."""
+    """List the anatomical scans of a data set. Phase, real and imaginary images and second files are skipped."""
     left_out = [
         LeftOut(folder, f"cannot be read: {reason}")
         for folder in sorted(root.glob("sub-*"))
@@ -471,7 +471,7 @@ class _Derivatives:
         self.listed: dict[Path, list[Path]] = {}
 
     def find(self, scan: Path, folder: str, wanted: Callable[[str], bool]) -> Path | None:
-        """Find the file of a kind that belongs to a scan; one that may and is not taken is told."""
+        """Find the file of a kind that belongs to a scan; log a candidate that is not taken."""
         candidates = [path for root in self.roots for path in self._files(root / folder) if wanted(stem_of(path))]
         found, note = best_fit(stem_of(scan), candidates, self.stems[scan.parent])
         if note:

@@ -53,7 +53,7 @@ def synthesise_heads(  # noqa: PLR0913  as synthesise, and where heads and lesio
         seed: Seed; subject k depends on it, on k, on the heads and on its role alone.
         spacing_mm: Voxel size, isotropic.
         healthy_only: Make training and validation subjects only.
-        on_subject: Told the name of each subject.
+        on_subject: Called with the name of each subject.
 
     Returns:
         The table `cases.csv` in `folder`.

@@ -1,4 +1,4 @@
-"""Which masks and labels belong to a scan, by the entities of BIDS names."""
+"""Find the masks and labels of a scan by the entities of BIDS names."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def is_brain_mask(stem: str) -> bool:
 
 
 def is_lesion_label(stem: str) -> bool:
-    """Check whether a BIDS name is that of a lesion mask; the anomaly masks that MAEDiff writes are none.
+    """Check whether a BIDS name is that of a lesion mask; the anomaly masks of MAEDiff do not count.
 
     Example:
         >>> names = ("sub-1_label-lesion_mask", "sub-1_label-L_desc-T1lesion_mask", "sub-1_T1w_label-lesion_roi")

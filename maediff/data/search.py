@@ -1,4 +1,4 @@
-"""Which NIfTI files of a folder are scans: voxels decide as well as names, and what is left out has a reason."""
+"""Find the NIfTI files of a folder that are scans, by voxels and names; files left out come with a reason."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def named_label(path: Path) -> bool:
 
 
 def judge(files: Sequence[Path]) -> Judged:
-    """Tell the scans among the files of a folder from label maps and results.
+    """Separate the scans of a folder from label maps and results.
 
     A label map by its voxels is never a scan, whatever its name is; a scan by its voxels is one, even if it is named
-    like a label map; only if voxels do not tell, the name decides. Whether a scan can be read is not asked.
+    like a label map; the name decides only if the voxels do not. Whether a scan can be used is not checked.
 
     Args:
         files: All files of the folder.
@@ -130,7 +130,7 @@ def other_formats(files: Sequence[Path]) -> str:
 
 
 def content_of(path: Path) -> Content:
-    """Tell what a NIfTI file holds from its voxels.
+    """Classify a NIfTI file by its voxels.
 
     Returns:
         ``labels`` for few values in constant regions, ``shares`` for values from 0 to 1, ``scan`` for others, and

@@ -55,7 +55,7 @@ def healthy_slices(
         cases: Scans; one that cannot be read is recorded in `failed` and skipped.
         config: Working grid and intensities.
         cache: Folder for a copy; reused while scans (path, size, time) and `config` stay the same.
-        on_case: Told the name of each scan as it is read.
+        on_case: Called with the name of each scan as it is read.
 
     Raises:
         InputError: No slice is left.
@@ -149,7 +149,7 @@ def _save(path: Path, slices: SliceSet) -> None:
 
 
 def _load(path: Path) -> SliceSet | None:
-    """Read a copy; None where there is none, or where it is damaged: the scans are read again then."""
+    """Read a copy; None if it is missing or damaged, so that the scans are read again."""
     if not path.is_file():
         return None
     try:

@@ -30,12 +30,12 @@ LICENCE = (
 
 @dataclass(frozen=True)
 class MadeFrom:
-    """What a cohort was made from, and what that means for its files.
+    """Source of a cohort, with its consequences for the files.
 
     Attributes:
         facts: Seed and settings, for the record.
         licence: Terms of what it was made from.
-        space: What its space is: ``mni`` or ``scanner``.
+        space: Its space: ``mni`` or ``scanner``.
     """
 
     facts: dict[str, Any]
@@ -87,11 +87,11 @@ def synthesise(
         folder: Where to write; the subjects of an earlier synthetic cohort there are removed first.
         subjects: How many, at least 8 (2 with `healthy_only`).
         lesions: Kinds of lesion.
-        modality: "t1", "t2", "flair", "random", or "mixed", which draws one of the four a subject.
+        modality: "t1", "t2", "flair", "random", or "mixed", which draws one of the four per subject.
         seed: Seed; subject k depends on it and on k alone.
         spacing_mm: Voxel size, whole mm.
         healthy_only: Make training and validation subjects only.
-        on_subject: Told the name of each subject.
+        on_subject: Called with the name of each subject.
 
     Returns:
         The table `cases.csv` in `folder`.

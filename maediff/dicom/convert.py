@@ -1,4 +1,4 @@
-"""DICOM folders become NIfTI files whose names and headers say nothing about the patient."""
+"""Convert DICOM folders to NIfTI files whose names and headers hold nothing about the patient."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of one series.
+    """Outcome of one series.
 
     Attributes:
         case: Its name: the folder below the source.
-        path: The NIfTI file; None where it failed.
+        path: The NIfTI file; None if it failed.
         message: Why it failed.
-        notes: What a user should be told.
+        notes: Notes for the user.
     """
 
     case: str
@@ -36,7 +36,7 @@ class Converted:
 
 
 def holds_dicom(source: str | Path, exclude: Iterable[Path] = ()) -> bool:
-    """Tell whether a source is DICOM: such a file, or a folder with such files and no scans of other kinds.
+    """Check whether a source is DICOM: such a file, or a folder with such files and no scans of other kinds.
 
     Args:
         source: File or folder.
@@ -64,12 +64,12 @@ def convert_dicom(source: str | Path, out: str | Path, series: int | None = None
     Only intensities and geometry are taken over. One bad series never stops the others.
 
     Args:
-        source: Folder of series, each in a folder of its own, or a multi-frame file.
+        source: Folder of series, each in its own folder, or a multi-frame file.
         out: Folder for the NIfTI files.
-        series: Series Number, where folders hold several.
+        series: Series Number, if folders hold several.
 
     Returns:
-        What became of each series.
+        Outcome of each series.
 
     Raises:
         ConfigError: pydicom or highdicom is missing.
@@ -83,10 +83,10 @@ def dicom_cases(source: Path, folder: Path, mask: str | Path | None = None, seri
     """List the series of a DICOM folder as cases, those that cannot be read with their problem.
 
     Args:
-        source: Folder of series, each in a folder of its own, or a multi-frame file.
+        source: Folder of series, each in its own folder, or a multi-frame file.
         folder: Where they go as NIfTI files.
         mask: Brain mask of a single scan.
-        series: Series Number, where folders hold several.
+        series: Series Number, if folders hold several.
 
     Raises:
         InputError: No DICOM files, or a mask for several series.

@@ -33,11 +33,11 @@ _MAX_LO = 64  # characters of a DICOM long string
 
 @dataclass(frozen=True)
 class Exported:
-    """What became of one series.
+    """Outcome of one series.
 
     Attributes:
         case: Its name, as :func:`maediff.dicom.convert_dicom` gave it.
-        status: ``done``, ``failed``, or ``no map`` where the results hold none of it.
+        status: ``done``, ``failed``, or ``no map`` if the results hold no map of it.
         files: The DICOM files written.
         message: Why it failed.
         notes: Header values that were cleared or brought to the form of the standard, by name.
@@ -57,7 +57,7 @@ def export_dicom(
 
     The map becomes a Parametric Map (32-bit floats, unchanged), the mask at the calibrated threshold a SEG; without
     calibration there is none. Patient, study and frame of reference are those of the input, whose images they
-    reference. Maps and series find each other by name; the scan that a map's sidecar names must look like the series,
+    reference. Maps and series are matched by name; the scan that a map's sidecar names must look like the series,
     and a map whose scan cannot be found is refused. UIDs depend on the input series and the content alone: exported
     again, they are the same objects.
 
@@ -66,8 +66,8 @@ def export_dicom(
             prepared ones.
         dicom: The DICOM folder that was converted or prepared.
         out: Folder for the DICOM files.
-        series: Series Number, where folders hold several.
-        trust_names: Skip that check: names alone decide which patient gets which map.
+        series: Series Number, if folders hold several.
+        trust_names: Skip that check: only names decide which patient gets which map.
 
     Raises:
         ConfigError: pydicom or highdicom is missing.
@@ -145,7 +145,7 @@ def on_grid(values: Array, affine: Array, series: Series, path: Path) -> Array:
 
 
 def _check_scan(sidecar: Mapping[str, Any], folder: Path, series: Series) -> None:
-    """Refuse maps of another scan: series and maps find each other by name, and a mix-up must not reach an archive.
+    """Refuse maps of another scan: series and maps are matched by name, and a mix-up must not reach an archive.
 
     The scan that infer read may be stripped or corrected, so that it need not equal the series, but it looks like it.
 
@@ -176,12 +176,12 @@ def _unknown(sidecar: Mapping[str, Any]) -> str:
 
 
 def _facts(sidecar: Mapping[str, Any]) -> dict[str, str]:
-    """Look up what the SEG says of the algorithm, as far as infer recorded it."""
+    """Collect the facts about the algorithm for the SEG, as far as infer recorded them."""
     return {name: str(sidecar[name]) for name in ("model_hash", "threshold") if sidecar.get(name) is not None}
 
 
 def _write(out: Path, path: Path, make: Callable[..., Any], series: Series, values: Array) -> Path:
-    """Make a DICOM object of an array on the grid of the series, and write it atomically."""
+    """Build a DICOM object from an array on the grid of the series, and write it atomically."""
     name = path.name.removesuffix(".nii.gz")
     key = f"{series.frames[0].image.SeriesInstanceUID} {name} {file_sha256(path)}"
     common = {

@@ -1,4 +1,4 @@
-"""Which folders hold DICOM files, and what they are called; their first bytes tell, so that no package is needed."""
+"""Find folders with DICOM files, and name their cases. Files are recognised by their first bytes, without a package."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def packages() -> tuple[Any, Any]:
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Check by its first bytes whether a file is a DICOM object, whatever its name is; an index of files is none.
+    """Check by its first bytes whether a file is a DICOM object, whatever its name is; indexes do not count.
 
     Neither are the objects that ``export-dicom`` writes, so that its folder may lie below that of the series.
     """
@@ -54,7 +54,7 @@ def is_dicom_file(path: Path) -> bool:
 
 
 def has_preamble(path: Path) -> bool:
-    """Check whether a DICOM file begins as the standard wants; older ones begin with their first element."""
+    """Check whether a DICOM file begins with the standard's preamble; older ones begin with their first element."""
     return _has_magic(_head(path))
 
 
@@ -110,7 +110,7 @@ def series_folders(source: Path, exclude: Iterable[Path] = ()) -> dict[str, Path
         exclude: Folders not to search, such as that of the results.
 
     Returns:
-        Folders by case: their path below ``source``, joined by ``_``; the name of ``source`` itself where it holds
+        Folders by case: their path below ``source``, joined by ``_``; the name of ``source`` itself if it holds
         files. No header field is part of a name.
 
     Raises:

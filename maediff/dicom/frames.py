@@ -59,13 +59,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class Stack:
-    """Frames that make a regular grid.
+    """Frames that form a regular grid.
 
     Attributes:
         frames: Frames in highdicom's order, which makes slices, rows and columns right-handed.
         orientation: Direction cosines along a row and along a column, orthonormal (6,).
         step_mm: Distance between slices.
-        notes: What a user should be told.
+        notes: Notes for the user.
     """
 
     frames: tuple[Frame, ...]
@@ -79,11 +79,11 @@ def stack(images: Sequence[Any], folder: Path) -> Stack:
 
     Args:
         images: pydicom data sets of one series.
-        folder: What messages call the series.
+        folder: Name of the series in messages.
 
     Raises:
         InputError: Attributes that are missing or cannot be used, colour, phase images only, a single slice.
-        GeometryError: The frames make no regular grid.
+        GeometryError: The frames do not form a regular grid.
     """
     _check_objects(images, folder)
     chosen, notes = _magnitude([(image, index) for image in images for index in range(_count(image, folder))], folder)
@@ -125,7 +125,7 @@ def _item(image: Any, name: str, index: int) -> list[Any]:
 
 
 def numbers(value: Any, count: int) -> DoubleArray | None:
-    """Read as many finite numbers; None if the value holds anything else.
+    """Read `count` finite numbers; None if the value holds anything else.
 
     Example:
         >>> numbers(["1", "2.5"], 2), numbers([1], 2), numbers("left", 1)
@@ -174,7 +174,7 @@ def _count(image: Any, folder: Path) -> int:
 
 
 def _magnitude(frames: list[tuple[Any, int]], folder: Path) -> tuple[list[tuple[Any, int]], tuple[str, ...]]:
-    """Leave out phase, real and imaginary frames and field maps, which scanners store beside the magnitude."""
+    """Skip phase, real and imaginary frames and field maps, which scanners store beside the magnitude."""
     components = [_component(image, index) for image, index in frames]
     others = sorted(set(components) - {"magnitude"})
     if not others or others == ["real"] == sorted(set(components)):  # a real image alone is an inversion recovery
@@ -213,7 +213,7 @@ def _geometry(image: Any, index: int, name: str, folder: Path) -> DoubleArray:
     count, group = _GEOMETRY[name]
     try:
         found = lookup(image, index, name, group)
-    except ValueError:  # a decimal string that is none
+    except ValueError:  # an invalid decimal string
         found = ()
     if found is None or found == "":
         raise InputError(f"DICOM images in {folder} lack {name}; export the series again, whole")
@@ -238,7 +238,7 @@ def _check_alike(frames: Sequence[Frame], folder: Path) -> None:
 
 
 def _orthonormal(orientation: DoubleArray, folder: Path) -> DoubleArray:
-    """Make direction cosines that were rounded orthonormal.
+    """Orthonormalise rounded direction cosines.
 
     Raises:
         GeometryError: They are no directions of a picture.
@@ -277,7 +277,7 @@ def _check_distances(along_mm: DoubleArray, frames: Sequence[Frame], folder: Pat
 
 
 def _what_differs(frames: Sequence[Frame]) -> str:
-    """Say what tells the volumes of a series apart, as far as its headers do."""
+    """Describe how the volumes of a series differ, as far as its headers show it."""
     kinds = (
         ("echo times", "EffectiveEchoTime", "MREchoSequence"),
         ("echo times", "EchoTime", ""),

@@ -1,8 +1,8 @@
-"""What an exported object takes over from the headers of its series, in the form that the standard wants.
+"""Header values that an exported object takes over from its series, in the form of the standard.
 
 Scanners, archives and anonymisers write values that highdicom refuses or that cannot be stored: partial dates, times
-with colons, sexes as words, character sets of several parts. Such a value is mapped if its meaning is plain, else it
-is cleared; both are said, and neither stops an export. Identifiers are never shortened.
+with colons, sexes as words, character sets of several parts. Such a value is mapped if its meaning is clear, else it
+is cleared; both are reported, and neither stops an export. Identifiers are never shortened.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MAX_IS = 2**31 - 1  # DICOM's integer string
 
 
 def export_headers(frames: Sequence[Frame], grid: Any, pydicom: Any) -> tuple[list[Any], list[str]]:
-    """Make a header per slice, of a single-frame image, from which highdicom takes what an export says of its source.
+    """Build a single-frame header per slice, from which highdicom takes the attributes of an export's source.
 
     Args:
         frames: Slices of the series, in the order of the grid.
@@ -81,7 +81,7 @@ def placeholder(place: int) -> str:
 
 
 def name_sources(made: Any, frames: Sequence[Frame], pydicom: Any) -> None:
-    """Let an object that was made from headers refer to the images and frames of its series, each image once.
+    """Make an object refer to the images and frames of its series, each image once.
 
     Args:
         made: What highdicom made from :func:`export_headers`.
@@ -137,7 +137,7 @@ def _thickness_mm(frame: Frame, grid: Any) -> float:
     """Return the thickness of a slice, or the distance between slices if it is not stored."""
     try:
         stored = numbers(lookup(frame.image, frame.index, "SliceThickness", "PixelMeasuresSequence"), 1)
-    except ValueError:  # a decimal string that is none
+    except ValueError:  # an invalid decimal string
         stored = None
     return float(grid.spacing_between_slices if stored is None or stored[0] <= 0 else stored[0])
 
@@ -165,7 +165,7 @@ def _common(image: Any, pydicom: Any) -> tuple[Any, list[str]]:
 
 
 def _value(image: Any, name: str, pydicom: Any) -> tuple[Any, str]:
-    """Return a value as the standard wants it, None if there is none, and what was done to it."""
+    """Return a value in the standard's form, None if there is none, and a note on changes."""
     try:
         value = image.get(name)
     except Exception:  # whatever a package raises for a value that breaks its type
@@ -209,7 +209,7 @@ def _time(text: str) -> str | None:
 
 
 def _decimals(text: str) -> str | None:
-    """Return decimal strings, several joined by backslashes, with points for commas; None if one is no number."""
+    """Return decimal strings, several joined by backslashes, with points for commas; None if one is not a number."""
     points = text.replace(",", ".")
     return points if numbers(points, points.count("\\") + 1) is not None else None
 

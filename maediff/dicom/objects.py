@@ -1,4 +1,4 @@
-"""The objects of a folder: which of its DICOM files are images of the one MR series that is wanted."""
+"""The objects of a folder: which of its DICOM files are images of the requested MR series."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ READ_ERRORS = (
 
 
 def read_objects(folder: Path, series: int | None, pydicom: Any) -> list[Any]:
-    """Read the images of the MR series of a folder, or of the one that is asked for.
+    """Read the images of the MR series of a folder, or of the requested one.
 
     Args:
         folder: Folder, or a file.
@@ -53,7 +53,7 @@ def read_objects(folder: Path, series: int | None, pydicom: Any) -> list[Any]:
 
 
 def blame(error: BaseException) -> str:
-    """Say where an error came from without its text, which may hold header values of a patient."""
+    """Describe where an error came from, without its text, which may hold header values of a patient."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return type(error).__name__
@@ -108,7 +108,7 @@ def _no_images(datasets: Sequence[Any], folder: Path, pydicom: Any) -> str:
 
 
 def _one_series(images: Sequence[Any], number: int | None, folder: Path) -> list[Any]:
-    """Keep the images of the one series, or of the one that is asked for."""
+    """Keep the images of the one series, or of the requested one."""
     groups: dict[str, list[Any]] = {}
     for data in images:
         groups.setdefault(str(data.get("SeriesInstanceUID", "")), []).append(data)

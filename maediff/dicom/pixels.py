@@ -1,4 +1,4 @@
-"""Intensities of frames, as the scanner meant them."""
+"""Intensities of frames, with the scanner's rescaling applied."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INVERTED = "the images are MONOCHROME1, stored with bright for dark; they were t
 
 
 def intensities(frames: Sequence[Frame], folder: Path, pydicom: Any) -> tuple[FloatMap, tuple[str, ...]]:
-    """Decode frames and apply what turns stored values into intensities: lookup table, else slope and intercept.
+    """Decode frames and convert stored values to intensities: lookup table, else slope and intercept.
 
     Args:
         frames: Frames of one scan, in order.
@@ -26,7 +26,7 @@ def intensities(frames: Sequence[Frame], folder: Path, pydicom: Any) -> tuple[Fl
         pydicom: The package.
 
     Returns:
-        Intensities (slices, rows, columns), and what a user should be told.
+        Intensities (slices, rows, columns), and notes for the user.
 
     Raises:
         InputError: Pixels that cannot be decoded, or a slope or an intercept that cannot be used.
@@ -77,7 +77,7 @@ def _rescale(frame: Frame, folder: Path) -> tuple[float, float]:
     for name, usual in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
         try:
             found = lookup(frame.image, frame.index, name, _TRANSFORMATION)
-        except ValueError:  # a decimal string that is none
+        except ValueError:  # an invalid decimal string
             found = ()
         value = numbers(usual if found is None or found == "" else found, 1)
         if value is None or (name == "RescaleSlope" and value[0] == 0):

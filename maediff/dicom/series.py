@@ -1,4 +1,4 @@
-"""One DICOM series becomes a volume in RAS mm, or an error that says what is wrong with it.
+"""Read one DICOM series as a volume in RAS mm, or raise an error that describes the problem.
 
 Messages name folders, never header fields of a patient. highdicom places the voxels, on the way in and on the way out
 alike (:mod:`maediff.dicom.export`), so that results overlay the images that they came from.
@@ -32,7 +32,7 @@ class Series:
         folder: Where they are.
         frames: Their slices, in the order of the grid.
         grid: The series as highdicom's Volume: array (slices, rows, columns), affine to LPS mm.
-        notes: What a user should be told.
+        notes: Notes for the user.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ def read_dicom(folder: str | Path, series: int | None = None) -> Volume:
 
     Args:
         folder: Folder with the files of a series, or a multi-frame file.
-        series: Series Number, where the folder holds several.
+        series: Series Number, if the folder holds several.
 
     Raises:
         ConfigError: pydicom or highdicom is missing.
@@ -89,7 +89,7 @@ def read_series(folder: str | Path, series: int | None = None) -> Series:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the packages from telling header values, which may name a patient, by warnings or logs."""
+    """Suppress warnings and logs of the packages, whose header values may name a patient."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Every equation of diffusion, pure: the steps, the variational bound, and noise."""
+"""The equations of diffusion as pure functions: steps, variational bound and noise."""
 
 from maediff.diffusion.steps import (
     Denoiser,

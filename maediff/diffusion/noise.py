@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def generator(*key: object) -> torch.Generator:
-    """Make a generator on the CPU that depends on the key alone, such as (run seed, case, slice index).
+    """Build a generator on the CPU that depends only on the key, such as (run seed, case, slice index).
 
     Example:
         >>> bool((torch.randn(3, generator=generator(0, "a")) == torch.randn(3, generator=generator(0, "a"))).all())
@@ -26,7 +26,7 @@ def uniform(low: float, high: float, rng: torch.Generator) -> float:
 
 
 def chance(probability: float, rng: torch.Generator) -> bool:
-    """Return True with a probability."""
+    """Return True with the given probability."""
     return float(torch.rand((), generator=rng)) < probability
 
 

@@ -66,7 +66,7 @@ def partially_noise(x0: Tensor, noise: Tensor, mask: Tensor, abar_t: Tensor) -> 
 
 
 def posterior(x_t: Tensor, x0: Tensor, abar_t: Tensor, abar_s: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of q(x_s | x_t, x_0) for any earlier s < t (DDPM eqs. 6 and 7 at s = t - 1).
+    """Compute mean and variance of q(x_s | x_t, x_0) for any earlier s < t (DDPM eqs. 6 and 7 at s = t - 1).
 
     With ``alpha = abar_t / abar_s`` and ``beta = 1 - alpha``:
     ``mean = sqrt(alpha) (1 - abar_s) / (1 - abar_t) x_t + sqrt(abar_s) beta / (1 - abar_t) x_0``,
@@ -80,12 +80,12 @@ def posterior(x_t: Tensor, x0: Tensor, abar_t: Tensor, abar_s: Tensor) -> tuple[
 
 
 def eps_from_x0(x_t: Tensor, x0: Tensor, abar_t: Tensor) -> Tensor:
-    """Noise that leads from `x0` to `x_t`: ``(x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t)``."""
+    """Compute the noise that leads from `x0` to `x_t`: ``(x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t)``."""
     return (x_t - abar_t.sqrt() * x0) / (1 - abar_t).sqrt()
 
 
 def score_from_x0(x_t: Tensor, x0: Tensor, abar_t: Tensor) -> Tensor:
-    """Gradient of log q(x_t | x_0), the score: ``-eps / sqrt(1 - abar_t)`` (Song and Ermon 2019)."""
+    """Compute the gradient of log q(x_t | x_0), the score: ``-eps / sqrt(1 - abar_t)`` (Song and Ermon 2019)."""
     return -eps_from_x0(x_t, x0, abar_t) / (1 - abar_t).sqrt()
 
 
@@ -133,7 +133,7 @@ def x0_from(objective: str, prediction: Tensor, x_t: Tensor, abar_t: Tensor, aba
 
 
 def patch_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Average over the pixels of the patch only, each image counting the same.
+    """Average over the pixels of the patch, with equal weight for each image.
 
     Args:
         values: (B, C, H, W).
@@ -147,18 +147,18 @@ def patch_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def simple_loss(prediction: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
-    """L_simple (DDPM eq. 14) within the patch: squared error between prediction and :func:`target`."""
+    """Compute L_simple (DDPM eq. 14) within the patch: squared error between prediction and :func:`target`."""
     return patch_mean((prediction - wanted) ** 2, mask)
 
 
 def x0_loss(estimate: Tensor, x0: Tensor, mask: Tensor, norm: str) -> Tensor:
-    """Distance of the x_0 estimate within the patch; `norm` is "l1" (pDDPM) or "l2"."""
+    """Compute the distance of the x_0 estimate within the patch; `norm` is "l1" (pDDPM) or "l2"."""
     difference = estimate - x0
     return patch_mean(difference.abs() if norm == "l1" else difference**2, mask)
 
 
 def ddim_step(x_t: Tensor, x0: Tensor, abar_t: Tensor, abar_s: Tensor) -> Tensor:
-    """Deterministic step from t to any earlier s (DDIM eq. 12, eta = 0).
+    """Take a deterministic step from t to any earlier s (DDIM eq. 12, eta = 0).
 
     ``x_s = sqrt(abar_s) x_0 + sqrt(1 - abar_s) eps`` with the noise that leads from `x0` to `x_t`.
     """
@@ -166,7 +166,7 @@ def ddim_step(x_t: Tensor, x0: Tensor, abar_t: Tensor, abar_s: Tensor) -> Tensor
 
 
 def ancestral_step(x_t: Tensor, x0: Tensor, abar_t: Tensor, abar_s: Tensor, noise: Tensor) -> Tensor:
-    """Random step from t to any earlier s (DDPM Algorithm 2, variance beta~): posterior mean plus noise."""
+    """Take a random step from t to any earlier s (DDPM Algorithm 2, variance beta~): posterior mean plus noise."""
     mean, variance = posterior(x_t, x0, abar_t, abar_s)
     return mean + variance.sqrt() * noise
 
@@ -195,8 +195,8 @@ def sample(
         denoise: Estimates x_0 from (x_t, t).
         x_t: Image at level ``times[0]``.
         abar: Schedule table.
-        times: Decreasing timesteps that end in 0; two entries make the single-step estimate.
-        draw_noise: Fresh noise for the ancestral step to s; None takes DDIM steps.
+        times: Decreasing timesteps that end in 0; two entries give the single-step estimate.
+        draw_noise: Returns fresh noise for the ancestral step to s; None takes DDIM steps.
 
     Returns:
         Estimate of x_0, of the shape of `x_t`.
@@ -234,9 +234,9 @@ def langevin(
         denoise: Estimates x_0 from (x_t, t).
         x_t: Image at level ``times[0]``.
         abar: Schedule table.
-        times: Decreasing timesteps, 1 at least; a 0 at the end is left out.
-        draw_noise: Fresh noise for (t, step).
-        steps: Langevin steps a level.
+        times: Decreasing timesteps, each at least 1; a final 0 is ignored.
+        draw_noise: Returns fresh noise for (t, step).
+        steps: Langevin steps per level.
         step_size: alpha as a share of the noise's variance.
 
     Returns:

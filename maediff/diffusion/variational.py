@@ -21,13 +21,13 @@ LEAST_VARIANCE = 1e-20
 """Smallest beta~; it is 0 for the step to the image itself."""
 
 Estimator = Callable[[Tensor, int], tuple[Tensor, Tensor | None]]
-"""(x_t, t) -> estimate of x_0 and, where the variance is learned, where it lies between beta~ (-1) and beta (1)."""
+"""(x_t, t) -> estimate of x_0 and, if the variance is learned, where it lies between beta~ (-1) and beta (1)."""
 
 
 def step_variance(
     kind: str, abar_t: Tensor, abar_s: Tensor, share: Tensor | None = None, least: float | Tensor = LEAST_VARIANCE
 ) -> Tensor:
-    """Variance of the reverse step from t to an earlier s.
+    """Compute the variance of the reverse step from t to an earlier s.
 
     Args:
         kind: "beta", ``1 - abar_t / abar_s``; "posterior", ``beta~ = (1 - abar_s) / (1 - abar_t) beta``; or "learned",
@@ -35,7 +35,7 @@ def step_variance(
         abar_t: Level of the start of the step.
         abar_s: Level of its end.
         share: The network's output for "learned", -1 to 1 by convention, not clipped.
-        least: Lower limit of beta~; a training takes that of the second step (Nichol and Dhariwal).
+        least: Lower limit of beta~; training uses the value of the second step (Nichol and Dhariwal).
 
     Returns:
         Variance, broadcast over its arguments.
@@ -56,13 +56,13 @@ def step_variance(
 
 
 def gaussian_kl(mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tensor) -> Tensor:
-    """Divergence KL(N(mean, variance) || N(other_mean, other_variance)), nats, element by element."""
+    """Compute the divergence KL(N(mean, variance) || N(other_mean, other_variance)), nats, element by element."""
     ratio = variance / other_variance
     return 0.5 * (ratio - 1 - ratio.log() + (mean - other_mean) ** 2 / other_variance)
 
 
 def bound_term(x_t: Tensor, x0: Tensor, estimate: Tensor, levels: tuple[Tensor, Tensor], variance: Tensor) -> Tensor:
-    """Term of the variational bound for the step from t to s, nats a pixel (DDPM eq. 5).
+    """Compute the term of the variational bound for the step from t to s, nats per pixel (DDPM eq. 5).
 
     ``L_{t-1} = KL(q(x_s | x_t, x_0) || p(x_s | x_t))``; for the step to the image itself (``abar_s = 1``)
     ``L_0 = -log p(x_0 | x_1)``.
@@ -86,9 +86,9 @@ def bound_term(x_t: Tensor, x0: Tensor, estimate: Tensor, levels: tuple[Tensor, 
 
 
 def bound_weight(abar_t: Tensor, abar_s: Tensor, variance: Tensor) -> Tensor:
-    """Weight of ``(eps - eps_theta)^2`` in the bound: ``beta^2 / (2 sigma^2 alpha (1 - abar_t))`` (DDPM eq. 12).
+    """Compute the weight of ``(eps - eps_theta)^2`` in the bound (DDPM eq. 12).
 
-    L_simple sets it to 1.
+    It is ``beta^2 / (2 sigma^2 alpha (1 - abar_t))``; L_simple sets it to 1.
     """
     alpha = abar_t / abar_s
     return (1 - alpha) ** 2 / (2 * variance * alpha * (1 - abar_t))
@@ -111,7 +111,7 @@ def sample(
         abar: Schedule table.
         times: Decreasing timesteps that end in 0.
         kind: Variance, see :func:`step_variance`.
-        draw_noise: Fresh noise for the step to s.
+        draw_noise: Returns fresh noise for the step to s.
 
     Returns:
         Estimate of x_0, of the shape of `x_t`.

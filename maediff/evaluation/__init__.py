@@ -1,4 +1,4 @@
-"""How good is a map? Voxelwise, lesion-wise and scan-level metrics, with intervals over patients."""
+"""Evaluate maps: voxelwise, lesion-wise and scan-level metrics, with intervals over patients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""95 % intervals by resampling patients, who are the independent units; scans and voxels are not."""
+"""95 % intervals by resampling patients, which are the independent units, unlike scans and voxels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHUNK = 32  # resamples handled at once
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, its 95 % interval and how many values it rests on."""
+    """A mean, its 95 % interval and the number of values."""
 
     mean: float
     ci_low: float
@@ -26,7 +26,7 @@ class Estimate:
     n: int
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """Return plain values for JSON; what is not defined is None."""
+        """Return plain values for JSON; undefined values are None."""
         numbers = {"mean": self.mean, "ci_low": self.ci_low, "ci_high": self.ci_high}
         return {name: value if np.isfinite(value) else None for name, value in numbers.items()} | {"n": self.n}
 
@@ -38,7 +38,7 @@ def resample_counts(n_patients: int, n: int, seed: int) -> npt.NDArray[np.int64]
 
 
 def interval(resampled: npt.ArrayLike, n_patients: int) -> tuple[float, float]:
-    """Percentile interval of resampled values; NaN where fewer than two patients leave nothing to resample."""
+    """Compute the percentile interval of resampled values; NaN for fewer than two patients."""
     values = np.asarray(resampled, dtype=np.float64)
     values = values[np.isfinite(values)]
     if n_patients < 2 or values.size == 0:
@@ -54,13 +54,13 @@ def bootstrap_ci(
     """Average over scans, with a percentile bootstrap interval over patients.
 
     Args:
-        values: One value a scan; those that are NaN are left out and not counted.
+        values: One value per scan; NaN values are left out and not counted.
         n: Resamples; 0 leaves the interval undefined.
-        seed: Of the resampling; the same seed gives the same interval.
+        seed: Seed of the resampling; the same seed gives the same interval.
         patients: Patient of each scan; a patient's scans are drawn together. None: every scan is a patient.
 
     Returns:
-        Mean, interval and the number of scans that count.
+        Mean, interval and the number of scans counted.
 
     Example:
         >>> bootstrap_ci([0.5, 0.5, float("nan"), 0.5])
@@ -86,16 +86,16 @@ def paired_p_value(ours: npt.ArrayLike, other: npt.ArrayLike, n: int = 10_000, s
     difference lies on the other side of 0, never below ``2 / (n + 1)`` and never above 1.
 
     Args:
-        ours: One value a patient.
-        other: The other method's, in the same order; patients where either is NaN are left out.
+        ours: One value per patient.
+        other: Values of the other method, in the same order; patients with a NaN in either are left out.
         n: Resamples.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         The p-value; NaN for fewer than two patients.
 
     Raises:
-        ValueError: The methods have not the same number of patients.
+        ValueError: The numbers of patients differ.
 
     Example:
         >>> paired_p_value([0.5, 0.6, 0.7], [0.5, 0.6, 0.7])
@@ -159,16 +159,16 @@ def histogram(
 def pooled(
     scans: Sequence[VoxelHistogram], patients: Sequence[str], n: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Metrics over the voxels of all scans together, with bootstrap intervals over patients.
+    """Compute metrics over the voxels of all scans together, with bootstrap intervals over patients.
 
     Scores that agree within 0.05 % count as tied, which moves a metric by far less than its interval; Dice at the
     calibrated threshold is exact.
 
     Args:
-        scans: One histogram a scan, healthy scans included.
+        scans: One histogram per scan, healthy scans included.
         patients: Patient of each scan.
         n: Resamples.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         Estimates keyed by the fields of ``VoxelMetrics``; ``n`` counts the scans.
@@ -217,11 +217,11 @@ def _stacked(
 
 
 def _binned_metrics(lesion: DoubleArray, healthy: DoubleArray, overlap: DoubleArray) -> dict[str, DoubleArray]:
-    """Metrics of each row of histograms, bins from the highest score down; NaN rows where no lesion is present."""
+    """Compute the metrics of each row of histograms, bins from the highest score down; NaN for rows without lesion."""
     hits, alarms = np.cumsum(lesion, axis=1), np.cumsum(healthy, axis=1)
     n_lesion, n_healthy = hits[:, -1:], alarms[:, -1:]
     with np.errstate(divide="ignore", invalid="ignore"):
-        precision = np.nan_to_num(hits / (hits + alarms))  # 0 / 0 only before the first voxel, where no recall is won
+        precision = np.nan_to_num(hits / (hits + alarms))  # 0 / 0 occurs only before the first voxel, at zero recall
         wins = lesion * (n_healthy - alarms + healthy / 2)
         return {
             "auroc": wins.sum(axis=1) / (n_lesion * n_healthy)[:, 0],

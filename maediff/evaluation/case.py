@@ -1,4 +1,4 @@
-"""Scan-level detection: does the score tell scans with a lesion from healthy ones?"""
+"""Scan-level detection: how well the score separates scans with a lesion from healthy ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from maediff.evaluation.voxel import NAN, auroc
 
 
 def case_auroc(scores: npt.ArrayLike, has_lesion: npt.ArrayLike) -> float:
-    """Area under the ROC curve of scan-level scores, ties counted half; NaN unless both kinds are present.
+    """Compute the area under the ROC curve of scan-level scores, ties counted half; NaN unless both kinds are present.
 
     Args:
         scores: Scan-level anomaly scores (N,).
@@ -26,7 +26,7 @@ def case_auroc(scores: npt.ArrayLike, has_lesion: npt.ArrayLike) -> float:
 def case_auroc_estimate(
     scores: npt.ArrayLike, has_lesion: npt.ArrayLike, patients: list[str], n: int, seed: int
 ) -> Estimate:
-    """Scan-level AUROC with a 95 % bootstrap interval over patients.
+    """Compute the scan-level AUROC with a 95 % bootstrap interval over patients.
 
     Resamples that hold only one kind of scan are left out. ``n`` of the result counts the scans.
 
@@ -35,7 +35,7 @@ def case_auroc_estimate(
         has_lesion: Whether each scan has a lesion (N,).
         patients: Patient of each scan (N,).
         n: Resamples.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
     kinds = np.asarray(has_lesion, dtype=bool)
     values = np.asarray(scores, dtype=np.float64)

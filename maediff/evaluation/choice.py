@@ -1,4 +1,4 @@
-"""A threshold that a person chooses after the maps were made: masks, volumes and findings follow, the maps stay."""
+"""A threshold that a person chooses after inference: masks, volumes and findings follow it, maps stay the same."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from maediff.volume import read_map
 
 @dataclass(frozen=True)
 class Choice:
-    """What a person asks for instead of what ``maediff infer`` used.
+    """Threshold and smallest finding that a person chooses instead of those of ``maediff infer``.
 
     Attributes:
         threshold: Threshold of the map, in its units.
         rate: Use the threshold that the run's calibration records for this false-positive rate.
-        min_size_mm3: Leave smaller findings out, mm³; as infer did if None.
+        min_size_mm3: Smallest finding, mm³; that of infer if None.
     """
 
     threshold: float | None = None
@@ -32,21 +32,21 @@ class Choice:
     min_size_mm3: float | None = None
 
     def __bool__(self) -> bool:
-        """Tell whether anything was chosen."""
+        """Check whether anything was chosen."""
         return any(value is not None for value in (self.threshold, self.rate, self.min_size_mm3))
 
 
 def read_chosen(out_dir: Path, choice: Choice | None = None) -> list[OutputCase]:
-    """Read the cases of an infer output folder with masks and volumes as a person chose; no file is changed.
+    """Read the cases of an infer output folder with the masks and volumes of a choice; no file is changed.
 
     Args:
         out_dir: Folder that ``maediff infer`` wrote.
-        choice: What was chosen; None or an empty one reads the folder as it is.
+        choice: The choice; None or an empty one reads the folder unchanged.
 
     Raises:
         InputError: The folder cannot be read.
-        ConfigError: The threshold is no number of at least 0, both threshold and rate are given, the run records no
-            threshold for the rate, or there is none for a smallest size to apply to.
+        ConfigError: The threshold is not a number of at least 0, both threshold and rate are given, the run records no
+            threshold for the rate, or a smallest size is given but there is no threshold.
     """
     cases = read_outputs(out_dir)
     if not choice:
@@ -56,7 +56,7 @@ def read_chosen(out_dir: Path, choice: Choice | None = None) -> list[OutputCase]
 
 
 def chosen_notice(cases: Sequence[OutputCase]) -> str:
-    """Say that a person chose the threshold of these cases; empty if nobody did."""
+    """Return a notice that a person chose the threshold of these cases; empty if nobody did."""
     origins = dict.fromkeys(
         str(case.sidecar.get("threshold_origin")) for case in cases if case.sidecar.get("threshold_given") is not None
     )
@@ -83,7 +83,7 @@ def _chosen(case: OutputCase, choice: Choice, record: Mapping[str, Any]) -> Outp
 
 
 def _threshold(case: OutputCase, choice: Choice, record: Mapping[str, Any]) -> tuple[float, str]:
-    """Choose the threshold of a case, and say where it comes from."""
+    """Return the threshold of a case and its origin."""
     if choice.threshold is None and choice.rate is None:
         if case.threshold is None:
             raise ConfigError(f"{case.case} has no threshold that --min-size could apply to; give --threshold as well")

@@ -16,7 +16,7 @@ MAX_POINTS = 240
 
 @dataclass(frozen=True)
 class Curves:
-    """What a threshold that sinks from the highest score to the lowest sweeps over.
+    """Curves for a threshold that decreases from the highest score to the lowest.
 
     Attributes:
         false_positive_rate: Share of healthy items called anomalous (K,), rising.
@@ -32,7 +32,7 @@ class Curves:
 
 
 def voxel_curves(scans: Sequence[VoxelHistogram]) -> Curves | None:
-    """Curves over the brain voxels of all scans together; None where only one kind of voxel is there."""
+    """Compute curves over the brain voxels of all scans together; None if only one kind of voxel is there."""
     if not scans:
         return None
     bins = np.unique(np.concatenate([scan.bins for scan in scans]))
@@ -45,7 +45,7 @@ def voxel_curves(scans: Sequence[VoxelHistogram]) -> Curves | None:
 
 
 def scan_curves(scores: npt.ArrayLike, has_lesion: npt.ArrayLike) -> Curves | None:
-    """Curves over scans; None where only one kind of scan is there.
+    """Compute curves over scans; None if only one kind of scan is there.
 
     Example:
         >>> scan_curves([0.1, 0.2, 0.9], [False, False, True]).recall.tolist()
@@ -59,7 +59,7 @@ def scan_curves(scores: npt.ArrayLike, has_lesion: npt.ArrayLike) -> Curves | No
 
 
 def _curves(lesion: DoubleArray, healthy: DoubleArray) -> Curves | None:
-    """Accumulate counts, highest score first, and thin the points to what a picture can show."""
+    """Accumulate counts, highest score first, and thin the points to the resolution of a picture."""
     hits, alarms = np.cumsum(lesion), np.cumsum(healthy)
     if hits.size == 0 or hits[-1] == 0 or alarms[-1] == 0:
         return None

@@ -1,4 +1,4 @@
-"""Put what was measured into a model's card."""
+"""Add measured results to a model's card."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def document_model(
     finds: str | None = None,
     misses: str | None = None,
 ) -> str:
-    """Put measured results, a licence, or what the model is for into its card.
+    """Add measured results, a licence or a description of its use to a model's card.
 
     The card is one of the files that the model's hash covers, so the hash changes: a later ``maediff infer`` into
-    an earlier output folder computes again.
+    an earlier output folder recomputes its scans.
 
     Args:
         model: Model folder; the packaged model must be copied first.
-        metrics: What :func:`maediff.evaluate` wrote: its folder or `metrics.json`; of this very model.
-        data: What it was measured on, such as the name of a data set; needed with `metrics`.
-        licence: Of the weights, as an SPDX identifier in small letters, such as "cc-by-4.0".
-        trained_on: What the model learned from; reports and sidecars repeat it, and the next two.
-        finds: What it has been shown to find; measured results stand for it where it is not given.
-        misses: What it is known to miss, or was not tried on.
+        metrics: Output of :func:`maediff.evaluate` for this model: its folder or `metrics.json`.
+        data: Data of the measurement, such as the name of a data set; needed with `metrics`.
+        licence: Licence of the weights, an SPDX identifier in lower case, such as "cc-by-4.0".
+        trained_on: Training data; reports and sidecars repeat it, and the next two.
+        finds: What the model has been shown to find; by default its measured results.
+        misses: What the model is known to miss, or was not tested on.
 
     Returns:
         The new model hash.

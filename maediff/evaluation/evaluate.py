@@ -42,9 +42,9 @@ class CaseResult:
     Attributes:
         case: The case's id.
         status: ``scored``, ``failed`` (by infer), ``no reference`` or ``unusable`` (map or reference cannot be read).
-        patient: Who the scan is of.
-        lesion: Kind of lesion where the reference tells.
-        has_lesion: Whether the reference mask has any voxel; None where not scored.
+        patient: Patient of the scan.
+        lesion: Kind of lesion, if the reference names it.
+        has_lesion: Whether the reference mask has any voxel; None if not scored.
         score: Scan-level anomaly score.
         threshold: Calibrated threshold.
         voxel: Voxelwise metrics.
@@ -52,10 +52,10 @@ class CaseResult:
         lesion_ml: Lesion volume inside the brain, ml.
         lesion_outside_ml: Lesion volume outside the brain mask, which is not scored, ml.
         anomalous_ml: Anomalous volume inside the brain, ml.
-        brain_from: Where the brain mask came from.
-        message: Why it is not scored.
+        brain_from: Source of the brain mask.
+        message: Why the scan is not scored.
         histogram: Its voxels, binned, for pooled metrics.
-        facts: What the reference says of it, by column.
+        facts: Further cells of the reference, by column.
     """
 
     case: str
@@ -91,11 +91,11 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that :func:`measure` found.
+    """Results of :func:`measure`.
 
     Attributes:
         metrics: The content of ``metrics.json``.
-        cases: One result a scan, in the order of ``cases.tsv``.
+        cases: One result per scan, in the order of ``cases.tsv``.
     """
 
     metrics: dict[str, Any]
@@ -116,9 +116,9 @@ def evaluate(
     Args:
         out_dir: What ``maediff infer`` wrote.
         reference: Table or folder, see :class:`~maediff.evaluation.reference.Reference`.
-        metrics_dir: Where to write; made where it does not exist.
+        metrics_dir: Where to write; created if it does not exist.
         bootstrap: Resamples of patients for the 95 % intervals; 0 leaves them out.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
         strata: Columns of the reference or of ``participants.tsv`` by which to repeat the metrics: ``site``, or
             ``age:40,60`` with the edges of ranges.
 
@@ -150,7 +150,7 @@ def measure(
     ``metrics`` has the keys ``voxel.*`` (mean over scans that have lesion voxels), ``voxel_pooled.*`` (all voxels of
     all scored scans together, healthy ones included), ``lesion.*`` and ``case.auroc`` (scans with a lesion against
     healthy ones), each with ``mean``, ``ci_low``, ``ci_high`` and ``n``, the number of scans on which it rests; None
-    where not defined. ``by_lesion`` repeats them for each kind that the reference names, against all healthy scans in
+    if not defined. ``by_lesion`` repeats them for each kind that the reference names, against all healthy scans in
     ``case.auroc``, and ``by_stratum`` for each group of each column in ``strata``. ``cases`` counts the scans and
     lists those that were not scored, with the reason.
 
@@ -158,7 +158,7 @@ def measure(
         out_dir: What ``maediff infer`` wrote.
         reference: Table or folder of truths.
         bootstrap: Resamples of patients.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
         strata: See :func:`evaluate`.
         choice: A threshold that a person chose instead of the calibrated one.
 
@@ -195,10 +195,10 @@ def measure(
 
 
 def brain_of(output: OutputCase, truth: Truth | None, like: Volume) -> tuple[BoolArray, str]:
-    """Find the brain in which a scan is scored, and say where it came from.
+    """Return the brain in which a scan is scored, and its source.
 
-    The reference's brain mask, else the one that infer used, else what is not background in the reconstruction, which
-    outside the brain is the scan, else where the map is not zero.
+    The brain is the reference's mask, else the one that infer used, else all that is not background in the
+    reconstruction, which outside the brain is the scan, else the voxels where the map is not zero.
 
     Raises:
         MAEDiffError: The mask cannot be used, or the one that infer used is gone.
@@ -234,7 +234,7 @@ def _score(output: OutputCase, truths: Reference) -> CaseResult:
         return CaseResult(output.case, FAILED, score=output.score, message=message)
     try:
         truth = truths.find(output)
-    except Exception as error:  # whatever is wrong with a scan must not stop the others
+    except Exception as error:  # one bad scan must not stop the others
         return CaseResult(output.case, NO_REFERENCE, score=output.score, message=one_line(error))
     try:
         return _compare(output, truth)
@@ -271,7 +271,7 @@ def _compare(output: OutputCase, truth: Truth) -> CaseResult:
 
 
 def _anomalous(output: OutputCase, volume: Volume) -> BoolArray | None:
-    """The mask that infer wrote, small components removed; else the map above the threshold; None uncalibrated."""
+    """Return the mask that infer wrote, without small components, else the map above the threshold, else None."""
     if output.threshold is None:
         return None
     written = read_anomaly_mask(output, volume)
@@ -282,7 +282,7 @@ def _anomalous(output: OutputCase, volume: Volume) -> BoolArray | None:
 
 
 def _summarise(results: Sequence[CaseResult], n: int, seed: int) -> dict[str, Any]:
-    """Estimates over the given scans, keyed as in CONVENTIONS."""
+    """Compute estimates over the given scans, keyed as in CONVENTIONS."""
     patients = [result.patient for result in results]
 
     def over_scans(get: Callable[[CaseResult], float]) -> Estimate:

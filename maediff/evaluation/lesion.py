@@ -13,12 +13,12 @@ from maediff.typing import BoolArray
 
 @dataclass(frozen=True)
 class LesionMetrics:
-    """Detection of one scan's lesions, 26-connected components, one shared voxel being enough. [ours]
+    """Detection of one scan's lesions, which are 26-connected components; one shared voxel is a hit. [ours]
 
     Attributes:
         detection_rate: Share of lesions that the anomaly mask touches; NaN without lesions.
         precision: Share of the mask's components that touch a lesion; NaN without components.
-        f1: 2 TP / (2 TP + missed lesions + false components), TP counted as found lesions; NaN without lesions.
+        f1: 2 TP / (2 TP + missed lesions + false components), with TP the detected lesions; NaN without lesions.
         n_lesions: Lesions inside the brain.
         n_false: Components of the mask that touch no lesion.
     """

@@ -1,4 +1,4 @@
-"""Score the maps of any method as a model is scored."""
+"""Score the maps of any method like those of a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def method_metrics(
     test: Iterable[tuple[FloatArray, BoolArray, BoolArray, str]],
     rate: float,
 ) -> dict[str, dict[str, float | None]]:
-    """Score one method's maps as a model is scored: calibrate on healthy scans, then average over scans by lesion.
+    """Score one method's maps like a model's: calibrate on healthy scans, then average over scans by lesion.
 
     Args:
         healthy: Maps of healthy calibration scans, each with its brain mask.
@@ -28,7 +28,7 @@ def method_metrics(
         rate: False-positive rate of the calibration.
 
     Returns:
-        ``{kind: {"auroc", "auprc", "dice", "dice_oracle", "lesion_share"}}``; None where not defined.
+        ``{kind: {"auroc", "auprc", "dice", "dice_oracle", "lesion_share"}}``; None if not defined.
     """
     threshold = calibrate(((values, mask, case_score(values, mask)) for values, mask in healthy), rate).threshold
     scores: dict[str, list[dict[str, Any]]] = defaultdict(list)

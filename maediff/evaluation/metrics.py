@@ -1,4 +1,4 @@
-"""The metrics of a cohort as a mapping that also comes as tables."""
+"""The metrics of a cohort as a mapping, with conversion to tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COLUMNS = ("mean", "ci_low", "ci_high", "n")
 
 
 def chance_level(metrics: Mapping[str, Any], name: str) -> float | None:
-    """Tell what guessing reaches: 0.5 for an AUROC, the share of lesion voxels for an AUPRC; None for other metrics.
+    """Return the chance level: 0.5 for an AUROC, the share of lesion voxels for an AUPRC; None for other metrics.
 
     Args:
         metrics: Metrics by name, as in ``metrics.json``; those of earlier versions have no share of lesion voxels.
@@ -47,7 +47,7 @@ class Metrics(dict[str, Any]):
     def to_frame(self) -> pd.DataFrame:
         """Return the cohort's metrics as a table, one row per metric.
 
-        Columns: mean, 95 % interval, number of scans, and what chance reaches where that is known.
+        Columns: mean, 95 % interval, number of scans, and the chance level if known.
 
         Example:
             >>> found = Metrics({"voxel.dice": {"mean": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 9}, "cases": {}})

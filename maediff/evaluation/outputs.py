@@ -1,4 +1,4 @@
-"""Read an infer output folder back: ``cases.tsv``, sidecars, and where each map lies."""
+"""Read an infer output folder: ``cases.tsv``, sidecars, and the paths of maps."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _ALIASES = {"mask": "anomaly-mask", "anomaly_mask": "anomaly-mask"}
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a person cuts a map.
+    """Threshold and smallest finding that a person chose for a map.
 
     Attributes:
         threshold: Voxels strictly above it are anomalous.
-        min_size_mm3: Smaller findings are left out.
+        min_size_mm3: Smallest finding that is kept.
     """
 
     threshold: float
@@ -41,19 +41,19 @@ class Cut:
 
 @dataclass(frozen=True)
 class OutputCase:
-    """One row of ``cases.tsv`` with what lies beside it.
+    """One row of ``cases.tsv`` with its files.
 
     Attributes:
         case: The case's id.
         status: ``done``, ``skipped`` (finished in an earlier run) or ``failed``.
-        message: Why it failed, or what a user was told.
-        score: Scan-level score; NaN where there is none.
-        volume_ml: Anomalous volume, ml; NaN where there is none.
-        seconds: Time it took; NaN where unknown.
-        sidecar: The scan's JSON; empty where there is none.
-        folder: Where its files lie.
+        message: Why it failed, or notes for the user.
+        score: Scan-level score; NaN if there is none.
+        volume_ml: Anomalous volume, ml; NaN if there is none.
+        seconds: Time taken; NaN if unknown.
+        sidecar: The scan's JSON; empty if there is none.
+        folder: Folder of its files.
         files: Paths that exist, keyed ``anomaly``, ``reconstruction``, ``mask`` and ``uncertainty``.
-        cut: What a person chose instead of the mask that infer wrote, if anything.
+        cut: Choice that replaces the mask of infer, if any.
     """
 
     case: str
@@ -85,18 +85,18 @@ class OutputCase:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should be told about the scan, one by one."""
+        """Notes for the user about the scan."""
         notes = self.sidecar.get("notes") or []
         return tuple(str(note) for note in (notes if isinstance(notes, list) else [notes]))
 
     @property
     def image(self) -> Path | None:
-        """The scan, if it can be found where it was."""
+        """The scan, if it is still at its recorded path."""
         return found_path(self.sidecar.get("image"), self.folder, self.sidecar)
 
     @property
     def mask(self) -> Path | None:
-        """The brain mask that infer used, if it used one and it can be found where it was."""
+        """The brain mask that infer used, if any and if it is still at its recorded path."""
         return found_path(self.sidecar.get("mask"), self.folder, self.sidecar)
 
 
@@ -125,7 +125,7 @@ def read_outputs(out_dir: Path) -> list[OutputCase]:
 
 
 def read_anomaly_mask(case: OutputCase, volume: Volume) -> BoolArray | None:
-    """Return the anomaly mask that infer wrote, or that of the threshold that a person chose; None without any.
+    """Return the anomaly mask that infer wrote, or that of a person's threshold; None if there is neither.
 
     Args:
         case: A finished case.
@@ -161,7 +161,7 @@ def _case(row: Mapping[str, str], sidecars: Mapping[str, Path], out_dir: Path) -
 
 
 def _sidecars(out_dir: Path) -> dict[str, Path]:
-    """Sidecars keyed by the case that they name, and by their own stem."""
+    """Return sidecars keyed by the case that they name, and by their own stem."""
     found: dict[str, Path] = {}
     for path in sorted(out_dir.rglob("*anomaly*.json")):
         if path.name.startswith("."):
@@ -174,7 +174,7 @@ def _sidecars(out_dir: Path) -> dict[str, Path]:
 
 
 def _files(case: str, sidecar_path: Path | None, sidecar: Mapping[str, Any], out_dir: Path) -> dict[str, Path]:
-    """What the sidecar names, else what the naming rules say, as far as it exists."""
+    """Return the existing files that the sidecar names, else those that follow the naming rules."""
     folder = sidecar_path.parent if sidecar_path else out_dir
     named = sidecar.get("outputs")
     outputs = {_ALIASES.get(k, k): str(v) for k, v in named.items()} if isinstance(named, Mapping) else {}
@@ -191,7 +191,7 @@ def _files(case: str, sidecar_path: Path | None, sidecar: Mapping[str, Any], out
 
 
 def _bids_name(stem: str, kind: str) -> str:
-    """``x_desc-anomaly_T2w`` to the name of its sibling; ``x_anomaly`` likewise."""
+    """Return the sibling's name for ``x_desc-anomaly_T2w`` or ``x_anomaly``."""
     entities, marker, suffix = stem.partition("_desc-anomaly_")
     if not marker:
         return f"{stem.removesuffix('_anomaly')}_{kind}.nii.gz"

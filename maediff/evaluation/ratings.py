@@ -1,4 +1,4 @@
-"""What readers say of the findings: ``ratings.tsv`` beside the maps, and how far readers agree."""
+"""Readers' ratings of findings: ``ratings.tsv`` beside the maps, and the agreement between readers."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _WAIT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Rating:
-    """What a reader says of one finding; a row of ``ratings.tsv``.
+    """A reader's rating of one finding; a row of ``ratings.tsv``.
 
     Attributes:
-        time: When, ISO 8601, UTC.
-        reader: Who.
+        time: Time of the rating, ISO 8601, UTC.
+        reader: Name of the reader.
         case: The scan's case id.
         finding: Number of the finding in ``<stem>_components.tsv``.
         rating: One of :data:`RATINGS`.
@@ -58,7 +58,7 @@ class Rating:
     model_hash: str = ""
 
     def __post_init__(self) -> None:
-        """Check what a reader gave."""
+        """Check the fields that a reader gave."""
         if self.rating not in RATINGS:
             raise InputError(f"rating {self.rating!r} is unknown; use {', '.join(RATINGS)}")
         if not 0 < len(self.reader.strip()) <= _MAX_READER:
@@ -70,7 +70,7 @@ class Rating:
 
     @property
     def about(self) -> tuple[Any, ...]:
-        """Which finding: the same number at another place is another map's finding."""
+        """Key of the rated finding; the same number at another place belongs to another map."""
         place = (self.x_mm, self.y_mm, self.z_mm)
         return self.case, self.finding, *(round(value, 2) if math.isfinite(value) else None for value in place)
 
@@ -79,7 +79,7 @@ COLUMNS = tuple(field.name for field in fields(Rating))
 
 
 def append_rating(folder: Path, rating: Rating) -> Path:
-    """Add a row to ``ratings.tsv``; what is there stays as it is, and another reader may be writing.
+    """Append a row to ``ratings.tsv``, which other readers may be writing too.
 
     Args:
         folder: Output folder of ``maediff infer``.
@@ -105,7 +105,7 @@ def append_rating(folder: Path, rating: Rating) -> Path:
 
 
 def read_ratings(folder: Path) -> list[Rating]:
-    """Read the ratings of an output folder: of each reader and finding the latest one.
+    """Read the latest rating of each reader and finding from an output folder.
 
     Raises:
         InputError: There is no ``ratings.tsv``, or a row of it cannot be read.
@@ -125,16 +125,16 @@ def read_ratings(folder: Path) -> list[Rating]:
 
 
 def summarise_ratings(ratings: Sequence[Rating], *, bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Summarise what readers said: precision of the findings, and agreement between readers.
+    """Summarise ratings: precision of the findings, and agreement between readers.
 
     Precision is the share of real findings among those called real or artefact; its interval resamples scans.
     Agreement is Cohen's kappa over the three ratings, of the findings that both readers rated; None if all of them
-    have one and the same rating, for which kappa is not defined.
+    have the same rating, for which kappa is not defined.
 
     Args:
         ratings: Latest ratings, see :func:`read_ratings`.
         bootstrap: Resamples of scans for the intervals.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         ``readers`` (counts and precision of each), ``majority`` (precision of the findings by the rating that most
@@ -165,9 +165,9 @@ def write_summary(folder: Path, metrics_dir: Path, *, bootstrap: int = 1000, see
 
     Args:
         folder: Output folder of ``maediff infer``.
-        metrics_dir: Where to write; made if it is missing.
+        metrics_dir: Where to write; created if it is missing.
         bootstrap: Resamples of scans for the intervals.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         The content of ``ratings.json``: see :func:`summarise_ratings`.
@@ -187,7 +187,7 @@ def _precision(rated: Iterable[tuple[str, str]], bootstrap: int, seed: int) -> d
 
 
 def _most(own: Sequence[Rating]) -> str:
-    """The rating that more readers gave than any other; unsure if there is none."""
+    """Return the rating that more readers gave than any other; unsure if there is none."""
     counts = {kind: sum(rating.rating == kind for rating in own) for kind in RATINGS}
     best = [kind for kind, count in counts.items() if count == max(counts.values())]
     return best[0] if len(best) == 1 else UNSURE

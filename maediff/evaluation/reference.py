@@ -1,4 +1,4 @@
-"""The truth: which lesion mask, brain mask, patient and lesion kind belong to a case."""
+"""The truth: lesion mask, brain mask, patient and lesion kind of each case."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ HEALTHY_NAMES = frozenset({"", "none", "healthy", "no", "n/a", "0", "false"})
 
 @dataclass(frozen=True)
 class Truth:
-    """What the reference says of one scan.
+    """Entry of the reference for one scan.
 
     Attributes:
-        label: Lesion mask; None where the reference says that the scan is healthy.
+        label: Lesion mask; None if the reference says that the scan is healthy.
         mask: Brain mask, or None.
-        patient: Who the scan is of.
-        lesion: Kind of lesion, or None where the reference does not tell.
-        facts: What else is known: cells by column, of the scan's row and of the patient's in ``participants.tsv``.
+        patient: Patient of the scan.
+        lesion: Kind of lesion, or None if the reference does not name it.
+        facts: Further cells by column, of the scan's row and of the patient's in ``participants.tsv``.
     """
 
     label: Path | None
@@ -65,11 +65,11 @@ class Reference:
                 ``subject`` and ``lesion``; an empty label means a healthy scan. Or a folder: with such a table named
                 ``cases.csv``, or with label files that share the scans' stems (``<stem>_lesion.nii.gz``,
                 ``<subject>_label-lesion_mask.nii.gz``, …); there, a scan without a file has no reference.
-            people: Whether to look up each patient in ``participants.tsv``, which a folder of label files is read with
-                in any case: it may name the kind of lesion.
+            people: Whether to look up each patient in ``participants.tsv``. For a folder of label files this is always
+                done, since it may name the kind of lesion.
 
         Raises:
-            InputError: Nothing usable is there.
+            InputError: The source holds no usable reference.
         """
         source = Path(source)
         self._by_path: dict[Path, Truth] = {}
@@ -86,7 +86,7 @@ class Reference:
         """Look up the truth of a case.
 
         Raises:
-            InputError: The reference has none, or more than one.
+            InputError: The reference has no truth for the case, or more than one.
         """
         image = case.sidecar.get("image")
         for candidate in stored_places(image, case.folder, case.sidecar):
@@ -145,10 +145,10 @@ class Reference:
 
 
 def _names_scan(label: str, scan: str) -> bool:
-    """Check whether a label's name, less what says that it is a label, is the beginning of a scan's name.
+    """Check whether a label's name, without the part that marks it as a label, is a prefix of a scan's name.
 
-    BIDS names must agree in subject, session and grid. In others, what the scan's name has more may be its contrast and
-    how it was processed, so that ``patient1`` is not that of ``patient1_followup_t1``.
+    BIDS names must agree in subject, session and grid. In other names, the rest of the scan's name may only be its
+    contrast and its processing, so that ``patient1`` does not match ``patient1_followup_t1``.
 
     Example:
         >>> _names_scan("sub-1", "sub-1_acq-3d_T1w"), _names_scan("sub-1", "sub-1_space-MNI_T1w")

@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Stratum:
-    """How scans are grouped.
+    """A grouping of scans.
 
     Attributes:
         column: Name of the column, in lower case.
-        edges: Where ranges begin, rising; empty where each value is a group.
+        edges: Lower limits of ranges, ascending; empty if each value is a group.
     """
 
     column: str
@@ -34,7 +34,7 @@ class Stratum:
         """Read ``column`` or ``column:edge,edge``.
 
         Raises:
-            ConfigError: No column, or edges that are no rising numbers.
+            ConfigError: No column, or edges that are not ascending numbers.
 
         Example:
             >>> Stratum.parse("age:40,60")
@@ -54,7 +54,7 @@ class Stratum:
         """Name the group of a value.
 
         Raises:
-            InputError: A range is needed, and the value is no number.
+            InputError: The groups are ranges and the value is not a number.
 
         Example:
             >>> [Stratum("age", (40.0, 60.0)).group(value) for value in ("39.5", "40", "71", "n/a")]
@@ -76,16 +76,16 @@ class Stratum:
         return f">= {names[-1]}" if index == len(names) else f"{names[index - 1]} to < {names[index]}"
 
     def split(self, items: Sequence[tuple[T, Mapping[str, str]]]) -> dict[str, list[T]]:
-        """Split things by what is known of each.
+        """Split items by their cells.
 
         Args:
-            items: Things with their cells by column.
+            items: Items with their cells by column.
 
         Returns:
-            Things by group: ranges in their order, values in that of the alphabet, what is not known last.
+            Items by group: ranges in ascending order or values in alphabetical order, unknown values last.
 
         Raises:
-            InputError: Nothing has the column, or there are more than :data:`MAX_GROUPS` groups.
+            InputError: No item has the column, or there are more than :data:`MAX_GROUPS` groups.
         """
         if not any(self.column in facts for _, facts in items):
             known = sorted({name for _, facts in items for name in facts})

@@ -16,7 +16,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class VoxelMetrics:
-    """Metrics of one scan; NaN where a metric is not defined.
+    """Metrics of one scan; NaN if a metric is not defined.
 
     Attributes:
         auroc: Area under the ROC curve; NaN without lesion voxels or without healthy ones.
@@ -34,7 +34,7 @@ class VoxelMetrics:
 
 
 def dice(prediction: BoolArray, truth: BoolArray) -> float:
-    """Dice overlap of two masks, 2 |A and B| / (|A| + |B|); NaN where the truth is empty.
+    """Compute the Dice overlap of two masks, 2 |A and B| / (|A| + |B|); NaN if the truth is empty.
 
     Example:
         >>> dice(np.array([True, True, False]), np.array([True, False, False]))
@@ -48,7 +48,7 @@ def dice(prediction: BoolArray, truth: BoolArray) -> float:
 
 
 def dice_oracle(values: FloatArray, label: BoolArray, mask: BoolArray) -> float:
-    """Exact best Dice over all thresholds on the map, inside the brain. It has seen the truth: name it oracle.
+    """Compute the exact best Dice over all thresholds, inside the brain. It uses the truth: call it oracle.
 
     Args:
         values: Anomaly map, any shape.
@@ -64,7 +64,7 @@ def dice_oracle(values: FloatArray, label: BoolArray, mask: BoolArray) -> float:
 
 
 def auroc(values: FloatArray, truth: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
-    """Area under the ROC curve, ties counted half; NaN unless both kinds are present.
+    """Compute the area under the ROC curve, ties counted half; NaN unless both kinds are present.
 
     Args:
         values: Scores (N,).
@@ -86,10 +86,10 @@ def voxel_metrics(
         mask: Brain, same shape; lesion voxels outside it do not count.
         label: Lesion mask, same shape.
         threshold: Calibrated threshold (voxels strictly above it are anomalous); None leaves Dice undefined.
-        anomalous: Anomaly mask to take for Dice instead of thresholding, where small components were removed.
+        anomalous: Anomaly mask for Dice instead of thresholding, if small components were removed.
 
     Returns:
-        Metrics; all NaN where no lesion voxel lies inside the brain.
+        Metrics; all NaN if no lesion voxel lies inside the brain.
 
     Raises:
         InputError: Shapes differ, or the map is not finite.

@@ -49,7 +49,7 @@ class Extraction:
         mask: Brain (X, Y, Z) on the voxels of the scan.
         certainty: Mean probability of the voxels of the mask, less that of a rim outside: 1 is a clear border.
         slice_mm: Slice distance that was assumed instead of the header's, mm, or None.
-        notes: What a person should be told.
+        notes: Notes for the user.
     """
 
     mask: BoolArray
@@ -98,7 +98,7 @@ def _found(volume: Volume, affine: Array, net: ExtractionNet) -> tuple[BoolArray
 
 
 def _smaller_pixels(mask: BoolArray, affine: Array) -> Array | None:
-    """Give a brain that is too long a usual length, where the header's spacing is lost in all directions.
+    """Give a brain that is too long a usual length, if the header's spacing is lost in all directions.
 
     Returns:
         Voxel index to RAS mm (4, 4) with smaller pixels and the same slice distance; None if no brain is too long.
@@ -148,7 +148,7 @@ def packaged_net() -> ExtractionNet:
 
 
 def certainty(probability: FloatArray) -> float:
-    """Measure how clear the border of a brain is: overlap of probability and mask, 1 where all is 0 or 1.
+    """Measure how clear the border of a brain is: overlap of probability and mask, 1 if all probabilities are 0 or 1.
 
     Args:
         probability: Probability of brain (X, Y, Z).
@@ -233,7 +233,7 @@ def _foreground(image: FloatArray) -> tuple[slice, ...]:
 
 
 def _grown(side: slice, reach: int, length: int) -> slice:
-    """Widen a side of a box, within the scan, to a multiple of the network's stride where there is room."""
+    """Widen a side of a box, within the scan, to a multiple of the network's stride if there is room."""
     start, stop = max(0, side.start - reach), min(length, side.stop + reach)
     missing = -(stop - start) % STRIDE
     start = max(0, start - missing // 2)

@@ -1,4 +1,4 @@
-"""Findings: what an anomaly mask is made of, how large each part is and where it lies."""
+"""Findings: the components of an anomaly mask, with their size and place."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from maediff.typing import Array, BoolArray, ByteArray, DoubleArray, FloatArray
 
 MAX_LISTED = 5
 TEMPLATE_DICE = 0.85
-"""From this overlap with the template's brain on, a scan counts as lying in template space. [ours]"""
+"""Least overlap with the template's brain for a scan to count as in template space. [ours]"""
 
-_NAMES = (OUTSIDE, *LOBES)  # as the atlas counts them
+_NAMES = (OUTSIDE, *LOBES)  # in the order of the atlas
 _MIDLINE_MM = 5.0  # a centre nearer to the template's mid-sagittal plane has no side
 
 
@@ -73,17 +73,17 @@ class LobeVolume:
 
 @dataclass(frozen=True)
 class Findings:
-    """Where the anomalous volume lies.
+    """Distribution of the anomalous volume.
 
     Attributes:
-        volume_ml: All of it.
+        volume_ml: Total volume.
         components: All components, by falling size.
         template_dice: Overlap of the scan's brain with that of nilearn's ICBM 152 template, in the template's space.
         left_ml: Volume on the patient's left; None outside template space.
         right_ml: Volume on the patient's right; None outside template space.
-        lobes: Volume of each lobe that has any, by falling volume; their sum is ``volume_ml``. Empty where lobes are
-            not told.
-        no_lobes: What it takes to tell lobes, where template space would allow it; else empty.
+        lobes: Volume of each lobe that has any, by falling volume; their sum is ``volume_ml``. Empty if lobes are
+            not known.
+        no_lobes: What is missing to determine lobes, if the scan is in template space; else empty.
         registered: Whether the place in template space is that of a known registration, not the scan's own.
     """
 
@@ -108,7 +108,7 @@ class Findings:
 
     @property
     def in_template_space(self) -> bool:
-        """Whether left and right are told."""
+        """Whether left and right are known."""
         return self.left_ml is not None
 
 
@@ -123,16 +123,15 @@ def locate(
 ) -> Findings:
     """Describe an anomaly mask: every component, and where the volume lies.
 
-    Sides and lobes are told only if the brain, as it lies in the template's space, overlaps the template's with a
-    Dice of at least :data:`TEMPLATE_DICE`: elsewhere x = 0 need not be the brain's middle. Lobes need the extra
-    `atlas`.
+    Sides and lobes are given only if the brain, placed in the template's space, overlaps the template's with a Dice of
+    at least :data:`TEMPLATE_DICE`; otherwise x = 0 need not be the middle of the brain. Lobes need the extra `atlas`.
 
     Args:
         mask: Anomaly mask (X, Y, Z).
         brain: Brain (X, Y, Z).
         affine: Voxel to RAS mm (4, 4).
-        to_template: The scan's RAS mm to the template's (4, 4), if a registration is known; without it the scan
-            counts as it lies.
+        to_template: The scan's RAS mm to the template's (4, 4), if a registration is known; without it, the scan's own
+            coordinates are used.
         values: Anomaly map (X, Y, Z), for the peaks.
         truth: Lesion mask of a reference (X, Y, Z), for the overlaps.
     """
@@ -233,7 +232,7 @@ def _overlaps(
 
 
 def _lobes(where_mm: Array) -> tuple[ByteArray | None, str]:
-    """Look up the lobe of each place, or say what is missing."""
+    """Look up the lobe of each place, or describe what is missing."""
     try:
         return lobe_atlas().at(where_mm), ""
     except ConfigError as error:
@@ -289,7 +288,7 @@ def template_dice(brain: BoolArray, affine: FloatArray) -> float:
     sampled = np.zeros(len(where), dtype=bool)
     sampled[inside] = brain[tuple(index[inside].T)]
     voxel_share = abs(np.linalg.det(np.asarray(affine)[:3, :3])) / abs(np.linalg.det(template_affine[:3, :3]))
-    total = float(np.count_nonzero(brain)) * voxel_share + float(template.sum())  # what lies off the grid counts too
+    total = float(np.count_nonzero(brain)) * voxel_share + float(template.sum())  # voxels outside the grid count too
     return float(min(1.0, 2 * (sampled & template.ravel()).sum() / total))
 
 

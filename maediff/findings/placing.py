@@ -1,4 +1,4 @@
-"""How a scan lies in the template's space, if `maediff prepare` registered it."""
+"""Map scans to the template's space, if `maediff prepare` registered them."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def to_template(volume: Volume, image: Path | None, sidecar: Mapping[str, Any] |
 
 
 def preparation_notes(volume: Volume) -> tuple[str, ...]:
-    """Return what ``maediff prepare`` noted of a scan that it wrote, such as that the brain mask is approximate."""
+    """Return the notes of ``maediff prepare`` on a scan that it wrote, such as an approximate brain mask."""
     notes = _record(volume, volume.source).get("notes") if volume.source else None
     return tuple(str(note) for note in notes) if isinstance(notes, list) else ()
 
 
 def _record(volume: Volume, image: Path) -> dict[str, Any]:
-    """Read what ``maediff prepare`` left beside a scan; empty if there is nothing, or if it describes another grid."""
+    """Read the record of ``maediff prepare`` beside a scan; empty if there is none or it describes another grid."""
     record = read_json(image.with_name(f"{stem_of(image)}_prepare.json"))
     prepared = _matrix((record.get("prepared_grid") or {}).get("affine"))
     if prepared is None:
@@ -62,7 +62,7 @@ def _record(volume: Volume, image: Path) -> dict[str, Any]:
 
 
 def _matrix(value: Any) -> DoubleArray | None:
-    """Read an affine map from JSON; None where it is none."""
+    """Read an affine map from JSON; None if it is not one."""
     try:
         matrix = np.array(value, dtype=float)
     except (TypeError, ValueError):

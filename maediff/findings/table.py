@@ -36,7 +36,7 @@ def scan_findings(volume: Volume, values: FloatArray, mask: BoolArray, brain: Bo
 
 
 def component_rows(components: Iterable[Component]) -> list[dict[str, Any]]:
-    """Turn components into rows of the table; what is not known is None.
+    """Turn components into rows of the table; unknown values are None.
 
     Returns:
         One mapping per component with the keys :data:`COLUMNS`; ``pandas.DataFrame(rows, columns=list(COLUMNS))``
@@ -56,7 +56,7 @@ def write_components(path: Path, components: Iterable[Component]) -> Path:
 
 
 def largest_finding(table: Path) -> str:
-    """Say how large the largest finding is and where it lies; empty if there is none, or no table that can be read.
+    """Describe size and place of the largest finding; empty if there is none, or no readable table.
 
     Args:
         table: What :func:`write_components` wrote.
@@ -74,7 +74,7 @@ def largest_finding(table: Path) -> str:
 
 
 def components_path(anomaly: Path) -> Path:
-    """Name the table of an anomaly map, beside it.
+    """Return the path of the table beside an anomaly map.
 
     Example:
         >>> components_path(Path("out/a_anomaly.nii.gz")).name

@@ -14,7 +14,7 @@ from maediff.heads.plane import FINE
 
 @dataclass(frozen=True)
 class Acquisition:
-    """What a scanner does to a slice, drawn once and applied alike to its healthy and its lesioned version.
+    """Random effects of a scanner on a slice, drawn once and applied to both its healthy and its lesioned version.
 
     Attributes:
         blur: Standard deviations of the point spread function along rows and columns, fine pixels.
@@ -55,7 +55,7 @@ class Acquisition:
 
 
 def draw_acquisition(shape: tuple[int, int], rng: torch.Generator) -> Acquisition:
-    """Draw what a scanner does to a slice of (H, W) pixels."""
+    """Draw the effects of a scanner on a slice of (H, W) pixels."""
     sharp = uniform(0.3, 1.3, rng)
     blur = (sharp, sharp)
     if chance(0.12, rng):  # acquired across this plane, with thick slices

@@ -58,13 +58,13 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Contrast:
-    """What each tissue class looks like in one scan.
+    """Intensities of each tissue class in one scan.
 
     Attributes:
         kind: "t1", "t2", "flair", "pd" or "random".
         signal: (K,) mean intensity of each class, about 0 to 1.
         spread: (K,) standard deviation of the intensity within each class.
-        tissue: What the signal was computed from; None for random contrasts.
+        tissue: Tissue that the signal was computed from; None for random contrasts.
         sequence: The pulse sequence; None for random contrasts.
         gain: Factor from the sequence's signal to `signal`.
     """
@@ -77,7 +77,7 @@ class Contrast:
     gain: float = 1.0
 
     def signal_of(self, tissue: Relaxation) -> Tensor:
-        """Return what changed tissue looks like under the same sequence.
+        """Compute the signal of changed tissue under the same sequence.
 
         Raises:
             ValueError: The contrast is random, so that tissue has no relaxation times.
@@ -124,7 +124,7 @@ def draw_tissue(rng: torch.Generator) -> Relaxation:
     outside = outside_brain()[1:]
     for values, width in ((t1, 0.35), (t2, 0.45), (pd, 0.3)):
         values[outside] *= torch.exp(width * torch.randn(len(outside), generator=rng))
-    for values in (t1, t2, pd):  # fluid is one fluid, but for flow and partial volume
+    for values in (t1, t2, pd):  # fluid is the same everywhere, except for flow and partial volume
         fluid = indices(CSF)
         values[fluid] = values[fluid[0]] * (1 + 0.03 * torch.randn(len(fluid), generator=rng))
     return Relaxation(t1, t2, pd.clamp(max=1.1))
@@ -147,7 +147,7 @@ def _draw_sequence(kind: Kind, fluid_t1_ms: float, rng: torch.Generator) -> Sequ
 
 
 def _random_contrast(rng: torch.Generator) -> Contrast:
-    """Draw any intensity for each structure, in half of the cases with an order of tissues as scans have it."""
+    """Draw any intensity for each structure, in half of the cases with the order of tissues in real scans."""
     signal = 0.05 + 0.95 * torch.rand(len(TISSUES), generator=rng)
     if chance(0.5, rng):
         # grey and white structures stay near their group's intensity, as in any real sequence

@@ -1,4 +1,4 @@
-"""Label maps to train on, in memory, with a copy on disk so that a resumed run starts at once."""
+"""Label maps for training, in memory, with a copy on disk so that a resumed run starts quickly."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HeadSet:
-    """What synthetic slices are drawn from.
+    """Label maps and lesion masks that synthetic slices are drawn from.
 
     Attributes:
         heads: Label maps around the brain.
         masks: Real lesion masks for their shapes; may be empty.
-        failed: Label maps that could not be read: none, since a training does not start without one.
+        failed: Label maps that could not be read; always empty, since training does not start with an unreadable one.
     """
 
     heads: tuple[BrainLabels, ...]
@@ -41,7 +41,7 @@ class HeadSet:
 
 
 def split_heads(folder: str | Path, fraction: float) -> tuple[list[Path], list[Path]]:
-    """Divide the label maps of a folder into those to learn from and the last ones by name, held out.
+    """Split the label maps of a folder into those for training and the last ones by name, which are held out.
 
     Raises:
         InputError: The folder holds no label maps.

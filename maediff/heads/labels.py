@@ -19,7 +19,7 @@ from maediff.typing import ByteArray
 
 @dataclass(frozen=True)
 class TissueClass:
-    """One class of the synthesis: left and right share it, and so their intensity.
+    """One class of the synthesis; left and right structures share it, and so their intensity.
 
     Attributes:
         name: Name of the structure.
@@ -36,7 +36,7 @@ class TissueClass:
     pd: float
 
 
-# Relaxation times are textbook values at 3 T; what varies between people and scanners is drawn around them. The classes
+# Relaxation times are textbook values at 3 T; variation between people and scanners is drawn around them. The classes
 # 200 to 210 lie outside the brain and their names are unknown (see _anatomy of contrast.py), so theirs vary widely.
 TISSUES: tuple[TissueClass, ...] = (
     TissueClass("background", (0,), 1000.0, 1.0, 0.0),
@@ -119,7 +119,7 @@ class Head:
 
     @cached_property
     def tissue(self) -> npt.NDArray[np.bool_]:
-        """Brain tissue and all that it encloses, such as ventricles (X, Y, Z)."""
+        """Brain tissue and everything enclosed by it, such as ventricles (X, Y, Z)."""
         solid = np.isin(self.classes, parenchyma())
         solid |= np.isin(self.classes, indices(CSF - {"sulcal CSF"}))
         closed = ndimage.binary_closing(np.pad(solid, 4), iterations=3)[4:-4, 4:-4, 4:-4]

@@ -1,7 +1,7 @@
-"""Pathology as tissue change: lesions alter relaxation times, and look on every sequence as these make them look.
+"""Pathology as tissue change: lesions alter relaxation times, which determine their look on every sequence.
 
-So what is bright on T2 and FLAIR is dark on T1 by itself. Ranges bracket what was measured on real scans, in units
-where the brain's 1st to 99th percentile is 0 to 1: multiple sclerosis +0.24 on FLAIR, -0.15 on T1, +0.15 to +0.18 on
+Lesions that are bright on T2 and FLAIR are therefore dark on T1. Ranges bracket measurements on real scans, in units in
+which the brain's 1st to 99th percentile is 0 to 1: multiple sclerosis +0.24 on FLAIR, -0.15 on T1, +0.15 to +0.18 on
 T2 against its surroundings, median diameter 2.5 mm with half of the volume in confluent lesions; low-grade glioma
 +0.21 on FLAIR.
 """
@@ -40,7 +40,7 @@ class LesionMask:
         voxels: (x, y, z) uint8, cropped to the lesions.
         first: (3,) first voxel of the crop in the whole mask.
         box: (2, 3) the brain's box in the whole mask, voxels.
-        in_white: Whether the lesions belong into white matter.
+        in_white: Whether the lesions belong in white matter.
     """
 
     voxels: Tensor
@@ -58,7 +58,7 @@ def read_masks(folder: str | Path, *, in_white: bool) -> list[LesionMask]:
 
     Args:
         folder: NIfTI files.
-        in_white: Whether these lesions belong into white matter, as those of multiple sclerosis do.
+        in_white: Whether these lesions belong in white matter, like those of multiple sclerosis.
 
     Raises:
         InputError: The folder holds no masks, or one cannot be read or is empty.
@@ -114,10 +114,10 @@ def draw_lesions(
         masks: Real lesion masks for their shapes; may be empty.
         rng: Source of randomness.
         severity: Highest opacity, 0 to 1.
-        faintest: Lowest opacity, in parts of the highest; faint lesions are as frequent as strong ones.
+        faintest: Lowest opacity, as a share of the highest; faint lesions are as frequent as strong ones.
 
     Returns:
-        Lesions that touch the brain; none where the slice holds next to no brain.
+        Lesions that touch the brain; none if the slice holds next to no brain.
     """
     room = lesion_room(plane)
     if float(room.sum()) * plane.pixel_mm**2 < 100:
@@ -139,7 +139,7 @@ def draw_lesions(
 
 
 def lesion_signal(contrast: Contrast, material: str, rng: torch.Generator) -> Tensor:
-    """Compute what each tissue class looks like once it is changed.
+    """Compute the signal of each tissue class after it is changed.
 
     Args:
         contrast: The scan's contrast.
@@ -174,7 +174,7 @@ def _changed(tissue: Relaxation, material: str, rng: torch.Generator) -> Relaxat
 
 
 def _mixed(tissue: Relaxation, other: Relaxation, share: float) -> Relaxation:
-    """Put a share of other tissue in the place of all classes."""
+    """Replace a share of all classes with other tissue."""
     return Relaxation(
         tissue.t1 + share * (other.t1 - tissue.t1),
         tissue.t2 + share * (other.t2 - tissue.t2),
@@ -198,7 +198,7 @@ def _shifted(contrast: Contrast, rng: torch.Generator) -> Tensor:
 
 
 def _draw_shape(plane: Plane, room: Tensor, masks: Sequence[LesionMask], rng: torch.Generator) -> tuple[Tensor, bool]:
-    """Draw a shape (h, w), 0 to 1, and say whether it belongs into white matter."""
+    """Draw a shape (h, w), 0 to 1, and return whether it belongs in white matter."""
     kind = SHAPES[int(torch.multinomial(torch.tensor(_SHAPE_SHARES), 1, generator=rng))]
     if kind == "mask" and masks:
         for _ in range(_TRIES):
@@ -273,7 +273,7 @@ def _blob(plane: Plane, room: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def lesion_room(plane: Plane) -> Tensor:
-    """Tell where lesions may lie (h, w): brain tissue and what it encloses, not the fluid around it."""
+    """Return where lesions may lie (h, w): brain tissue and what it encloses, not the fluid around it."""
     centre = plane.classes[len(plane.classes) // 2]
     keeps = torch.ones(256)
     keeps[outside_brain()] = 0

@@ -61,7 +61,7 @@ class Pose:
         Args:
             head: Labels around the brain.
             height: Place of the slice along its axis, mm from the centre of the brain.
-            thickness: Of the slice, mm.
+            thickness: Thickness of the slice, mm.
             bend: (3, h, w) displacement of its fine pixels, mm.
         """
         centre, half = head.box.mean(0), (head.box[1] - head.box[0]) / 2
@@ -154,7 +154,7 @@ def _layers(thickness: float) -> Sequence[float]:
 
 
 def _nearest(volume: Tensor, points: Tensor) -> Tensor:
-    """Look up the nearest voxels (h, w) of points in voxels (3, h, w); the border goes on outside."""
+    """Look up the nearest voxels (h, w) of points in voxels (3, h, w); the border is repeated outside."""
     x, y, z = (points[axis].round().clamp_(0, volume.shape[axis] - 1).int() for axis in range(3))
     flat = (x * volume.shape[1] + y) * volume.shape[2] + z
     return volume.reshape(-1).index_select(0, flat.reshape(-1)).reshape(flat.shape)

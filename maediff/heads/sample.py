@@ -64,12 +64,12 @@ def draw_slice(  # noqa: PLR0913  each a setting of the drawing
         spacing_mm: Side of a working pixel.
         rng: Source of randomness.
         severity: Highest opacity of lesions, 0 to 1.
-        faintest: Lowest opacity of lesions, in parts of the highest.
+        faintest: Lowest opacity of lesions, as a share of the highest.
         random_share: Share of random contrasts.
         lesions: Whether to draw lesions.
         kind: Kind of contrast; drawn if None.
         orientation: "axial", "coronal" or "sagittal".
-        percentiles: Of the scan's brain, to which -1 and 1 belong, as in `data.percentiles`.
+        percentiles: Percentiles of the scan's brain that map to -1 and 1, as in `data.percentiles`.
         clip: Upper limit of intensities.
     """
     for _ in range(_TRIES):
@@ -115,7 +115,7 @@ def _with_lesions(
 
 
 def _brain_mask(plane: Plane, rng: torch.Generator) -> tuple[Tensor, float]:
-    """Draw a brain mask (H, W) as stripping tools leave it, and its usual rim beyond the tissue, mm."""
+    """Draw a brain mask (H, W) like those of stripping tools, and its usual rim beyond the tissue, mm."""
     depth = shrink(plane.depth, _SHARP, FINE)
     choice = float(torch.rand((), generator=rng))
     share = float(torch.rand((), generator=rng))
@@ -136,7 +136,7 @@ def _window(
     percentiles: tuple[float, float],
     rng: torch.Generator,
 ) -> tuple[float, float]:
-    """Find the intensities that the scan's percentiles have, from the whole head's histogram; lesions shift them."""
+    """Compute the intensities of the scan's percentiles from the whole head's histogram; lesions shift them."""
     classes = head.pool[0, head.pool[1] <= rim]
     values = contrast.signal[classes] + contrast.spread[classes] * torch.randn(len(classes), generator=rng)
     low, high = torch.quantile(values, torch.tensor([percentiles[0] / 100, percentiles[1] / 100])).tolist()

@@ -36,7 +36,7 @@ class ScanLesion:
         centre: (3,) voxels of the head; used by tumours.
         radius_mm: Used by tumours.
         mask: Real mask whose shape the lesion has; None for tumours.
-        seed: Of its shape and place.
+        seed: Seed of its shape and place.
     """
 
     kind: str
@@ -80,7 +80,7 @@ def draw_scan(
 
     Args:
         head: Labels around the brain.
-        masks: Real lesion masks: those that belong into white matter for "ms", the others for "stroke".
+        masks: Real lesion masks: those that belong in white matter for "ms", the others for "stroke".
         rng: Source of randomness.
         kind: Kind of contrast.
         lesion: "tumour", "ms", "stroke", or None for a healthy brain.
@@ -149,7 +149,7 @@ def _bends(shape: tuple[int, int], spacing_mm: float, heights: Sequence[float], 
 def _draw_lesions(
     head: BrainLabels, masks: Sequence[LesionMask], kind: str | None, rng: torch.Generator
 ) -> list[ScanLesion]:
-    """Draw what is wrong with a brain: one tumour with its oedema, one stroke, or the lesions of one MS patient."""
+    """Draw the pathology of a brain: one tumour with its oedema, one stroke, or the lesions of one MS patient."""
     if kind is None:
         return []
     if kind not in {"tumour", "ms", "stroke"}:

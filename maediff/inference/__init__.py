@@ -1,1 +1,1 @@
-"""Inference: windows slid over slices, one scan in memory, and whole cohorts on disk."""
+"""Inference: one scan in memory, cohorts on disk, and cohorts on a cluster."""

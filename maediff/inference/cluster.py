@@ -1,8 +1,8 @@
-"""A cohort on a Dask cluster: one task a scan, the model loaded once a worker, lost scans run again, nothing twice.
+"""A cohort on a Dask cluster: one task per scan, one model load per worker, lost scans run again, no scan twice.
 
-Dask does the hard parts: it hands out tasks, notices dead workers, starts new ones (local clusters, dask-jobqueue) and
-gives their tasks to others. A scan whose worker died after its outputs were complete is not computed again: the task
-finds them finished. Needs the extra `cluster`.
+Dask hands out tasks, notices dead workers, starts new ones (local clusters, dask-jobqueue) and reassigns their tasks. A
+scan whose worker died after its outputs were complete is not computed again: the task finds them finished. Needs the
+extra `cluster`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _TASKS_A_THREAD = 3
-"""Tasks handed out for each thread of the workers: none idles, and never are a million scans queued at once."""
+"""Tasks submitted per worker thread: enough that no thread idles, without queueing the whole cohort at once."""
 
 
 @dataclass(frozen=True)
 class ScanTask:
-    """What a worker needs to score a scan; small, since it travels with each.
+    """What a worker needs to score a scan; kept small, since it is sent with each task.
 
     Attributes:
         model: Model folder, which every worker can read.
@@ -42,12 +42,12 @@ class ScanTask:
         overrides: Changes of the model's configuration.
         out: Output folder, which every worker can write.
         seed: Seed of the noise.
-        overwrite: Compute again what was finished before this run.
-        began_ns: When the run's table was first written, by the clock of the output folder's file system.
-        on_result: Given each new result, before its sidecar is written.
+        overwrite: Recompute scans that were finished before this run.
+        began_ns: Time at which the run's table was first written, on the clock of the output folder's file system.
+        on_result: Called with each new result, before its sidecar is written.
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: False-positive rate whose recorded threshold to use.
-        accept: Codes of input that is not refused.
+        accept: Codes of input checks that do not refuse the scan.
     """
 
     model: str
@@ -75,7 +75,7 @@ class ScanTask:
         return outcome
 
     def abandon(self, case: Case) -> None:
-        """Remove what workers that died left of a scan that nobody will score again."""
+        """Remove the leftovers of dead workers for a scan that is not retried."""
         Outputs.of(case, self.out).remove()
 
 
@@ -97,7 +97,7 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
 
     Args:
         scheduler: Address such as ``tcp://host:8786``; None starts a local cluster.
-        workers: Processes of the local cluster, one task at a time each; they share the cores.
+        workers: Processes of the local cluster, each with one task at a time; they share the cores.
 
     Raises:
         ConfigError: Dask is not installed, or nothing answers at the address.
@@ -136,8 +136,8 @@ def infer_on_cluster(
         client: From :func:`connect`.
         cases: Scans.
         task: What scores a scan.
-        table: The open table of outcomes, in the order in which scans finish until the end, then in that of `cases`.
-        on_case: Told the outcome of each scan.
+        table: The open table of outcomes: in the order of completion during the run, in that of `cases` at its end.
+        on_case: Called with the outcome of each scan.
 
     Raises:
         OutputError: The output folder cannot be written.
@@ -153,7 +153,7 @@ def infer_on_cluster(
 
 
 def _finished(client: Client, cases: Sequence[Case], task: ScanTask) -> Iterator[tuple[int, CaseOutcome]]:
-    """Yield the outcome of each scan as it finishes, with few tasks at hand at any time."""
+    """Yield the outcome of each scan as it finishes, with few tasks queued at any time."""
     from distributed import KilledWorker, as_completed
 
     waiting: Iterator[tuple[int, Case]] = iter(enumerate(cases))

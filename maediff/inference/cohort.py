@@ -1,4 +1,4 @@
-"""Many scans on disk: each becomes its maps and a sidecar; one bad scan never stops the others."""
+"""Score many scans on disk: write maps and a sidecar per scan; one bad scan never stops the others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _MAX_NAME_BYTES = 255  # of every usual file system
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """What became of one scan; a row of `cases.tsv`."""
+    """Outcome of one scan; a row of `cases.tsv`."""
 
     case: str
     status: Status
@@ -52,9 +52,9 @@ class CaseOutcome:
     seconds: float | None = None
     message: str = ""
     notes: tuple[str, ...] = ()
-    """What a user should be told about the scan, one by one; `message` joins them in the table."""
+    """Notes for the user about the scan; `message` joins them in the table."""
     standing: str = ""
-    """How the score compares with those of healthy scans, in words; not in the table."""
+    """Comparison of the score with those of healthy scans, in words; not in the table."""
     largest: str = ""
     """Volume and place of the largest finding, in words; not in the table."""
 
@@ -100,7 +100,7 @@ class PlannedCase:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where the outputs of a case go."""
+    """Paths of the outputs of a case."""
 
     anomaly: Path
     reconstruction: Path
@@ -137,9 +137,9 @@ class Outputs:
         )
 
     def remove(self) -> None:
-        """Remove the outputs of an earlier run, the sidecar first; a map that this run does not make must not stay.
+        """Remove the outputs of an earlier run, the sidecar first; maps that this run does not write must not stay.
 
-        What a killed run left half-written under hidden names goes too.
+        Half-written hidden files of a killed run are removed too.
 
         Raises:
             InputError: The scan's name is too long to make output names of.
@@ -155,7 +155,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class RunKey:
-    """What a finished output must share with this run to be kept."""
+    """Properties that a finished output must share with this run to be kept."""
 
     model_hash: str
     config_hash: str
@@ -165,17 +165,17 @@ class RunKey:
 
     @classmethod
     def of(cls, predictor: Predictor, seed: int) -> RunKey:
-        """Tell what the outputs of a predictor share."""
+        """Return the key that all outputs of a predictor share."""
         hashes = (predictor.model_hash, predictor.config_hash)
         return cls(*hashes, seed, predictor.threshold_given, maps_hash(predictor.config))
 
     def fits(self, case: Case, outputs: Outputs) -> bool:
-        """Tell whether the outputs of a case are finished, and of this input, model, configuration and seed."""
+        """Check whether the outputs of a case are finished and belong to this input, model, configuration and seed."""
         wanted = {"config_hash": self.config_hash, "threshold_given": self.threshold_given}
         return self._finished(case, outputs, wanted)
 
     def kept_maps(self, case: Case, outputs: Outputs) -> Maps | None:
-        """Read the maps of a finished scan that is wanted at another threshold alone; None if they must be computed."""
+        """Read the maps of a finished scan if only the threshold changed; None if they must be computed."""
         if not self._finished(case, outputs, {"maps_hash": self.maps_hash}):
             return None
         names = read_json(outputs.sidecar)["outputs"]
@@ -227,23 +227,23 @@ def infer_cases(
     on_result: Callable[[AnomalyResult, Outputs], None] | None = None,
     on_batch: Callable[[str, int, int], None] | None = None,
 ) -> InferSummary:
-    """Score scans one after another and write their outputs; the next is read while one is computed.
+    """Score scans one after another and write their outputs; the next scan is read while one is computed.
 
     Args:
         predictor: The model.
         cases: Scans.
-        table: File of the outcomes, kept current; the outputs go into its folder.
+        table: File of the outcomes, updated as they arrive; the outputs go into its folder.
         seed: Seed of the noise.
-        overwrite: Compute again what is finished.
-        on_case: Told the outcome of each scan.
-        on_result: Given each new result, before its sidecar is written (previews).
+        overwrite: Recompute finished scans.
+        on_case: Called with the outcome of each scan.
+        on_result: Called with each new result, before its sidecar is written (previews).
         on_batch: Progress callback within a scan, called with (case, windows done, windows in total).
 
     Returns:
         Counts and outcomes.
 
     Raises:
-        OutputError: The output folder cannot be written; nothing else would succeed either.
+        OutputError: The output folder cannot be written, so no other scan would succeed either.
     """
     key = RunKey.of(predictor, seed)
     job = CaseJob(predictor, table.parent, key, overwrite, on_result, on_batch)
@@ -257,27 +257,27 @@ def infer_cases(
 
 @dataclass(frozen=True)
 class Staged:
-    """A scan between two stages of :class:`CaseJob`, with what the last stage made of it."""
+    """A scan between two stages of :class:`CaseJob`, with the result of the last stage."""
 
     case: Case
     outputs: Outputs
     made: Any
     maps: Maps | None = None
-    """Maps of an earlier run that only another threshold is wanted of."""
+    """Maps of an earlier run, if only the threshold changed."""
 
 
 @dataclass(frozen=True)
 class CaseJob:
     """One scan from file to files, in three stages, of which only the middle one needs the network.
 
-    A stage that fails, or finds that there is nothing to do, makes a :class:`CaseOutcome`, which later stages hand on.
+    A stage that fails or has nothing to do returns a :class:`CaseOutcome`, which later stages pass on.
 
     Attributes:
         predictor: The model.
         out: Output folder.
         key: What finished outputs must share with this run.
-        overwrite: Compute again what is finished.
-        on_result: Given each new result, before its sidecar is written.
+        overwrite: Recompute finished scans.
+        on_result: Called with each new result, before its sidecar is written.
         on_batch: Progress callback within a scan, called with (case, windows done, windows in total).
     """
 
@@ -299,7 +299,7 @@ class CaseJob:
             if not self.overwrite and self.key.fits(case, outputs):
                 return finished_outcome(case.id, outputs.sidecar)
             kept.append(None if self.overwrite else self.key.kept_maps(case, outputs))
-            outputs.remove()  # until the new outputs are complete, none is finished
+            outputs.remove()  # the scan counts as unfinished until the new outputs are complete
             return self.predictor.prepare(case.images, case.mask)
 
         made = _guarded(case, prepared)
@@ -326,10 +326,10 @@ class CaseJob:
 
 
 class CaseTable:
-    """`cases.tsv`, kept current: rewritten atomically as outcomes arrive and at the end, come what may.
+    """`cases.tsv`: rewritten atomically as outcomes arrive, and on exit even after an error.
 
-    Rewriting takes longer the more scans there are, so it waits until the last one took less than a twentieth of the
-    time since: a run over n scans spends 5 % of its time on it at most, not n squared.
+    Rewriting takes longer as the table grows. It therefore waits until the last rewrite took less than a twentieth of
+    the time since, so that a run spends at most 5 % of its time on it, however many scans it has.
     """
 
     def __init__(self, path: Path) -> None:
@@ -338,7 +338,7 @@ class CaseTable:
         self._next = 0.0
 
     def start(self) -> int:
-        """Write the empty table; returns its time of change, ns, on the clock of the folder's file system."""
+        """Write the empty table and return its modification time, ns, on the clock of the folder's file system."""
         self._write()
         return self.path.stat().st_mtime_ns
 
@@ -391,7 +391,7 @@ def _write_result(
         on_result(result, outputs)
     sidecar = _sidecar(case, result, key, outputs.sidecar.parent) | {"outputs": written}
     if "brain" in written:
-        sidecar["mask"] = written["brain"]  # the brain that was extracted is the scan's from here on
+        sidecar["mask"] = written["brain"]  # from here on the extracted brain is the scan's mask
     write_json(outputs.sidecar, sidecar)
     message = "; ".join(result.notes)
     numbers = (result.score, result.volume_ml, result.seconds)
@@ -400,7 +400,7 @@ def _write_result(
 
 
 def _write_maps(result: AnomalyResult, outputs: Outputs) -> dict[str, str]:
-    """Write maps, mask and findings; returns the file names of the maps."""
+    """Write maps, mask and findings; return the file names of the maps."""
     written = {"anomaly": outputs.anomaly, "reconstruction": outputs.reconstruction}
     write_like(outputs.anomaly, result.anomaly, result.volume)
     write_like(outputs.reconstruction, result.reconstruction, result.volume)
@@ -416,7 +416,7 @@ def _write_maps(result: AnomalyResult, outputs: Outputs) -> dict[str, str]:
 
 
 def save_result(result: AnomalyResult, folder: Path, stem: str) -> Path:
-    """Write one result that was computed in memory, named as in an output folder; returns the path of the map.
+    """Write a result that was computed in memory, named as in an output folder; return the path of the map.
 
     Raises:
         InputError: The stem is too long to make output names of.

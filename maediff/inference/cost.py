@@ -1,4 +1,4 @@
-"""What a run will cost: windows, floating-point operations, memory and time, from one scan and one batch."""
+"""Estimate the cost of a run from one scan and one batch: windows, floating-point operations, memory and time."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Cost:
         scans: Scans to compute; finished ones cost nothing.
         windows: Forward passes of a window, all scans together.
         gflop: Floating-point operations of the network, 1e9.
-        batch: Windows a forward pass takes at once.
-        memory_mib: Resident memory of this process after one scan was prepared and one batch computed; on a GPU, the
+        batch: Windows per forward pass.
+        memory_mib: Resident memory of this process after preparing one scan and computing one batch; on a GPU, the
             memory of the GPU.
         seconds: Expected time on this machine as it is now; writing overlaps with computing.
     """
@@ -47,7 +47,7 @@ class Cost:
 
 @usual_defaults()
 def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost | None:
-    """Prepare the first usable scan that would be computed, time one batch, and multiply.
+    """Prepare the first usable scan of the plan, time one batch, and extrapolate.
 
     Args:
         predictor: The model on its device.
@@ -57,7 +57,7 @@ def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost 
         None for methods that slide no windows.
 
     Raises:
-        MAEDiffError: No scan can be used; this is what is wrong with the last.
+        MAEDiffError: No scan can be used; the error is that of the last one.
     """
     todo = [item for item in planned if item.action == "infer"]
     if predictor.config.method in UNTRAINED:
@@ -72,13 +72,13 @@ def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost 
     side = predictor.config.partition.window
     network = predictor.network
 
-    # How many windows the first scan takes.
+    # Count the windows of the first scan.
     layout = engine.layout(torch.from_numpy(mask))
     shape = engine.padded_shape((mask.shape[1], mask.shape[2]))
     batch = engine.windows_per_pass(shape)
     windows = len(layout) * layout.steps
 
-    # What one takes: a batch of whole slices is timed, and the views of this scan are a known share of its operations.
+    # Time a batch of whole slices; the views of this scan take a known share of its operations.
     whole = window_flops(network, shape, side)
     flops = window_flops(network, shape, side, seen(layout, shape))
     inputs = window_inputs(network, shape, side, min(batch, max(1, windows)))
@@ -97,14 +97,14 @@ def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost 
 
 
 def seen(layout: Layout, shape: tuple[int, int]) -> float:
-    """Average the share of the slice that the network sees for a window, 0 to 1."""
+    """Return the mean share of the slice that the network sees per window, 0 to 1."""
     areas = layout.view_shape.prod(1).double()
     return float(areas.mean()) / (shape[0] * shape[1]) if len(areas) else 1.0
 
 
 @torch.inference_mode()
 def window_flops(network: Method, shape: tuple[int, int], window: int, part: float = 1.0) -> float:
-    """Count the floating-point operations of one window's forward pass (a multiply-add counts two), in float32.
+    """Count the floating-point operations of one window's forward pass (a multiply-add counts as two), in float32.
 
     Args:
         network: The network.
@@ -122,7 +122,7 @@ def window_flops(network: Method, shape: tuple[int, int], window: int, part: flo
 
 @torch.inference_mode()
 def time_batch(network: Method, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], *, bf16: bool) -> float:
-    """Measure the seconds a window of a warm batch takes in the network, as the engine runs it."""
+    """Measure the seconds per window of a warm batch in the network, as the engine runs it."""
     device = inputs[0].device
     for _ in range(2):  # the first pass warms up
         synchronize(device)
@@ -135,7 +135,7 @@ def time_batch(network: Method, inputs: tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def _first_usable(predictor: Predictor, todo: Sequence[PlannedCase]) -> LoadedScan:
-    """Prepare the first scan that can be; a run goes on after one that cannot."""
+    """Prepare the first usable scan; scans that cannot be used are skipped, as in a run."""
     for item in todo[:-1]:
         try:
             return predictor.prepare(item.images, item.mask)
@@ -147,7 +147,7 @@ def _first_usable(predictor: Predictor, todo: Sequence[PlannedCase]) -> LoadedSc
 def window_inputs(
     network: Method, shape: tuple[int, int], window: int, batch: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Make a batch of noised windows in the corner of a slice: image, mask and timesteps."""
+    """Build a batch of noised windows in the corner of a slice: image, mask and timesteps."""
     device = next(network.parameters()).device
     mask = torch.zeros(batch, 1, *shape, device=device)
     mask[..., :window, :window] = 1

@@ -1,4 +1,4 @@
-"""From a model folder to a predictor, and which overrides a trained model allows."""
+"""Load a predictor from a model folder, and check which overrides a trained model allows."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def load_model(
     Args:
         model: Folder that `maediff train` wrote, or "phantom", the model that ships with the package.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        overrides: Changes such as ``infer.draws=4``; those that change maps drop the calibration, since its threshold
-            belongs to other maps, and those that would need another network are refused. So are those that change
-            residuals while these are measured by place; ``score.locations=false`` gives maps in working units.
+        overrides: Changes such as ``infer.draws=4``. Those that change maps suspend the calibration, whose threshold
+            belongs to other maps. Those that need another network are refused, and so are those that change residuals
+            while residuals are measured by place; ``score.locations=false`` gives maps in working units.
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: Use the threshold that the calibration records for this false-positive rate.
-        accept: Codes of input that is not refused, see :data:`maediff.inputcheck.ACCEPTABLE`.
+        accept: Codes of input checks that do not refuse a scan, see :data:`maediff.inputcheck.ACCEPTABLE`.
 
     Raises:
         ModelError: The folder is missing, damaged or of a newer schema, or its weights fit another network.
@@ -65,7 +65,7 @@ def load_model(
             f"diffusion.{{{', '.join(sorted(_FREE_DIFFUSION))}}}"
         )
     _check_shapes(config, stored.weights, model)
-    with kept_random_state(torch.device("cpu")):  # random weights, until those of the model replace them
+    with kept_random_state(torch.device("cpu")):  # random weights, replaced by those of the model below
         network = build_network(config, stored.weights)
     try:
         network.load_state_dict({name: value.float() for name, value in stored.weights.items()})
@@ -101,10 +101,10 @@ def load_model(
 
 
 def _locations(config: Config, stored: StoredModel) -> Locations | None:
-    """Read the healthy residuals by place where they are wanted.
+    """Read the healthy residuals by place if `score.locations` is on.
 
     Raises:
-        ConfigError: The model has none, or overrides make residuals that they are not of.
+        ConfigError: The model has none, or overrides change the residuals.
         ModelError: They are damaged.
     """
     if not config.score.locations:
@@ -123,10 +123,10 @@ def _locations(config: Config, stored: StoredModel) -> Locations | None:
 
 
 def _check_shapes(config: Config, weights: Mapping[str, torch.Tensor], model: str | Path) -> None:
-    """Compare the sizes of weights with those of the configured network, which takes no memory to lay out.
+    """Compare the shapes of weights with those of the configured network, without allocating it.
 
     Raises:
-        ModelError: They differ: the network could be of any size.
+        ModelError: They differ; the configured network could be of any size.
     """
     if config.method in UNTRAINED:
         return
@@ -158,7 +158,7 @@ def _trained_as(config: Config) -> dict[str, Any]:
 
 
 def _sign_in_force(config: Config, stored: Config, calibration: Calibration) -> str:
-    """Return the sign whose calibration there is: one that is set instead of auto is that of contrasts of their own."""
+    """Return the sign that the calibration is for; a sign set instead of auto uses the calibrations per contrast."""
     calibrated = {LESION_SIGNS[kind] for kind in KINDS if kind in calibration.contrasts}
     return config.score.sign if stored.score.sign == "auto" and config.score.sign in calibrated else stored.score.sign
 

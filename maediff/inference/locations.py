@@ -1,4 +1,4 @@
-"""Collect healthy residuals by place from scans, and make the maps of scans as if each were new."""
+"""Collect healthy residuals by place from scans, and compute leave-one-out maps of these scans."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def fit_locations(
     Args:
         predictor: The model, with `score.locations` on.
         cases: Healthy scans in a template's space.
-        folder: Keeps the residual of each scan, for :func:`left_out_maps`.
-        on_case: Told the name of each scan.
+        folder: Where the residual of each scan is stored for :func:`left_out_maps`.
+        on_case: Called with the name of each scan.
 
     Raises:
         InputError: Too few subjects, or a scan that cannot be used.
-        GeometryError: A scan that does not say that it lies in a template's space.
+        GeometryError: The header of a scan does not place it in a template's space.
         OutputError: The folder is full.
     """
     subjects, least = len({case.subject for case in cases}), MIN_SCANS + 1
@@ -66,16 +66,16 @@ def left_out_maps(
     folder: Path,
     on_scan: Callable[[WorkingScan, FloatMap], None] | None = None,
 ) -> Iterator[tuple[FloatMap, Array, float]]:
-    """Make the map of each scan from the statistics of all other subjects, as if it were new.
+    """Compute the map of each scan from the statistics of all other subjects, as if the scan were new.
 
-    Statistics that hold a scan's own residual shrink its deviations, so that a threshold from such maps would be too
-    low for scans that come later.
+    Statistics that include a scan's own residual shrink its deviations, so a threshold from such maps would be too low
+    for later scans.
 
     Args:
         predictor: As for :func:`fit_locations`.
         cases: As for :func:`fit_locations`.
-        locations: What it returned.
-        folder: What it kept.
+        locations: Result of :func:`fit_locations`.
+        folder: Folder that :func:`fit_locations` filled.
         on_scan: Called with each scan and its map.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Three stages over many items: read ahead of, and write behind, what the calling thread computes."""
+"""Overlap three stages over many items: read ahead of and write behind the calling thread's computation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def overlapped(
     """Yield ``write(compute(read(item)))`` for each item, in order.
 
     One item is read in a thread while the one before is computed here and the one before that is written in another
-    thread; never are more than three at hand, so memory does not grow with the number of items. An exception of any
+    thread. At most three items are in memory, whatever their number. An exception of any
     stage is raised where its item's turn comes.
 
     Example:
@@ -32,7 +32,7 @@ def overlapped(
         behind: Future[Written] | None = None
         for ahead in _one_ahead(items, read, reader):
             computed = compute(ahead.result())
-            del ahead  # else what was read stays in memory while the next is computed
+            del ahead  # free what was read before the next item is computed
             if behind is not None:
                 yield behind.result()
             behind = writer.submit(write, computed)

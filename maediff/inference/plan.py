@@ -1,4 +1,4 @@
-"""What a run would do, and a run with nothing left to do; neither loads a network or the packages that it needs."""
+"""Plan a run, and handle a run with nothing left to do; neither loads a network or the packages that it needs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_PART = 100  # characters of a part in the name of its table
 
 
 def check_planned(plan: Iterable[PlannedCase]) -> list[PlannedCase]:
-    """Read every scan that would be scored, with its brain mask, and mark those that cannot be used.
+    """Read every planned scan with its brain mask, and mark those that cannot be used.
 
     Args:
         plan: From :func:`maediff.plan_inference`.
@@ -44,12 +44,12 @@ def nothing_to_do(plan: Sequence[PlannedCase], out: str | Path) -> bool:
 
 
 def keep_finished(plan: Sequence[PlannedCase], out: str | Path, *, part: Part = (1, 1)) -> InferSummary:
-    """List finished scans in `cases.tsv` from their sidecars; `run.json` of the run that computed them stays.
+    """List finished scans in `cases.tsv` from their sidecars; the `run.json` of the run that computed them is kept.
 
     Args:
         plan: From :func:`maediff.plan_inference`, with nothing to do.
         out: Output folder.
-        part: What part of the cohort the run works on.
+        part: Part of the cohort that the run works on.
 
     Returns:
         The summary of a run that skipped every scan.
@@ -65,7 +65,7 @@ def keep_finished(plan: Sequence[PlannedCase], out: str | Path, *, part: Part = 
 
 
 def of_participants(cases: Sequence[Case], participants: Sequence[str], sessions: Sequence[str]) -> list[Case]:
-    """Keep the scans of some participants and sessions; all of them if none is named.
+    """Keep the scans of some participants and sessions; all scans if none are named.
 
     Args:
         cases: Scans.
@@ -73,7 +73,7 @@ def of_participants(cases: Sequence[Case], participants: Sequence[str], sessions
         sessions: Labels with or without ``ses-``.
 
     Raises:
-        InputError: A label that no scan has, or no scan of these participants in these sessions.
+        InputError: No scan has a label, or there is no scan of these participants in these sessions.
     """
     subjects, visits = _labels(participants, "sub-"), _labels(sessions, "ses-")
     missing = subjects - {case.subject for case in cases} | visits - {case.session or "" for case in cases}

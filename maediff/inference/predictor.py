@@ -1,4 +1,4 @@
-"""One scan in, one anomaly map out, in memory."""
+"""Compute the anomaly map of one scan in memory."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ Images = Any
 
 @dataclass(frozen=True)
 class LoadedScan:
-    """A scan that is read and on its working grid, ready for :meth:`Predictor.score`.
+    """A scan that was read and brought to its working grid, ready for :meth:`Predictor.score`.
 
     Attributes:
         volume: The scan.
-        prepared: Its working slices, with the way back.
+        prepared: Its working slices, with the transform back to native space.
         seconds: Time taken.
-        reading: Which difference from healthy counts, and the contrast whose calibration holds.
-        steps: What was done to the scan on its own.
+        reading: Sign of the residual, and the contrast whose calibration applies.
+        steps: Automatic steps, such as brain extraction.
     """
 
     volume: Volume
@@ -66,10 +66,10 @@ class Predictor:
         calibration: Threshold from healthy scans, or None.
         model_hash: Hash of the model folder.
         device: Where it computes.
-        locations: Healthy residuals by place, which maps are measured against where `score.locations` is on.
-        threshold_given: Threshold that was asked for instead of the calibrated one, or None.
-        accept: Codes of input that is not refused, see :data:`maediff.inputcheck.ACCEPTABLE`.
-        suspended: Why the model's calibration is not in force; empty if it is, or if there is none.
+        locations: Healthy residuals by place, the reference of maps if `score.locations` is on.
+        threshold_given: Requested threshold that replaces the calibrated one, or None.
+        accept: Codes of input checks that do not refuse a scan, see :data:`maediff.inputcheck.ACCEPTABLE`.
+        suspended: Why the model's calibration does not apply; empty if it applies or if there is none.
         scope: What the model's card says it was trained on, finds and misses.
     """
 
@@ -86,7 +86,7 @@ class Predictor:
 
     @cached_property
     def healthy(self) -> tuple[HealthyScan, ...]:
-        """What calibration measured of healthy scans; empty if it was done by an earlier version.
+        """Measurements of the healthy scans of the calibration; empty if an earlier version made it.
 
         Raises:
             ModelError: It is damaged.
@@ -101,12 +101,12 @@ class Predictor:
 
     @cached_property
     def config_hash(self) -> str:
-        """Hash of the configuration in force."""
+        """Hash of the configuration, overrides included."""
         return config_hash(self.config)
 
     @cached_property
     def reconstruct(self) -> Engine:
-        """The engine that makes slices healthy: sliding windows, or whole slices for methods that take them whole."""
+        """The engine that reconstructs healthy slices: by sliding windows, or whole, as the method requires."""
         bf16 = use_bf16(self.device, self.config.infer.precision)
         return self.network.engine(self.config, self.device, bf16=bf16)
 
@@ -126,10 +126,10 @@ class Predictor:
             image: Path, nibabel image, :class:`~maediff.volume.Volume`, NumPy array or PyTorch tensor (X, Y, Z), MONAI
                 MetaTensor, SimpleITK image or TorchIO image; for a model of several channels a list of them in the
                 order of its `data.channels`, on one voxel grid.
-            mask: Brain mask on the same grid; without one, what is not background in a skull-stripped scan, and what
-                the packaged brain extraction finds in a whole head (`infer.strip`).
-            seed: Seed of the noise. The result depends on it and on the scan's content and place alone: not on its file
-                name, nor on the order in which its voxels are stored.
+            mask: Brain mask on the same grid. Without one, the brain is all but the background of a skull-stripped
+                scan, or the result of the packaged brain extraction for a whole head (`infer.strip`).
+            seed: Seed of the noise. The result depends only on it and on the scan's content and geometry, not on the
+                file name or the storage order of the voxels.
             on_batch: Progress callback, called with (windows done, windows in total).
             affine: Voxel to RAS mm (4, 4) of an array or a tensor.
 
@@ -138,9 +138,9 @@ class Predictor:
 
         Raises:
             InputError: The scan or the mask cannot be used (such as a CT, a whole head or an empty scan), or the model
-                sees another number of channels.
-            GeometryError: They have no usable place in space, or not the same grid, or do not lie in a template's space
-                where the model measures by place.
+                expects another number of channels.
+            GeometryError: Scan and mask have no usable geometry or different grids, or the model measures by place
+                and the scan is not in a template's space.
             ModelError: The maps are not finite.
         """
         return self.score(self.prepare(image, mask, affine), seed, on_batch)
@@ -149,8 +149,8 @@ class Predictor:
     def prepare(self, image: Images, mask: Image | None = None, affine: npt.ArrayLike | None = None) -> LoadedScan:
         """Read a scan and bring it to the working grid: the part of :meth:`predict` that needs no network.
 
-        Cohorts do it in a thread while the network works on the scan before. Arguments and errors are those of
-        :meth:`predict`.
+        For cohorts, this runs in a thread while the network processes the previous scan. Arguments and errors are
+        those of :meth:`predict`.
         """
         start = time.perf_counter()
         first, *rest = (as_image(channel, affine) for channel in self._channels(image))
@@ -173,7 +173,7 @@ class Predictor:
         return LoadedScan(volume, prepared, time.perf_counter() - start, reading, steps)
 
     def _channels(self, image: Images) -> list[Image]:
-        """List the channels of a scan; the model must see as many."""
+        """List the channels of a scan; their number must be that of the model."""
         given = list(image) if isinstance(image, (list, tuple)) else [image]
         data = self.config.data
         if len(given) != data.channel_count:
@@ -195,8 +195,8 @@ class Predictor:
             scan: From :meth:`prepare`.
             seed: Seed of the noise.
             on_batch: Progress callback, called with (windows done, windows in total).
-            maps: Anomaly map, reconstruction and uncertainty that this model made of the scan before; they are computed
-                if None.
+            maps: Anomaly map, reconstruction and uncertainty that this model computed for the scan earlier; computed if
+                None.
         """
         start = time.perf_counter()
         volume, prepared = scan.volume, scan.prepared
@@ -243,11 +243,11 @@ class Predictor:
         return tuple(self.calibration.contrasts) if self.calibration else ()
 
     def calibration_of(self, scan: LoadedScan) -> Calibration | None:
-        """Return what holds for a scan: the calibration of its contrast where there is one, else that of all scans."""
+        """Return the calibration that applies to a scan: that of its contrast if it has one, else that of all."""
         return self.calibration and self.calibration.of_contrast(scan.reading.contrast)
 
     def measured(self, prepared: WorkingScan, anomaly: FloatMap, calibrated: Calibration | None = None) -> HealthyScan:
-        """Measure a scan and its map (X, Y, Z), for the input check and for what calibration keeps of healthy scans."""
+        """Measure a scan and its map (X, Y, Z), for the input check and the calibration's record of healthy scans."""
         slices = prepared.slices[:, 0] if prepared.slices.ndim == 4 else prepared.slices
         threshold = calibrated.threshold if calibrated else None
         return HealthyScan(
@@ -257,7 +257,7 @@ class Predictor:
 
     @usual_defaults()
     def residual(self, scan: LoadedScan, seed: int = 0) -> FloatMap:
-        """Reconstruct a prepared scan and return its residual, before any filter, on the working grid (S, H, W)."""
+        """Reconstruct a prepared scan and return its unfiltered residual on the working grid (S, H, W)."""
         prepared = scan.prepared
         return self._healthy(prepared, (seed, content_key(scan))).residual(prepared.slices, scan.reading.sign)
 
@@ -271,7 +271,7 @@ class Predictor:
     def _maps(
         self, scan: LoadedScan, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None
     ) -> tuple[FloatMap, FloatMap, FloatMap | None]:
-        """Make anomaly map, reconstruction and uncertainty in native space."""
+        """Compute anomaly map, reconstruction and uncertainty in native space."""
         volume, prepared = scan.volume, scan.prepared
         score = self.config.score.model_copy(update={"sign": scan.reading.sign})
         direct = self.network.scan_maps(volume, prepared.native_mask, score)
@@ -289,9 +289,9 @@ class Predictor:
 
     @usual_defaults()
     def map_of(self, prepared: WorkingScan, residual: FloatMap) -> FloatMap:
-        """Make the anomaly map of a residual: measure by place, filter, and bring it to native space.
+        """Compute the anomaly map from a residual: measure by place, filter, and resample to native space.
 
-        Erosion is repeated there to keep its edge sharp.
+        Erosion is repeated in native space to keep the edge sharp.
 
         Args:
             prepared: The scan.
@@ -316,10 +316,10 @@ class Predictor:
 
 
 def content_key(scan: LoadedScan) -> str:
-    """Name a scan by its content, for its noise: by the intensities of its brain in rising order.
+    """Return a key of a scan's content that seeds its noise: a hash of the sorted intensities of its brain.
 
-    Neither the file name nor the order of the voxels counts, so that a renamed scan, or the same one stored along other
-    axes, gets the same noise on its working grid. Two scans of equal content get equal noise.
+    The file name and the order of the voxels do not matter: a renamed scan, or the same scan stored along other axes,
+    gets the same noise on its working grid. Two scans of equal content get equal noise.
     """
     values = np.sort(scan.volume.data[scan.prepared.native_mask])
     return hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""What is read from a scan before it is scored: its brain if none is given, and the sign that its lesions have."""
+"""Read from a scan, before it is scored, its brain if no mask is given, and the sign of lesions on its contrast."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from maediff.working.foreground import is_whole_head
 
 @dataclass(frozen=True)
 class Steps:
-    """What was done to a scan on its own, for its sidecar, and what a person should be told.
+    """Automatic steps on a scan, for its sidecar, and notes for the user.
 
     Attributes:
-        record: Facts of each step; empty if there was none.
-        notes: What a person should be told.
+        record: Facts of each step; empty if there were none.
+        notes: Notes for the user.
     """
 
     record: dict[str, Any] = field(default_factory=dict)
@@ -57,13 +57,13 @@ def find_brain(volume: Volume, config: Config) -> tuple[BoolArray | None, Steps]
 
 @dataclass(frozen=True)
 class Reading:
-    """How a scan is to be judged.
+    """How the residual of a scan is scored.
 
     Attributes:
-        sign: Which difference from healthy counts.
-        contrast: The likeliest kind of contrast with that sign, whose calibration holds; empty if both signs count, if
-            it was not read, or if channels differ.
-        steps: What was read, and what a person should be told.
+        sign: Sign of the differences from healthy that count.
+        contrast: The likeliest kind of contrast with that sign, whose calibration applies; empty if both signs count,
+            if it was not read, or if channels differ.
+        steps: What was read, and notes for the user.
     """
 
     sign: Sign
@@ -78,17 +78,17 @@ def read_sign(
     config: Config,
     calibrated: Collection[str] = (),
 ) -> Reading:
-    """Resolve `score.sign`, and read the contrast where that or the calibration asks for it.
+    """Resolve `score.sign`, and read the contrast if the sign or the calibration needs it.
 
-    `score.sign` auto is what lesions are on the contrast that is read. Channels of a scan may differ in their sign, and
-    their residuals are averaged: auto is abs if they do. A sign that is set narrows the contrast to those of that sign.
+    With `score.sign` auto the sign is that of lesions on the contrast that is read, or abs if the channels of a scan
+    differ in their sign, since their residuals are averaged. A fixed sign limits the contrasts to those of that sign.
 
     Args:
         volume: The scan, of several channels the first.
         others: Further channels on the same voxels.
         prepared: The scan on its working grid.
         config: `score.sign` is used.
-        calibrated: Kinds of contrast with a calibration of their own.
+        calibrated: Kinds of contrast that have their own calibration.
     """
     auto = config.score.sign == "auto"
     if not auto and not calibrated:

@@ -1,4 +1,4 @@
-"""What MAEDiff says about one scan: maps and numbers, as text, picture, table and files."""
+"""The result for one scan: maps and numbers, as text, picture, table and files."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ WORKING_UNITS = "working units: 2 spans the scan's intensity scale"
 
 @dataclass(frozen=True, repr=False)
 class AnomalyResult:
-    """What MAEDiff says about one scan; all arrays are (X, Y, Z) on the scan's own voxel grid.
+    """Result for one scan; all arrays are (X, Y, Z) on the scan's own voxel grid.
 
     Attributes:
-        volume: The scan; of several channels the first.
+        volume: The scan; the first channel if there are several.
         anomaly: Anomaly map, float32, in `units`, never negative, zero outside the brain.
-        reconstruction: Healthy reconstruction in the scan's intensity units, outside the brain the scan itself; of
-            several channels that of the first.
-        brain_mask: Where the map is defined.
-        anomaly_mask: Voxels above the calibrated threshold; None where the model has no calibration.
+        reconstruction: Healthy reconstruction in the scan's intensity units; outside the brain, the scan itself. With
+            several channels, that of the first.
+        brain_mask: Voxels for which the map is defined.
+        anomaly_mask: Voxels above the calibrated threshold; None if the model has no calibration.
         uncertainty: Standard deviation of the reconstruction over noise draws and timesteps, working units, the mean
             of several channels; None for a single draw.
         score: Scan-level score, the mean of the highest 1 % of the map inside the brain.
         score_percentile: Share of healthy calibration scans that scored lower, 0 to 1; None without calibration.
         threshold: Calibrated threshold of the map, or None.
         threshold_origin: Where the threshold comes from.
-        notes: What a user should be told about this scan.
+        notes: Notes for the user about this scan.
         seconds: Time taken.
-        units: Of the map: working units, or standard deviations where the model has healthy residuals by place.
-        background: What was taken as background; None if a brain mask was given, or if there is none.
+        units: Units of the map: working units, or standard deviations if the model has healthy residuals by place.
+        background: Background that was found; None if a brain mask was given or if there is none.
         steps: What was read from the scan itself: its brain (`brain_mask`), its contrast and the sign of its lesions.
-        checks: What the input check found amiss; their sentences are among the notes.
-        measures: What the input check measured of the scan and its map.
-        healthy_scans: Scans that `score_percentile` counts; None without calibration.
-        suspended: Why the model's calibration is not in force; empty if it is, or if there is none.
-        contrast: Kind of contrast whose calibration holds, see :class:`maediff.inference.reading.Reading`.
+        checks: Findings of the input check; their sentences are among the notes.
+        measures: Measurements of the input check on the scan and its map.
+        healthy_scans: Number of scans behind `score_percentile`; None without calibration.
+        suspended: Why the model's calibration does not apply; empty if it applies or if there is none.
+        contrast: Kind of contrast whose calibration applies, see :class:`maediff.inference.reading.Reading`.
         scope: What the model's card says it was trained on, finds and misses.
-        min_size_mm3: Findings below it are left out of `anomaly_mask`.
+        min_size_mm3: Smaller findings are left out of `anomaly_mask`.
     """
 
     volume: Volume
@@ -116,7 +116,7 @@ class AnomalyResult:
 
     @property
     def standing(self) -> str:
-        """How the score compares with those of healthy scans, in words; empty without calibration."""
+        """Comparison of the score with those of healthy scans, in words; empty without calibration."""
         return among_healthy(self.score_percentile, self.healthy_scans, self.suspended)
 
     def __repr__(self) -> str:
@@ -124,7 +124,7 @@ class AnomalyResult:
         return "\n".join(self.describe())
 
     def describe(self) -> tuple[str, str, str]:
-        """Say what was found, where the threshold comes from and what to know about the scan, one line each."""
+        """Describe the findings, the origin of the threshold and the notes, one line each."""
         scan = stem_of(self.volume.source) if self.volume.source else "an image"
         placed = f", {self.standing}" if self.standing else ""
         brain = f"{self.brain_volume_ml:,.0f} ml of brain"
@@ -148,9 +148,9 @@ class AnomalyResult:
         """Draw scan, healthy reconstruction, map and mask.
 
         Args:
-            planes: One or several of "axial", "coronal" and "sagittal"; a row of pictures each.
-            index: Slice of the plane, counted from below, from the back or from the patient's left; that of the
-                largest finding if None, else that of the highest map values.
+            planes: One or several of "axial", "coronal" and "sagittal"; one row of pictures per plane.
+            index: Slice of the plane, counted from below, from the back or from the patient's left; if None, that
+                of the largest finding, or of the highest map values if there is no finding.
 
         Returns:
             A matplotlib figure, which a notebook shows if it is the last line of a cell.
@@ -204,7 +204,7 @@ class AnomalyResult:
         """Write maps, mask, findings and numbers as ``maediff infer`` names them.
 
         Args:
-            folder: Made if it does not exist.
+            folder: Output folder; created if it does not exist.
             stem: First part of the file names; the scan's file name without ``.nii.gz``, or "scan", if None.
 
         Returns:

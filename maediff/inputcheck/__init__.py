@@ -1,4 +1,4 @@
-"""Is a scan like those that the model knows? What can be measured of it, and what departures mean."""
+"""Check whether a scan is like those that the model knows: measures of a scan, and rules on departures."""
 
 from maediff.inputcheck.measures import HealthyScan, MapMeasures, ScanMeasures, measure_scan
 from maediff.inputcheck.rules import ACCEPTABLE, Note, as_dict, check_scan, compare, refuse, refuse_ct

@@ -93,7 +93,7 @@ class MapMeasures:
 
 @dataclass(frozen=True)
 class HealthyScan:
-    """What calibration keeps of one healthy scan."""
+    """Measurements of one healthy scan that calibration stores."""
 
     scan: ScanMeasures
     map: MapMeasures
@@ -202,7 +202,7 @@ def _tissues(found: Boxed, reference: Boxed) -> tuple[tuple[float, float, float]
 
 
 def _texture(slices: Array, mask: BoolArray, spacing_mm: tuple[float, float, float]) -> tuple[float, float]:
-    """Correlate voxels some mm apart within slices, and tell noise by third differences of neighbours."""
+    """Correlate voxels some mm apart within slices, and estimate noise from third differences of neighbours."""
     variance = float(slices[mask].var())
     if variance == 0:
         return 0.0, 0.0

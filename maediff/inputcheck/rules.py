@@ -1,4 +1,4 @@
-"""What measures of a scan mean: notes with a stable code each, and the inputs that are refused unless accepted.
+"""Rules on the measures of a scan: notes with a stable code, and inputs that are refused unless accepted.
 
 Absolute rules hold for any contrast and any model. Comparisons need what calibration stored of healthy scans; they look
 for the nearest of these, not for an average one, since a model may know several contrasts.
@@ -20,10 +20,10 @@ from maediff.working.foreground import MAX_BRAIN_ML
 
 CT, EMPTY = "ct", "empty"
 ACCEPTABLE = (WHOLE_HEAD, CT, EMPTY)
-"""Codes of what is refused unless a caller accepts it."""
+"""Codes of inputs that are refused unless a caller accepts them."""
 
 MIN_HEALTHY = 5
-"""Healthy scans from which on comparisons are made."""
+"""Least number of healthy scans for comparisons."""
 
 _MAX_ML = 3000.0  # a mask beyond this holds a head
 _AIR_HU, _SOFT_HU, _TISSUE_HU, _SPREAD_HU = -500.0, 200.0, (-20.0, 80.0), 60.0
@@ -36,14 +36,14 @@ _EQUAL = 0.1  # working units: tissues closer than this have one intensity
 
 
 class Note(NamedTuple):
-    """What the input check says about a scan: a stable code, and a sentence for people."""
+    """A note of the input check: a stable code, and a sentence for people."""
 
     code: str
     text: str
 
 
 def refuse(volume: Volume, brain: BoolArray, accept: Collection[str] = ()) -> None:
-    """Refuse what cannot be meant.
+    """Refuse inputs that must be a mistake.
 
     Args:
         volume: The scan.
@@ -83,7 +83,7 @@ def refuse_ct(volume: Volume, accept: Collection[str] = ()) -> None:
 
 
 def is_ct(data: Array) -> bool:
-    """Tell whether intensities are Hounsfield units: air, and most of the rest near water, in a narrow range.
+    """Check whether intensities are Hounsfield units: air, and most of the rest near water, in a narrow range.
 
     Args:
         data: Intensities of the whole scan (X, Y, Z).
@@ -222,13 +222,13 @@ def tissue_order(tissues: tuple[float, float, float]) -> str:
 
 
 def _flat_share(values: Array) -> float:
-    """Tell how often the most common value occurs."""
+    """Return the share of the most common value."""
     _, counts = np.unique(values, return_counts=True)
     return float(counts.max() / values.size)
 
 
 def _apart(one: ScanMeasures, other: ScanMeasures) -> float:
-    """Tell which share of two histograms does not overlap."""
+    """Return the share of two histograms that does not overlap."""
     return 0.5 * float(np.abs(np.array(one.histogram) - np.array(other.histogram)).sum())
 
 

@@ -1,4 +1,4 @@
-"""The ICBM-152 brain on a coarse grid of its own bounding box: what a scan's shape and tissues are compared with.
+"""The ICBM-152 brain on a coarse grid of its bounding box, for comparison with a scan's shape and tissues.
 
 ``template.npz`` holds it, so that no check has to resample the full template. It is derived from the ICBM 152
 nonlinear symmetric template 2009a, Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal

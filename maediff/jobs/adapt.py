@@ -31,23 +31,24 @@ from maediff.training.tune import Schedule, Tuned, tune
 log = logging.getLogger(__name__)
 _LEAST_SUBJECTS = 3
 _HELD_OUT = 0.3
-"""Share of subjects that tell when to stop, and that the threshold comes from. [ours]"""
+"""Share of subjects held out for early stopping and for the threshold. [ours]"""
 _PSEUDO_LESIONS = 0.8
 """Share of slices with pseudo-lesions for a model that learned from label maps, whose lesions real scans lack. Without
-any it would unlearn to remove them. [ours]"""
+any, it would forget how to remove them. [ours]"""
 _SUSPICIOUS = (1.25, 5.0)
-"""A scan-level score is suspicious above so many medians and so many deviations above the median. [ours]"""
+"""A scan-level score is suspicious if it exceeds both limits: a multiple of the median, and a number of deviations
+above it. [ours]"""
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """An adapted model and how it came about.
+    """An adapted model and how it was fitted.
 
     Attributes:
         folder: Its model folder.
         tuned: Steps and losses.
         calibration: Threshold of this site; None if no held-out scan is wholly healthy.
-        suspects: Scans whose score under the base is far above that of the others: do they hold lesions?
+        suspects: Scans whose score under the base is far above that of the others; they may hold lesions.
     """
 
     folder: Path
@@ -61,15 +62,15 @@ class AdaptJob:
     """Adapt a model to a few healthy scans of a site, and write an adapted model.
 
     The base is frozen; its linear and convolution layers get low-rank updates. Subjects are held out as in a training
-    (`split`, or 30 % of them); they tell when to stop and set the threshold. Slices with a lesion label are left out.
+    (`split`, or 30 % of them); they decide when to stop and set the threshold. Slices with a lesion label are left out.
 
     Attributes:
         model: Base; not an adapted model.
-        source: Healthy scans of three subjects or more.
+        source: Healthy scans of at least three subjects.
         out: Where to write the adapted model.
         rank: Rank of the updates.
         schedule: How long and how fast to train.
-        seed: Of samples, start and held-out subjects.
+        seed: Seed of the samples, the start and the choice of held-out subjects.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         split: Learn from rows of this split instead of "train".
         channel: Which `image_<channel>` column of a table.
@@ -141,7 +142,7 @@ class AdaptJob:
     def _calibrated(
         self, out: Path, healthy: Sequence[Case], on_case: Callable[[str], None] | None
     ) -> Calibration | None:
-        """Set the threshold from held-out scans; maps by place need more scans (`maediff calibrate --locations`)."""
+        """Set the threshold from held-out scans; residuals by place need more scans (`calibrate --locations`)."""
         if not healthy:
             log.warning("no held-out scan is wholly healthy: the model has no threshold; run `maediff calibrate`")
             return None
@@ -169,11 +170,11 @@ def adapt_model(  # noqa: PLR0913  the public door: a keyword per attribute of t
 
     Args:
         model: Base; not an adapted model.
-        source: Healthy scans of three subjects or more.
+        source: Healthy scans of at least three subjects.
         out: Where to write the adapted model.
         rank: Rank of the updates.
         schedule: How long and how fast to train.
-        seed: Of samples, start and held-out subjects.
+        seed: Seed of the samples, the start and the choice of held-out subjects.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         split: Learn from rows of this split instead of "train".
         channel: Which `image_<channel>` column of a table.
@@ -182,7 +183,7 @@ def adapt_model(  # noqa: PLR0913  the public door: a keyword per attribute of t
         on_step: Called with each step, and the validation loss if there is a new one.
 
     Raises:
-        ConfigError: The method has no network, or the rank fits no layer or makes too large a file.
+        ConfigError: The method has no network, or the rank fits no layer or gives too large a file.
         ModelError: The base cannot be used, or is adapted itself.
         InputError: Too few scans, or none that can be used.
         OutputError: The folder cannot be written.
@@ -230,7 +231,7 @@ def tuning_config(config: Config, seed: int) -> Config:
 def suspicious(
     predictor: Predictor, cases: Sequence[Case], on_case: Callable[[str], None] | None = None
 ) -> tuple[str, ...]:
-    """Name scans that the model scores far above the others, and warn of them: lesions must not be learned as healthy.
+    """Return scans that the model scores far above the others, with a warning: lesions must not be learned as healthy.
 
     Scans with a lesion label are left out, since their lesions are known. So are scans that cannot be read, which
     training lists.
@@ -256,7 +257,7 @@ def suspicious(
 
 
 def outliers(scores: dict[str, float]) -> tuple[str, ...]:
-    """Name the scores that are far above the others.
+    """Return the names of scores that are far above the others.
 
     Example:
         >>> outliers({"a": 0.50, "b": 0.55, "c": 0.52, "d": 1.4})

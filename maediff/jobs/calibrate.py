@@ -26,8 +26,9 @@ from maediff.working import WorkingScan
 class CalibrateJob:
     """Set a model's threshold from healthy scans and store it in the model folder.
 
-    With `locations` the model also gets their residuals by place, and its maps are in standard deviations above these
-    from then on; the threshold is that of maps which other subjects' statistics made. Without, earlier ones go.
+    With `locations` the model also stores their residuals by place, and its maps are in standard deviations above these
+    from then on. The threshold then comes from maps that use the statistics of other subjects only. Without, earlier
+    residuals by place are removed.
 
     Attributes:
         model: Model folder; the packaged model must be copied first, since packages are read-only.
@@ -88,8 +89,9 @@ def calibrate_model(  # noqa: PLR0913  the public door: a keyword per attribute 
 ) -> Calibration:
     """Set a model's threshold from healthy scans and store it in the model folder.
 
-    With `locations` the model also gets their residuals by place, and its maps are in standard deviations above these
-    from then on; the threshold is that of maps which other subjects' statistics made. Without, earlier ones go.
+    With `locations` the model also stores their residuals by place, and its maps are in standard deviations above these
+    from then on. The threshold then comes from maps that use the statistics of other subjects only. Without, earlier
+    residuals by place are removed.
 
     Args:
         model: Model folder; the packaged model must be copied first, since packages are read-only.
@@ -104,8 +106,8 @@ def calibrate_model(  # noqa: PLR0913  the public door: a keyword per attribute 
 
     Raises:
         ConfigError: ``rate`` is outside (0, 1).
-        InputError: No healthy scan, or a scan that cannot be used: a threshold must not rest on fewer than was said.
-        GeometryError: With `locations`, a scan that does not say that it lies in a template's space.
+        InputError: No healthy scan, or a scan that cannot be used: a threshold must not rest on fewer scans than given.
+        GeometryError: With `locations`, a scan whose header does not place it in a template's space.
     """
     job = CalibrateJob(
         model,

@@ -1,6 +1,6 @@
-"""Score scans: their maps, a sidecar each, `cases.tsv` and `run.json`.
+"""Score scans: write maps and a sidecar per scan, `cases.tsv` and `run.json`.
 
-Planning reads no weights, so what needs the network's packages is imported where it is used.
+Planning reads no weights, so modules that need the network's packages are imported where they are used.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class InferJob:
         device: Where to compute.
         seed: Seed of the noise.
         shard: (K, N): work on the K-th of N parts; its table is `cases-K-of-N.tsv`.
-        overwrite: Compute again what is finished.
+        overwrite: Recompute finished scans.
         preview: Also write a PNG per scan.
         split: Only rows of this split.
         channel: Which `image_<channel>` column of a table.
@@ -57,7 +57,7 @@ class InferJob:
         workers: Score the scans in this many processes on this machine, if no scheduler is given.
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: Use the threshold that the calibration records for this false-positive rate.
-        accept: Codes of input that is not refused, see :data:`maediff.inputcheck.ACCEPTABLE`.
+        accept: Codes of input checks that do not refuse a scan, see :data:`maediff.inputcheck.ACCEPTABLE`.
         participants: Only these, with or without `sub-`; runs over others may write into the same folder.
         sessions: Only these, with or without `ses-`.
     """
@@ -84,7 +84,7 @@ class InferJob:
     sessions: tuple[str, ...] = ()
 
     def plan(self) -> list[PlannedCase]:
-        """List what :meth:`run` would do, without loading weights; DICOM series become NIfTI files, as they do there.
+        """List what :meth:`run` would do, without loading weights; DICOM series are converted to NIfTI, as in a run.
 
         Raises:
             InputError: No scan found.
@@ -123,7 +123,7 @@ class InferJob:
         from maediff.inference.load import load_model
 
         alone = self.scheduler is None and self.workers is None
-        device = self.device if alone else "cpu"  # the workers have the devices
+        device = self.device if alone else "cpu"  # the devices belong to the workers
         predictor = load_model(
             self.model, device, self.overrides, threshold=self.threshold, rate=self.rate, accept=self.accept
         )
@@ -150,7 +150,7 @@ class InferJob:
         return part_of(self.shard, self.participants, self.sessions)
 
     def _search(self, config: Config) -> Search:
-        """List the scans of this part of the run, and what the source holds beside scans."""
+        """List the scans of this part of the run, and other contents of the source."""
         if holds_dicom(self.source, [self.out]):
             found = Search(tuple(dicom_cases(self.source, self.out / "scans", self.mask)))
         else:
@@ -168,7 +168,7 @@ class InferJob:
         return replace(found, cases=tuple(shard_of(cases, *self.shard)))
 
     def _clear_leftovers(self) -> None:
-        """Remove what a killed run left half-written; the files of all parts only if there is a single one."""
+        """Remove half-written files of a killed run; those of other parts only if this run has a single part."""
         shared = ("run.json", *DERIVATIVE_FILES) if self._part == (1, 1) else ()
         for name in (self._table.name, *shared):
             remove_leftovers(self.out / name)
@@ -211,11 +211,11 @@ class InferJob:
     def _record(
         self, predictor: Predictor, summary: InferSummary, left_out: Sequence[LeftOut], device: str
     ) -> dict[str, Any]:
-        """Assemble `run.json`: this job, and what came of it."""
+        """Assemble `run.json`: this job and its results."""
         calibration = predictor.calibration.to_dict() if predictor.calibration else None
         if calibration:
-            calibration["healthy"] = len(calibration["healthy"])  # what was measured of them is stored with the model
-        model = Path(self.model) if Path(self.model).exists() else self.model  # a path is stored so that it opens
+            calibration["healthy"] = len(calibration["healthy"])  # their measurements are stored with the model
+        model = Path(self.model) if Path(self.model).exists() else self.model  # stored so that it can be opened
         return run_record(
             "infer",
             asdict(self) | {"model": model},
@@ -264,7 +264,7 @@ def infer(  # noqa: PLR0913  the public door: a keyword per attribute of the job
         device: Where to compute.
         seed: Seed of the noise.
         shard: (K, N): work on the K-th of N parts; its table is `cases-K-of-N.tsv`.
-        overwrite: Compute again what is finished.
+        overwrite: Recompute finished scans.
         preview: Also write a PNG per scan.
         split: Only rows of this split.
         channel: Which `image_<channel>` column of a table.
@@ -274,7 +274,7 @@ def infer(  # noqa: PLR0913  the public door: a keyword per attribute of the job
         workers: Score the scans in this many processes on this machine, if no scheduler is given.
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: Use the threshold that the calibration records for this false-positive rate.
-        accept: Codes of input that is not refused, see :data:`maediff.inputcheck.ACCEPTABLE`.
+        accept: Codes of input checks that do not refuse a scan, see :data:`maediff.inputcheck.ACCEPTABLE`.
         participants: Only these, with or without `sub-`; runs over others may write into the same folder.
         sessions: Only these, with or without `ses-`.
         on_case: Called with the outcome of each scan.

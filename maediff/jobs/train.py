@@ -41,9 +41,9 @@ _VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev"})
 class TrainJob:
     """Train on healthy scans, calibrate on the held-out ones, and write a model folder.
 
-    Rows of `split` "train" are learned from and rows of "val" choose the weights and the threshold; if no row is named
-    so, `data.validation_fraction` of the subjects is held out. Slices that hold any of a lesion label are left out and
-    counted; scans with a label are never calibrated on.
+    Rows with `split` "train" are for training and rows with "val" for the choice of weights and the threshold. Without
+    such rows, `data.validation_fraction` of the subjects is held out. Slices that touch a lesion label are left out and
+    counted; scans with a label are never used for calibration.
 
     Attributes:
         config: Configuration.
@@ -78,11 +78,11 @@ class TrainJob:
             result = self._fit(data, device, on_progress)
             if processes.is_main():
                 self._finish(data, result, device)
-            processes.wait_for_all()  # so that the model folder is there when any of them returns
+            processes.wait_for_all()  # so that the model folder exists when any of them returns
         return self.run_dir / "model"
 
     def _read(self, on_case: Callable[[str], None] | None) -> _TrainingData:
-        """Read the slices, or the label maps of heads that slices are drawn from; the main process caches them."""
+        """Read the slices, or the label maps of heads to draw slices from; the main process caches them."""
         config = self.config
         cache = self.run_dir / "cache"
         learn: list[Case] = []
@@ -98,7 +98,7 @@ class TrainJob:
             )
             learn, held_out = split_cases(found.cases, config, self.split)
             left_out = found.left_out
-        if processes.is_main():  # now that there is something to train on
+        if processes.is_main():  # only once there is something to train on
             write_text(self.run_dir / "config.yaml", dump_yaml(config))
         with processes.main_first():
             if config.heads.enabled:
@@ -165,7 +165,7 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class _TrainingData:
-    """Scans and slices to learn from, those held out, and files left out; label maps of heads come without scans."""
+    """Training and held-out scans and slices, and files left out; label maps of heads come without scans."""
 
     learn: Sequence[Case]
     held_out: Sequence[Case]
@@ -189,9 +189,9 @@ def train(  # noqa: PLR0913  the public door: a keyword per attribute of the job
 ) -> Path:
     """Train on healthy scans, calibrate on the held-out ones, and write a model folder.
 
-    Rows of `split` "train" are learned from and rows of "val" choose the weights and the threshold; if no row is named
-    so, `data.validation_fraction` of the subjects is held out. Slices that hold any of a lesion label are left out and
-    counted; scans with a label are never calibrated on.
+    Rows with `split` "train" are for training and rows with "val" for the choice of weights and the threshold. Without
+    such rows, `data.validation_fraction` of the subjects is held out. Slices that touch a lesion label are left out and
+    counted; scans with a label are never used for calibration.
 
     Args:
         config: Configuration.
@@ -228,7 +228,7 @@ def train(  # noqa: PLR0913  the public door: a keyword per attribute of the job
 
 @contextlib.contextmanager
 def _sole_training(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder and clear away what a killed training left half-written, in the main process alone."""
+    """Lock a run folder and remove half-written files of a killed training, in the main process only."""
     if not processes.is_main():
         yield
         return
@@ -242,7 +242,7 @@ def _sole_training(run_dir: Path) -> Iterator[None]:
 
 
 def split_cases(cases: Sequence[Case], config: Config, split: str | None) -> tuple[list[Case], list[Case]]:
-    """Part cases into those to learn from and those held out, never dividing a subject.
+    """Split cases into training and held-out ones, never dividing a subject.
 
     Raises:
         InputError: Too few subjects.
@@ -265,7 +265,7 @@ def split_cases(cases: Sequence[Case], config: Config, split: str | None) -> tup
 
 
 def describe_slices(training: SliceSet | HeadSet, validation: SliceSet | HeadSet) -> str:
-    """Count what a model is trained on, in a sentence."""
+    """Describe the training data in a sentence, with counts."""
     if isinstance(training, HeadSet) or isinstance(validation, HeadSet):
         return f"slices drawn from {len(training.subjects)} label maps of heads, {len(validation.subjects)} held out"
     text = (

@@ -1,4 +1,4 @@
-"""What a method is: the protocol that training, inference and evaluation work with, whatever the method.
+"""The protocol of methods, which training, inference and evaluation use.
 
 A method trains on the samples of :class:`maediff.training.stream.SampleStream` through :meth:`Method.losses`, and
 makes slices healthy through the engine that :meth:`Method.engine` returns. A baseline without training derives from
@@ -23,7 +23,7 @@ from maediff.typing import BoolArray, FloatArray, FloatMap
 from maediff.volume import Volume
 
 Key = tuple[object, ...]
-"""What the noise of a scan depends on besides the slice index, such as (run seed, case)."""
+"""Seed of a scan's noise besides the slice index, such as (run seed, case)."""
 OnWindows = Callable[[int, int], None]
 """Progress callback, called with (windows done, windows in total)."""
 
@@ -48,7 +48,7 @@ class Healthy(NamedTuple):
 
 
 class Engine(Protocol):
-    """Make the slices of a scan healthy."""
+    """Reconstruct the healthy version of a scan's slices."""
 
     def __call__(self, slices: Tensor, mask: Tensor, key: Key, on_batch: OnWindows | None = None) -> Healthy:
         """Reconstruct slices (S, H, W) with brain (S, H, W); the noise depends on the key and the slice's index."""
@@ -73,7 +73,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def engine(self, config: Config, device: torch.device, *, bf16: bool) -> Engine:
-        """Return what makes slices healthy with this network.
+        """Return the engine that reconstructs healthy slices with this network.
 
         Args:
             config: The configuration it was trained with, overrides included.

@@ -78,7 +78,7 @@ def check_trainable(config: Config) -> None:
 
 
 def network_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Tell the shapes of a trained method's tensors without taking memory for them, whatever the sizes.
+    """Return the shapes of a trained method's tensors without allocating them.
 
     Args:
         config: Configuration of a method with a network.

@@ -22,7 +22,7 @@ class DDPM(WholeSliceMethod):
     `diffusion.noise` is Gaussian or simplex, `diffusion.sampler` the full chain (ancestral, AnoDDPM's), DDIM, or the
     single-step estimate (pDDPM's way to test). `diffusion.variance` may be fixed or learned, and
     `diffusion.bound_weight` adds the variational bound, through which only the variance learns (the hybrid loss of
-    Nichol and Dhariwal 2021) where the variance is learned.
+    Nichol and Dhariwal 2021) if the variance is learned.
 
     Differences from AnoDDPM: MONAI's U-Net, the objective and schedule of the configuration (theirs: eps, linear), the
     timesteps of `diffusion.train_timesteps`, brains scaled by percentiles.
@@ -73,7 +73,7 @@ class DDPM(WholeSliceMethod):
         return diffusion.x0_from(self.kind.objective, prediction, x_t, abar_t, abar_s), share
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Run the network: its prediction and, where it is learned, the share of the variance."""
+        """Run the network: its prediction and, if it is learned, the share of the variance."""
         output = self.net(x_t, t, condition).float()
         prediction = output[:, :1] + x_t if self.skip else output[:, :1]
         return prediction, output[:, 1:] if self.learned else None
@@ -86,7 +86,7 @@ class DDPM(WholeSliceMethod):
         """Learn from a training step without a gradient; plain DDPM has nothing to learn so."""
 
     def _bound(self, prediction: Tensor, share: Tensor | None, noised: Noised) -> Tensor:
-        """Average the bound's term over pixels; where the variance is learned, the mean learns nothing from it."""
+        """Average the bound's term over pixels; if the variance is learned, the mean learns nothing from it."""
         estimate = estimate_of(self.kind, prediction, noised)
         levels = (noised.abar_t, noised.abar_s)
         least = variational.step_variance("posterior", self.abar[2], self.abar[1])

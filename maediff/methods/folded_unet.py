@@ -16,7 +16,7 @@ class FoldedUNet(nn.Module):
         config: Widths and depths.
         channels: (in, out) channels of the images.
         patch: Pixels folded; those of the configuration if None.
-        embedding: Size of a vector a slice that is added to the embedding of the timestep; 0: none.
+        embedding: Size of a vector per slice that is added to the embedding of the timestep; 0: none.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class FoldedUNet(nn.Module):
 
 
 def unet_multiple(config: ModelConfig) -> int:
-    """Tell what the sides of a slice must be multiples of for :class:`FoldedUNet`."""
+    """Return the number that the sides of a slice must be multiples of for :class:`FoldedUNet`."""
     return int(config.patch * 2 ** (len(config.channels) - 1))
 
 

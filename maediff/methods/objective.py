@@ -1,4 +1,4 @@
-"""What every diffusion model is trained on and sampled with: noising a batch, its loss, the sampler's timesteps."""
+"""Shared parts of the diffusion models: noising a batch, its loss, and the sampler's timesteps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def denoising_loss(
     *,
     outside_weight: float = 0.0,
 ) -> Tensor:
-    """Compute the loss of a prediction inside the mask, and with a weight of its own in the rest of the brain.
+    """Compute the loss of a prediction inside the mask, and with another weight in the rest of the brain.
 
     `lesion_weight` adds the error inside pseudo-lesions, in which a small lesion counts as much as a large one: in the
     average over the patch a spot of ten pixels goes unnoticed. `outside_weight` lets the loss see the whole brain: the
@@ -55,7 +55,7 @@ def denoising_loss(
     Args:
         kind: Objective and loss.
         prediction: (B, C, H, W) float32.
-        noised: What the network saw.
+        noised: Input of the network.
         image: The image before noising, pseudo-lesions included.
         lesion_weight: `train.lesion_weight`.
         outside_weight: `train.outside_weight`.

@@ -39,7 +39,7 @@ class WholeSliceMethod(Method):
 
     @abstractmethod
     def reconstruct(self, images: Tensor, brain: Tensor, t: int, draw: Draw) -> Tensor:
-        """Make slices healthy.
+        """Reconstruct the healthy version of slices.
 
         Args:
             images: (B, 1, H, W) float32, -1 outside the brain.

@@ -1,4 +1,4 @@
-"""From raw head scans to model-ready ones, each step recorded and invertible."""
+"""Prepare raw head scans for models, with each step recorded and invertible."""
 
 from maediff.rawhead.prepare import prepare_cohort
 from maediff.rawhead.restore import restore_cohort, restore_map

@@ -1,4 +1,4 @@
-"""Where a prepared scan lies: on the template's grid, or on its own turned to RAS axes; how intensities get there."""
+"""Grids of prepared scans, either the template's or the scan's own in RAS axes, and resampling to them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a prepared scan lies: affine, shape, code of its space, and prepared RAS mm to raw RAS mm (4, 4)."""
+    """Geometry of a prepared scan: affine, shape, code of its space, and prepared RAS mm to raw RAS mm (4, 4)."""
 
     affine: Array
     shape: Shape
@@ -54,7 +54,7 @@ def lay_grid(volume: Volume, to_scan: Array | None, register: str, spacing_mm: f
 
 
 def space_code(register: str) -> str:
-    """Tell NIfTI's code of the space that scans are brought to."""
+    """Return the NIfTI code of the space of the prepared scans."""
     return "scanner" if register == "none" else "mni"
 
 

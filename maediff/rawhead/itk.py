@@ -31,7 +31,7 @@ _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True)
 class Target:
-    """What a scan is registered to: intensities and brain (X, Y, Z), and the affine to RAS mm."""
+    """Target of a registration: intensities and brain (X, Y, Z), and the affine to RAS mm."""
 
     data: Array
     brain: BoolArray
@@ -83,7 +83,7 @@ def correct_bias(data: Array, affine: Array, mask: BoolArray | None = None) -> t
     Args:
         data: Intensities (X, Y, Z).
         affine: Voxel index to RAS mm (4, 4).
-        mask: Where the field is estimated; Otsu's foreground where None.
+        mask: Where the field is estimated; Otsu's foreground if None.
 
     Returns:
         The corrected scan and the field (X, Y, Z), float32; their product is the input.
@@ -110,8 +110,8 @@ def register(data: Array, affine: Array, brain: BoolArray | None, name: str) -> 
     Args:
         data: Intensities (X, Y, Z), best bias-corrected.
         affine: Voxel index to RAS mm (4, 4).
-        brain: Brain where it is known; a head is started from its crown.
-        name: What messages call the scan.
+        brain: Brain if it is known; a head is started from its crown.
+        name: Name of the scan in messages.
 
     Returns:
         Template RAS mm to scan RAS mm (4, 4).
@@ -135,7 +135,7 @@ def register(data: Array, affine: Array, brain: BoolArray | None, name: str) -> 
         full.SetMatrix(rigid.GetMatrix())
         full.SetTranslation(rigid.GetTranslation())
         _optimise(atlas, moving, full, ((4, 4.0, 0.5), (2, 2.0, 0.3), (1, 0.0, 0.1)), step_mm=1.0)
-    except RuntimeError as error:  # what SimpleITK raises for everything
+    except RuntimeError as error:  # SimpleITK's only error type
         raise InputError(f"{name} could not be registered to the template: {_reason(error)}; {_ADVICE}") from error
     matrix = _matrix(full)
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
@@ -154,7 +154,7 @@ def register_rigid(fixed: Target, data: Array, affine: Array, name: str) -> Arra
         fixed: The scan whose brain is known.
         data: The other scan (X, Y, Z), of any contrast.
         affine: Its voxel index to RAS mm (4, 4).
-        name: What messages call it.
+        name: Its name in messages.
 
     Returns:
         RAS mm of the first to RAS mm of the other (4, 4).
@@ -178,7 +178,7 @@ def check_shear(affine: Array, name: str) -> None:
 
     Args:
         affine: Voxel index to RAS mm (4, 4).
-        name: What messages call the scan.
+        name: Name of the scan in messages.
 
     Raises:
         InputError: Two axes are further from a right angle than :data:`MAX_SHEAR_DEGREES`.

@@ -1,4 +1,4 @@
-"""Which brain mask a raw scan gets, and whether it can be trusted."""
+"""Choose the brain mask of a raw scan, and check it."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ TOOLS: dict[str, Tool] = {
 
 
 def choose_method(asked: str, *, given: bool, stripped: bool) -> Method:
-    """Choose where the brain mask comes from.
+    """Choose the source of the brain mask.
 
-    ``auto`` takes the first that is there: given, stripped, extraction; the others must be asked for.
+    ``auto`` takes the first available of given, stripped and extraction; the others must be requested.
 
     Raises:
         ConfigError: An unknown method, or one that this scan or machine does not have.
@@ -88,7 +88,7 @@ def choose_method(asked: str, *, given: bool, stripped: bool) -> Method:
 
 
 def run_tool(method: str, volume: Volume) -> BoolArray:
-    """Let the user's program find the brain; intensities and geometry are all that it gets.
+    """Run the user's program to find the brain; it gets intensities and geometry only.
 
     Raises:
         InputError: It failed or wrote no mask.
@@ -129,15 +129,15 @@ def template_mask(
 
 
 def check_mask(mask: BoolArray, voxel_mm3: float, expected: BoolArray | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Judge a brain mask by volume, holes, parts and overlap with the template's brain.
+    """Check a brain mask by volume, holes, parts and overlap with the template's brain.
 
     Args:
         mask: Brain (X, Y, Z).
         voxel_mm3: Volume of a voxel, mm3.
-        expected: The template's brain on the same voxels, or None where nothing was registered.
+        expected: The template's brain on the same voxels, or None if nothing was registered.
 
     Returns:
-        What was measured, and warnings that say what to look at.
+        Measurements, and warnings that say what to check.
     """
     size = int(np.count_nonzero(mask))
     if size == 0:

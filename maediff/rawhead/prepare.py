@@ -1,4 +1,4 @@
-"""Many raw scans: each becomes a model-ready scan with its mask and sidecar; one bad scan never stops the others."""
+"""Prepare many raw scans: write a model-ready scan, mask and sidecar each; one bad scan never stops the others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _COLUMNS = ("mask", "label", "subject", "session", "split")
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """What became of one raw scan; a row of ``prepare.tsv``."""
+    """Outcome of one raw scan; a row of ``prepare.tsv``."""
 
     case: str
     status: Literal["done", "skipped", "failed"]
@@ -57,7 +57,7 @@ class PrepareSummary:
 
 @dataclass(frozen=True)
 class PreparedFiles:
-    """Where the files of a case go."""
+    """Paths of the files of a case."""
 
     image: Path
     mask: Path
@@ -89,23 +89,23 @@ def prepare_cohort(  # noqa: PLR0913  a public function: a keyword per option
 ) -> PrepareSummary:
     """Turn raw head scans into model-ready ones.
 
-    The output folder holds, per scan, the prepared scan, its brain mask, its lesion mask where one is given, a sidecar
+    The output folder holds, per scan, the prepared scan, its brain mask, its lesion mask if one is given, a sidecar
     that records every step, and the brain mask on the raw voxels; ``cases.csv`` (what train, calibrate and infer
-    take), ``prepare.tsv`` (what became of each scan) and ``run.json``.
+    take), ``prepare.tsv`` (outcome of each scan) and ``run.json``.
 
     Args:
         source: NIfTI file, folder, CSV/TSV table, BIDS data set, or folder of DICOM series; these are first converted
             into ``raw`` of the output folder.
         out: Output folder.
-        settings: Which steps; the defaults where None.
+        settings: Steps to run; the defaults if None.
         mask: Brain mask of a single scan.
         channel: The only ``image_<channel>`` column wanted of a table; without it, all of them are brought to the grid
             and the brain of the first, to which mask and label belong.
-        series: DICOM Series Number, where folders hold several series.
+        series: DICOM Series Number, if folders hold several series.
         pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
-        overwrite: Prepare again what is finished.
+        overwrite: Prepare finished scans again.
         on_start: Called once with the number of scans, before the first is prepared.
-        on_case: Told the outcome of each scan.
+        on_case: Called with the outcome of each scan.
 
     Raises:
         InputError: No scan found.

@@ -1,4 +1,4 @@
-"""The way back: what was computed on a prepared scan, on the voxels of the raw one."""
+"""Bring results on a prepared scan back to the voxels of the raw scan."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def restore_map(values: Array, sidecar: dict[str, Any], raw: Volume, order: int 
 
     Args:
         values: On the prepared voxels (X, Y, Z).
-        sidecar: What ``<case>_prepare.json`` holds.
+        sidecar: Content of ``<case>_prepare.json``.
         raw: The raw scan; it must be the one that was prepared.
         order: 1 linear, 0 nearest (masks).
 
@@ -145,7 +145,7 @@ def _restored(
 
 
 def _untold(output: OutputCase, sidecar: dict[str, Any]) -> list[str]:
-    """List what prepare noted of a scan and its maps' sidecar does not say yet: earlier versions did not carry it."""
+    """List the notes of prepare that the maps' sidecar lacks, since earlier versions did not carry them."""
     return [str(note) for note in sidecar.get("notes", ()) if str(note) not in output.notes]
 
 

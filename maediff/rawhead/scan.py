@@ -1,4 +1,4 @@
-"""One raw scan: bias, registration, brain mask, grid and scale; everything that the way back needs is kept."""
+"""Prepare one raw scan: bias, registration, brain mask, grid and scale, with all that restoring needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHOICES = {"bias": ("n4", "none"), "register": ("none", "rigid", "affine")}
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What is done to each scan.
+    """Preparation steps for each scan.
 
     Attributes:
         bias: ``n4`` or ``none``.
@@ -72,8 +72,8 @@ class PreparedScan:
         mask: Brain on the new grid.
         native_mask: Brain on the raw scan's grid.
         to_native: Prepared RAS mm to raw RAS mm (4, 4).
-        record: What was done and measured, for the sidecar.
-        warnings: What a person should look at.
+        record: Steps and measurements, for the sidecar.
+        warnings: Warnings for the user.
     """
 
     volume: Volume
@@ -89,7 +89,7 @@ def prepare_scan(volume: Volume, mask: BoolArray | None, settings: PrepareSettin
 
     Args:
         volume: The raw scan.
-        mask: Brain mask on its voxels, where one is given.
+        mask: Brain mask on its voxels, if one is given.
         settings: Which steps.
 
     Raises:
@@ -133,7 +133,7 @@ def finish_scan(
     steps: dict[str, Any],
     notes: tuple[str, ...],
 ) -> PreparedScan:
-    """Scale the intensities of a resampled scan, clear what is no brain, and put the record together.
+    """Scale the intensities of a resampled scan, clear voxels outside the brain, and assemble the record.
 
     Args:
         volume: The raw scan.
@@ -142,7 +142,7 @@ def finish_scan(
         grid: The prepared grid.
         settings: Which steps.
         steps: What was done before, for the record.
-        notes: What a person should be told.
+        notes: Notes for the user.
 
     Raises:
         InputError: The brain has no contrast.
@@ -164,7 +164,7 @@ def finish_scan(
 
 
 def _stripped(settings: PrepareSettings, volume: Volume) -> bool:
-    """Look for a skull only where the answer matters."""
+    """Check for a skull only if the result matters."""
     return settings.mask_from == "auto" and looks_stripped(volume)
 
 
@@ -176,7 +176,7 @@ def resample_label(label: Array, prepared: PreparedScan, raw: Volume) -> BoolArr
 
 
 def _known_mask(method: str, mask: BoolArray | None, volume: Volume) -> tuple[BoolArray | None, tuple[str, ...]]:
-    """Find the brain on the scan's own voxels, unless the template is to show it, and say what to look at."""
+    """Find the brain on the scan's own voxels, unless the template gives it, with warnings."""
     if method == "given":
         return mask, ()
     if method == "stripped":

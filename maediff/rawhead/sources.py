@@ -1,4 +1,4 @@
-"""What there is to prepare: scans of one channel or of several, as NIfTI files, or DICOM series that become such."""
+"""Scans to prepare: of one channel or several, as NIfTI files or as DICOM series that are converted."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class RawScan:
     """A scan to prepare.
 
     Attributes:
-        name: What it is called.
-        channels: Its channels, of which the first leads; empty where it cannot be prepared.
+        name: Its name.
+        channels: Its channels, of which the first leads; empty if it cannot be prepared.
         problem: Why it cannot be prepared.
     """
 
@@ -52,7 +52,7 @@ def raw_scans(
         folder: Where DICOM series go as NIfTI files.
         mask: Brain mask of a single scan.
         channel: The only channel wanted, of several.
-        series: DICOM Series Number, where folders hold several series.
+        series: DICOM Series Number, if folders hold several series.
         pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
 
     Raises:

@@ -35,7 +35,7 @@ def unit_chart(x: Array, y: Array, labels: tuple[str, str], *, chance: tuple[flo
         x: Values from 0 to 1.
         y: Values from 0 to 1.
         labels: Of the axes.
-        chance: Heights at x = 0 and x = 1 of the line that guessing gives.
+        chance: Heights of the chance line at x = 0 and x = 1.
 
     Returns:
         SVG; labels are escaped.
@@ -63,7 +63,7 @@ def unit_chart(x: Array, y: Array, labels: tuple[str, str], *, chance: tuple[flo
 
 
 def strip_chart(groups: Sequence[Group], unit: str, width: int = 640) -> str:
-    """Draw one row of dots a group on a shared axis from zero up.
+    """Draw one row of dots per group on a shared axis that starts at zero.
 
     Args:
         groups: Rows, from the top.

@@ -36,7 +36,7 @@ def distribution(cases: Sequence[OutputCase], record: Mapping[str, Any], truths:
         truths: Reference, if there is one.
 
     Returns:
-        SVG, or None where no scan has a score.
+        SVG, or None if no scan has a score.
     """
     kinds: dict[str, list[tuple[str, float]]] = {}
     for case in cases:
@@ -54,7 +54,7 @@ def placed_among_healthy(case: OutputCase, record: Mapping[str, Any]) -> str | N
     """Draw one scan's score below those of the healthy calibration scans.
 
     Returns:
-        SVG, or None where the run's calibration is unknown or not that of this scan's map.
+        SVG, or None if the run's calibration is unknown or not that of this scan's map.
     """
     scores = healthy_scores(record)
     same = (record.get("hashes") or {}).get("model") == case.sidecar.get("model_hash")
@@ -65,7 +65,7 @@ def placed_among_healthy(case: OutputCase, record: Mapping[str, Any]) -> str | N
 
 
 def healthy_scores(record: Mapping[str, Any]) -> list[float]:
-    """Scores of the healthy calibration scans, from ``run.json``; empty where it has none."""
+    """Scores of the healthy calibration scans, from ``run.json``; empty if it has none."""
     calibration = record.get("calibration")
     return [float(score) for score in calibration.get("case_scores", [])] if isinstance(calibration, Mapping) else []
 

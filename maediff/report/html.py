@@ -1,4 +1,4 @@
-"""One self-contained HTML file: what was found, how good it is, how it was made, what to do next."""
+"""Write one self-contained HTML file with findings, metrics, settings and advice."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def write_report(  # noqa: PLR0913  a public function: a keyword per option
     Args:
         out_dir: What ``maediff infer`` wrote.
         report_path: File to write.
-        reference: Table or folder with the truth: shown in the pictures and, where ``metrics`` is not given, measured.
+        reference: Table or folder with the truth: shown in the pictures and, if ``metrics`` is not given, evaluated.
         metrics: Content of ``metrics.json``, that file, or its folder (then scan by scan as well).
         table: Methods to compare, ``{method: {lesion kind: {"auroc", "auprc", "dice", "dice_oracle"}}}``; with
             "lesion_share" a row tells what chance reaches.
@@ -184,13 +184,13 @@ def write_report(  # noqa: PLR0913  a public function: a keyword per option
 
 
 def card_notes(case: OutputCase) -> list[str]:
-    """List what stands at the top of a scan's card: what a reader must know before looking at its map."""
+    """List the notes at the top of a scan's card, which a reader must know before looking at its map."""
     texts = [without_names(text) for text in case.notes]
     return [f"{text[:1].upper()}{text[1:]}" for text in texts]
 
 
 def complete_tables(cases: Sequence[OutputCase], truths: Reference | None, gallery: Gallery) -> dict[str, str]:
-    """Write the table of findings of each scan that has none yet, and of all if a reference tells the overlaps.
+    """Write missing tables of findings, and all tables if a reference gives the overlaps.
 
     Args:
         cases: Finished cases.
@@ -198,7 +198,7 @@ def complete_tables(cases: Sequence[OutputCase], truths: Reference | None, galle
         gallery: Findings that are measured already.
 
     Returns:
-        Name of each case's table; none where a person chose the threshold.
+        Name of each case's table; none if a person chose the threshold.
     """
     names = {}
     for case in cases:
@@ -223,7 +223,7 @@ def _findings(case: OutputCase, truths: Reference | None) -> Findings | None:
 
 
 def _above_healthy(case: OutputCase, record: Mapping[str, Any]) -> str:
-    """Say how the scan's score compares with healthy scans; empty if that is not known."""
+    """Describe how the scan's score compares with healthy scans; empty if unknown."""
     scans = case.sidecar.get("healthy_scans") or len(healthy_scores(record))
     return among_healthy(case.sidecar.get("score_percentile"), scans, case.sidecar.get("calibration_suspended"))
 
@@ -246,7 +246,7 @@ def _share(percent: float) -> str:
 
 
 def format_number(value: Any, digits: int = 3) -> str:
-    """Show a number with fixed decimals, and a dash where there is none.
+    """Show a number with fixed decimals, and a dash if there is none.
 
     Example:
         >>> format_number(0.12345), format_number(None), format_number(float("nan"), 1)
@@ -269,7 +269,7 @@ def _rank(case: OutputCase) -> tuple[bool, float, str]:
 def _measured(
     out_dir: Path, reference: Path | None, metrics: Mapping[str, Any] | Path | None, choice: Choice | None
 ) -> Evaluation | None:
-    """Compare with the truth where there is one; given metrics need no intervals again, and may be all there is."""
+    """Compare with the truth if there is one; given metrics need no intervals again, and may be all there is."""
     if reference is None:
         return None
     if metrics is None:
@@ -334,7 +334,7 @@ def _scale(cases: Sequence[OutputCase], top: float) -> dict[str, Any]:
 
 
 def _scope(cases: Sequence[OutputCase]) -> dict[str, str]:
-    """What the card of the model says of its use; empty without a scan."""
+    """Return the scope from the model's card; empty without a scan."""
     stated = [Scope(**{name: _stated(case, name) for name in _SCOPE}) for case in cases]
     return {
         label: " / ".join(dict.fromkeys(getattr(scope, name) for scope in stated))
@@ -349,7 +349,7 @@ def _stated(case: OutputCase, name: str) -> str:
 
 
 def _facts(cases: Sequence[OutputCase]) -> dict[str, str]:
-    """What the sidecars agree on; where they differ, how many values there are."""
+    """Return the facts that all sidecars share, or the number of different values."""
     names = {
         "model_hash": "Model hash",
         "config_hash": "Configuration hash",
@@ -377,7 +377,7 @@ def _summary(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _with_chance(figures: Mapping[str, Any], key: str) -> dict[str, Any] | None:
-    """A metric with what guessing reaches, None where that is not known."""
+    """Return a metric with its chance level, None if unknown."""
     found = figures.get(key)
     return {**found, "chance": chance_level(figures, key)} if found else None
 
@@ -393,7 +393,7 @@ def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def _own_table(figures: Mapping[str, Any]) -> Table:
-    """This run as the only method, where the reference tells lesion kinds apart."""
+    """This run as the only method, if the reference tells lesion kinds apart."""
     kinds = figures.get("by_lesion") or {}
     columns = {
         kind: {name: values.get(f"voxel.{name}", {}).get("mean") for name in (*METRICS, _SHARE)}
@@ -427,7 +427,7 @@ def _methods(table: Table) -> dict[str, Any]:
 
 
 def _chance(table: Table, kind: str, name: str) -> float | None:
-    """What guessing reaches on the scans of a lesion kind, if a method's row tells their share of lesion voxels."""
+    """Return the chance level on the scans of a lesion kind, if a method's row gives their share of lesion voxels."""
     share = next((row[kind][_SHARE] for row in table.values() if row.get(kind, {}).get(_SHARE) is not None), None)
     return _finite(chance_level({f"voxel.{_SHARE}": {"mean": share}}, f"voxel.{name}"))
 
@@ -437,7 +437,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """``run.json`` as sections of name and value; empty where there is none. Single scores are drawn, not listed."""
+    """``run.json`` as sections of name and value; empty if there is none. Single scores are drawn, not listed."""
     sections: dict[str, dict[str, str]] = {"run": {}}
     for name, value in record.items():
         if isinstance(value, Mapping):
@@ -460,7 +460,7 @@ def _text(value: Any) -> str:
 
 
 def _next_steps(cases: Sequence[OutputCase], figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Advice as (text, command) pairs, what is most urgent first."""
+    """Return advice as (text, command) pairs, the most urgent first."""
     failed = sum(case.status not in FINISHED for case in cases)
     without = [case for case in cases if case.finished and case.threshold is None]
     suspended = any(case.sidecar.get("calibration_suspended") for case in without)

@@ -1,4 +1,4 @@
-"""What the page draws of each scan: sheets of slices in three planes, the places to look at, and its findings."""
+"""Contents of the page for each scan: sheets of slices in three planes, the places to look at, and its findings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MAX_LISTED = 200  # findings on a card; the table beside the maps has all
 
 @dataclass(frozen=True)
 class Card:
-    """What the page shows of one scan.
+    """Content of the page for one scan.
 
     Attributes:
         data: Plain values for JSON, from which the page draws.
@@ -114,7 +114,7 @@ def build_gallery(cases: Sequence[OutputCase], reference: Reference | None, top:
 
 
 def colour_top(cases: Sequence[OutputCase]) -> float:
-    """End the colour scale that all scans of a run share, in report, viewer and previews."""
+    """Return the upper end of the colour scale that all scans of a run share, in report, viewer and previews."""
     thresholds = [case.threshold for case in cases if case.threshold is not None]
     return scale_top([case.score for case in cases], max(thresholds, default=None))
 
@@ -178,7 +178,7 @@ def measure_findings(case: OutputCase, volume: Volume, layers: Layers) -> tuple[
 
 
 def _brain(case: OutputCase, volume: Volume) -> BoolArray:
-    """Find the brain that a scan was scored in; if its mask is gone, that is where the map is not zero."""
+    """Find the brain that a scan was scored in; if its mask is missing, use the voxels where the map is not zero."""
     try:
         return brain_of(case, None, volume)[0]
     except MAEDiffError:
@@ -186,7 +186,7 @@ def _brain(case: OutputCase, volume: Volume) -> BoolArray:
 
 
 def read_layers(case: OutputCase, volume: Volume, reference: Reference | None) -> tuple[dict[str, Any], str]:
-    """Read the volumes (X, Y, Z) of a case, as far as there are any, and say what is amiss.
+    """Read the available volumes (X, Y, Z) of a case, and describe problems.
 
     Args:
         case: A finished case.
@@ -224,7 +224,7 @@ def read_layers(case: OutputCase, volume: Volume, reference: Reference | None) -
 
 
 def _places(values: Array, affine: Array, findings: Findings | None, lesions: Findings | None) -> list[dict[str, Any]]:
-    """Where a reader looks first: name and canonical voxel; the first one is where the pictures start."""
+    """Return the places to look at first, by name and canonical voxel; the pictures start at the first."""
 
     def at(name: str, voxel: tuple[int, int, int]) -> dict[str, Any]:
         return {"name": name, "at": list(canonical_index(voxel, affine, values.shape))}

@@ -1,4 +1,4 @@
-"""One picture a scan: scan, healthy reconstruction, anomaly map and mask at the most anomalous slice."""
+"""One picture per scan: scan, healthy reconstruction, anomaly map and mask at the most anomalous slice."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_preview(result: AnomalyResult, path: Path) -> None:
 
 
 def preview_top(result: AnomalyResult) -> float:
-    """End the colour scale where report and viewer end it: see :func:`~maediff.report.figures.scale_top`."""
+    """Return the upper end of the colour scale of report and viewer: :func:`~maediff.report.figures.scale_top`."""
     return scale_top([result.score], result.threshold)
 
 
@@ -82,7 +82,7 @@ def colour_bar(width: int, top: float, threshold: float | None, units: str) -> B
 
 
 def preview_panels(result: AnomalyResult) -> list[ByteArray]:
-    """Draw scan, reconstruction and map, and the mask over the scan where there is one: each (H, W, 3)."""
+    """Draw scan, reconstruction and map, and the mask over the scan if there is one: each (H, W, 3)."""
     affine = result.volume.affine
 
     def planes(data: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Sheets: many slices of a plane tiled into one picture, which the page cuts apart again."""
+"""Sheets: many slices of a plane tiled into one picture, which the page splits again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from maediff.typing import Array, ByteArray
 
 LEVELS = 127
-"""Steps of the threshold slider, and levels of a map in a sheet: few enough to pack well, more than eyes tell apart."""
+"""Steps of the threshold slider, and levels of a map in a sheet: few enough to pack well, more than eyes see."""
 
 MASK_BIT, TRUTH_BIT = 85, 170  # grey levels of a label sheet; both together are 255
 _JPEG_QUALITY = 88

@@ -1,4 +1,4 @@
-"""Random changes of training slices: augmentation. All ours."""
+"""Augmentation: random changes of training slices. [ours]"""
 
 from __future__ import annotations
 

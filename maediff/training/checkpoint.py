@@ -1,4 +1,4 @@
-"""Resume state: what a run needs to continue exactly, written atomically and read without unpickling code."""
+"""Resume state: all that a run needs to continue exactly, written atomically and read without unpickling code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class TrainState:
-    """Progress of a run. Samples depend on the step alone, so no state of a generator is needed.
+    """Progress of a run. Samples depend only on the step, so no generator state is needed.
 
     Attributes:
         step: Steps done.
@@ -48,7 +48,7 @@ def save_state(path: Path, state: TrainState) -> None:
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as stream:
             torch.save(vars(state), stream)
-    except RuntimeError as error:  # torch's writer hides which error of the system it met
+    except RuntimeError as error:  # torch's writer hides the system's error
         if isinstance(error.__context__, OSError):
             raise cannot_write(path, error.__context__) from error
         reason = str(error).splitlines()[0]

@@ -1,8 +1,8 @@
 """DISYRE's synthetic anomalies: shape x foreign texture x a shift that touches some tissues only.
 
 After Naval Marimont et al. (ISBI 2024, MICCAI 2024): `x_t = (1 - a m) x0 + a m x_foreign` with a shape `m` and a
-severity `a`. Their slices have 128 x 128 pixels, and so lengths here are in parts of 128. Written from descriptions of
-the papers; what those leave open is labelled [ours].
+severity `a`. Their slices have 128 x 128 pixels, so lengths here are relative to 128. Written from descriptions of the
+papers; choices that they leave open are labelled [ours].
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from maediff.diffusion.noise import chance, coarse_noise, uniform
 
 _SIDE = 128
-"""Pixels per side of a slice that the lengths below are for."""
+"""Pixels per side of the slice that the lengths below refer to."""
 _SIZE = (10.0, 44.0)
 """Sides of boxes and diameters of spheres, pixels of 128."""
 _TURN = 15.0
-"""Boxes are turned by up to so many degrees."""
+"""Largest rotation of boxes, degrees."""
 _GRAIN = (6, 24)
 """Grain of random blobs, pixels of 128. [ours]"""
 _BLOBS = (0.03, 0.3)
@@ -30,23 +30,23 @@ _BLURRED = 0.7
 _RIM = (1.0, 4.0)
 """Standard deviation of the blur of a rim, pixels of 128. [ours]"""
 _SHIFT = 1.0
-"""Largest shift of intensities, either way, in working units. That these are its units is our reading. [ours]"""
+"""Largest shift of intensities, either way, in working units. The units are our reading. [ours]"""
 CLUSTERS = 5
-"""Intensity clusters, of which a shift touches some."""
+"""Number of intensity clusters, some of which are shifted."""
 _ROUNDS = 10
 
 
 def corrupt(
     clean: Tensor, brain: Tensor, foreign: tuple[Tensor, Tensor], rng: torch.Generator, *, severity: float, clip: float
 ) -> Tensor:
-    """Put one anomaly into a healthy slice: `(1 - a m) x0 + a m x_foreign`.
+    """Insert one anomaly into a healthy slice: `(1 - a m) x0 + a m x_foreign`.
 
     Args:
         clean: x0 (1, H, W), -1 outside the brain.
         brain: (1, H, W) bool.
         foreign: Another healthy slice and its brain, of the same shapes.
         rng: Source of randomness.
-        severity: a, 0 to 1; 0 leaves the slice as it is.
+        severity: a, 0 to 1; 0 leaves the slice unchanged.
         clip: Upper limit of intensities.
 
     Returns:
@@ -64,7 +64,7 @@ def corrupt(
 
 
 def draw_shape(brain: Tensor, rng: torch.Generator) -> Tensor:
-    """Draw a box, a sphere's slice or random blobs, a third each, seven in ten with a blurred rim.
+    """Draw a box, a sphere's slice or random blobs with equal probability, seven in ten with a blurred rim.
 
     Args:
         brain: (1, H, W) bool; a box or a sphere has its centre in it, blobs cover a share of it.
@@ -93,7 +93,7 @@ def matched_texture(clean: Tensor, foreign: Tensor, foreign_brain: Tensor, where
     Args:
         clean: (1, H, W).
         foreign: Another slice (1, H, W).
-        foreign_brain: Its brain (1, H, W) bool; where it has none, `clean` stays.
+        foreign_brain: Its brain (1, H, W) bool; if it has none, `clean` stays.
         where: (1, H, W) bool, pixels to match.
     """
     both = where & foreign_brain

@@ -41,7 +41,7 @@ _VALIDATION_SAMPLES = 64
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands; `val_loss` is None between validations."""
+    """Progress of a run; `val_loss` is None between validations."""
 
     step: int
     max_steps: int
@@ -53,7 +53,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class FitResult:
-    """Best averaged weights of a run and how it went; `pace` is None where no step was left to do."""
+    """Best averaged weights of a run and how it went; `pace` is None if no steps were left."""
 
     weights: Weights
     best_loss: float
@@ -62,7 +62,7 @@ class FitResult:
 
 
 class Losses(nn.Module):
-    """A method whose forward pass is its losses, as the wrapper of distributed training needs it."""
+    """A method whose forward pass computes its losses, as the wrapper of distributed training needs it."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Losses(nn.Module):
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """Linear warm-up, then half a cosine down to 1 % of `train.lr` at `train.max_steps`."""
+    """Return the learning rate: linear warm-up, then half a cosine down to 1 % of `train.lr` at `train.max_steps`."""
     train = config.train
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
@@ -100,8 +100,8 @@ def fit(
         training: Healthy slices to learn from.
         validation: Healthy slices of other subjects, which choose the best averaged weights.
         run_dir: Gets `log.csv` and `checkpoints/last.pt`.
-        device: Where to compute (one process); several processes place themselves.
-        resume: Continue from `checkpoints/last.pt` where there is one.
+        device: Where to compute (one process); with several processes, each places itself.
+        resume: Continue from `checkpoints/last.pt` if there is one.
         initial: Weights to start from, of the same network; random ones if None.
         on_progress: Called at the first step and at every logged one.
 
@@ -146,7 +146,7 @@ class _Run:
         self.log = LossLog(run_dir / "log.csv", self.state.step, self.accelerator.is_main_process)
 
     def start_from(self, weights: Weights) -> None:
-        """Take over the weights of a trained network.
+        """Load the weights of a trained network.
 
         Raises:
             ModelError: They belong to another network.
@@ -182,7 +182,7 @@ class _Run:
                     self._report(Progress(step, train.max_steps, float(loss), val_loss, speed, 0), on_progress)
                     self.log.write(step, float(loss), float(mae_loss), val_loss, self._lr(), float(norm), speed)
                     self._track(step, loss, val_loss)
-                elif step == start_step + 1:  # so that the time left is known from the first step on
+                elif step == start_step + 1:  # so that the time left is known from the first step
                     speed = self.batch / watch.seconds
                     self._report(Progress(step, train.max_steps, float(loss), None, speed, 0), on_progress)
                 stopped = stopped or (bool(stop) and not processes.several())
@@ -196,7 +196,7 @@ class _Run:
         return FitResult(self.state.best, self.state.best_loss, self.state.step, pace)
 
     def _pace(self, watch: Stopwatch, steps: int, training: SliceSet | HeadSet) -> Pace | None:
-        """Sum up how fast the steps of this run were, and tell it."""
+        """Measure the speed of this run's steps, and log it."""
         if not steps:
             return None
 
@@ -230,7 +230,7 @@ class _Run:
                 micro = []
 
     def _step(self, batches: list[Sample], stop: bool) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """Take a step; returns both losses, the gradient's norm, and whether any process was told to stop before it."""
+        """Take a step; return both losses, the gradient norm, and whether any process was asked to stop before it."""
         train = self.config.train
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr()
@@ -260,7 +260,7 @@ class _Run:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Update the averaged weights; the decay rises with the step, so that early weights are soon forgotten."""
+        """Update the averaged weights; the decay rises with the step, so that early weights fade quickly."""
         step = self.state.step + 1
         decay = min(self.config.train.ema_decay, (1 + step) / (10 + step))
         for name, value in self.network.state_dict().items():
@@ -268,7 +268,7 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self, validation: SliceSet | HeadSet) -> float:
-        """Measure the loss of the averaged weights on fixed samples, and keep the weights where it is the lowest."""
+        """Compute the loss of the averaged weights on fixed samples, and keep the weights with the lowest one."""
         here = _copy(self.network)
         self.network.load_state_dict(self.ema)
         self.losses.eval()
@@ -302,7 +302,7 @@ class _Run:
         log.info("resumed after step %d", self.state.step)
 
     def _track(self, step: int, loss: Tensor, val_loss: float | None) -> None:
-        """Log to TensorBoard, where `train.tensorboard` asks for it."""
+        """Log to TensorBoard if `train.tensorboard` is on."""
         if self.config.train.tensorboard:
             values = {"loss": float(loss), "lr": self._lr()}
             self.accelerator.log(values if val_loss is None else {**values, "val_loss": val_loss}, step=step)
@@ -335,7 +335,7 @@ def _accelerator(config: Config, device: torch.device, run_dir: Path, *, every_p
 
 
 def _first(stop: list[str]) -> str:
-    """Name the signal that stopped this process; another process may have been told instead."""
+    """Name the signal that stopped this process; another process may have received it instead."""
     return stop[0] if stop else "a signal to another process"
 
 

@@ -1,4 +1,4 @@
-"""The log of a training: a row for each logged step, which a resumed run continues."""
+"""The training log: one row per logged step; a resumed run continues it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _COLUMNS = ("step", "loss", "mae_loss", "val_loss", "lr", "grad_norm", "images_p
 
 
 class LossLog:
-    """`log.csv`: one row a logged step; rows behind the resumed step are dropped.
+    """`log.csv`: one row per logged step; rows after the resumed step are dropped.
 
     Args:
         path: The file.
         step: Steps done before this run.
-        writes: False for processes that leave writing to the main one.
+        writes: False in all processes but the main one.
     """
 
     def __init__(self, path: Path, step: int, writes: bool) -> None:
@@ -38,7 +38,7 @@ class LossLog:
         """Write a row, in the order of the columns.
 
         Raises:
-            OutputError: There is no room for it.
+            OutputError: The disk is full.
         """
         if self.writes:
             shown = "" if val_loss is None else repr(val_loss)
@@ -50,7 +50,7 @@ class LossLog:
 
     def __exit__(self, *_: object) -> None:
         if self.writes:
-            with contextlib.suppress(OSError):  # rows that found no room; the write has told it already
+            with contextlib.suppress(OSError):  # disk full; already reported by write()
                 self.file.close()
 
     def _rows_until(self, step: int) -> list[list[str]]:

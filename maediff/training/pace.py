@@ -1,4 +1,4 @@
-"""How fast a training was, against what the machine can do and against what its data let it do."""
+"""Speed of a training, relative to the machine's peak, and the time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maediff.hardware import matmul_flops
 
 Item = TypeVar("Item")
 LEAST_SECONDS = 10.0
-"""Shorter runs measure their warm-up."""
+"""Least number of steps; shorter runs would only measure their warm-up."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Pace:
 
     Attributes:
         images_per_second: Over the whole run, validations and checkpoints included.
-        waiting: Share of the time in which the device waited for data, 0 to 1; the rest of the time it was busy.
-        share_of_ceiling: Operations of the network a second, as a share of this machine's matrix product in the
-            training's precision; None for runs too short to tell.
+        waiting: Share of the time that the device waited for data, 0 to 1; it was busy for the rest.
+        share_of_ceiling: Operations of the network per second, as a share of this machine's matrix product in the
+            precision of the training; None for runs that are too short.
     """
 
     images_per_second: float
@@ -40,9 +40,9 @@ class Pace:
 
 
 class Stopwatch:
-    """Time a run, and in it the time spent waiting for data.
+    """Measure the time of a run, and the part of it spent waiting for data.
 
-    The loop waits for the device in each step, so that the device is idle while the loop waits for data.
+    The loop waits for the device in each step, so the device is idle while the loop waits for data.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Stopwatch:
         self.waited = 0.0
 
     def watch(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """Yield the batches and time how long each lets itself be waited for."""
+        """Yield the batches and measure the wait for each."""
         source = iter(batches)
         while True:
             before = time.perf_counter()
@@ -67,14 +67,14 @@ class Stopwatch:
         return time.perf_counter() - self.start
 
     def pace(self, images: int, processes: int, device: torch.device, step: Callable[[], None], *, bf16: bool) -> Pace:
-        """Sum up a run.
+        """Compute the speed of a run.
 
         Args:
             images: Images trained on by all processes.
-            processes: How many, of one device each.
+            processes: Number of processes, with one device each.
             device: Where this one computes.
-            step: Passes one image forward and back, for its operations to be counted.
-            bf16: The precision.
+            step: Runs one image forward and backward, to count its operations.
+            bf16: Whether the precision is bf16.
         """
         seconds = self.seconds
         speed, share = images / seconds, None

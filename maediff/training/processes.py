@@ -1,7 +1,7 @@
-"""Training on several processes, as torchrun and accelerate start them: who writes, who waits, and what a restart does.
+"""Training on several processes started by torchrun or accelerate: who writes, who waits, and how restarts work.
 
-Only the main process writes; the others wait until its files are there. torchrun restarts all processes when one dies
-(`--max-restarts`); a restarted training goes on from its last checkpoint.
+Only the main process writes; the others wait for its files. torchrun restarts all processes when one dies
+(`--max-restarts`); a restarted training continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch.distributed.rendezvous import rendezvous
 from maediff.errors import ConfigError
 
 _PATIENCE = timedelta(hours=3)
-"""How long processes wait for each other, as for the main one that reads the scans; torchrun notices who died."""
+"""How long processes wait for each other, such as for the main one to read the scans; torchrun notices dead ones."""
 
 
 _LAUNCHED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 _MISLEADING = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""What accelerate takes for a launch of several processes, and what a cluster's shell holds without any launch."""
+"""Variables that accelerate takes for a launch of several processes, but that a cluster's shell may set without one."""
 
 
 def several() -> bool:
     """Check whether a launcher started this process as one of several.
 
     Raises:
-        ConfigError: The environment says so, but a launcher has not said how to find the others.
+        ConfigError: The environment says so, but does not say how to find the other processes.
     """
     size = os.environ.get("WORLD_SIZE") or "1"
     missing = [name for name in _LAUNCHED if not os.environ.get(name)]
@@ -55,12 +55,12 @@ def alone_unless_launched() -> Iterator[None]:
 
 
 def is_main() -> bool:
-    """Tell whether this process is the one that writes; a single one is."""
+    """Check whether this process is the one that writes; a single process always is."""
     return not several() or int(os.environ["RANK"]) == 0
 
 
 def restarted() -> bool:
-    """Tell whether torchrun has started this training again, because a process died."""
+    """Check whether torchrun has started this training again, because a process died."""
     return several() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
@@ -73,8 +73,8 @@ def joined(device: torch.device) -> Iterator[None]:
         return
     store, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
-        # torchrun of torch 2.13 keeps one store for all attempts, in which a new one finds the addresses of the dead.
-        # Attempts are numbered alike on one machine only; for several, docs/cluster.md turns that store off.
+        # torchrun of torch 2.13 keeps one store for all attempts, in which a new attempt finds the addresses of dead
+        # processes. Attempt numbers agree on one machine only; for several, docs/cluster.md turns that store off.
         store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE)
@@ -87,7 +87,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Let the main process go through a block alone, then the others: they find what it wrote."""
+    """Let the main process run a block first, then the others, which find what it wrote."""
     if not several():
         yield
         return
@@ -99,6 +99,6 @@ def main_first() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes reach this point."""
     if several():
         PartialState().wait_for_everyone()

@@ -1,7 +1,7 @@
-"""Pseudo-lesions that the network must remove.
+"""Pseudo-lesions that the network must remove. [ours]
 
-All ours. They follow the idea of learning to remove synthetic pathology (Kascenas et al. 2022, DAE; Lawry Aguila et
-al. 2025), so that the network does not copy what it has never seen; they are blobs of random shape, size, sign and
+They follow the idea of learning to remove synthetic pathology (Kascenas et al. 2022, DAE; Lawry Aguila et
+al. 2025), so that the network does not copy unseen structures; they are blobs of random shape, size, sign and
 texture, and share no code or statistics with the lesions of the phantom.
 """
 
@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from maediff.config import TrainConfig
 from maediff.diffusion.noise import chance, coarse_noise, uniform
 
-# Intensities are in working units, of which 2 span the scan's intensity scale.
+# Intensities are in working units; the scan's intensity scale spans 2 of them.
 _SPOTS = (0.01, 0.035)
-"""Half axis of small spots, in parts of the slice: two to seven pixels of 200."""
+"""Half axis of small spots, as a share of the slice: two to seven pixels of 200."""
 _CONTRAST = (0.07, 1.0)
 """Contrast of blobs of one sign; faint ones are as frequent as strong ones (the logarithm is uniform)."""
 _IN_WINDOW = 0.75
@@ -40,9 +40,9 @@ def add_pseudo_lesions(
     window: Tensor | None = None,
     look: TrainConfig = _USUAL,
 ) -> Tensor:
-    """Put one to three blobs, or four to twelve small spots, into the brain.
+    """Insert one to three blobs, or four to twelve small spots, into the brain.
 
-    A blob has one shape in all channels and shows something else in each.
+    A blob has the same shape in all channels and a different appearance in each.
 
     Args:
         image: (C, H, W), -1 outside the brain.
@@ -51,7 +51,7 @@ def add_pseudo_lesions(
         clip: Upper limit of intensities.
         rng: Source of randomness.
         window: (1, H, W), 1 inside the patch; in three slices of four the blobs start there, where the loss sees them.
-        look: What they look like: `lesion_sign`, `lesion_size` and `lesion_spots`. Of one sign, faint ones are as
+        look: Their appearance: `lesion_sign`, `lesion_size` and `lesion_spots`. Faint lesions of one sign are as
             frequent as strong ones.
 
     Returns:
@@ -74,7 +74,7 @@ def add_pseudo_lesions(
 
 
 def _blob(centre: Tensor, shape: tuple[int, int], sizes: tuple[float, float], rng: torch.Generator) -> Tensor:
-    """Draw a soft, irregular ellipse: (1, H, W), 0 to 1. Its half axis is within `sizes`, in parts of the slice."""
+    """Draw a soft, irregular ellipse: (1, H, W), 0 to 1. Its half axis is within `sizes`, a share of the slice."""
     radius = shape[0] * math.exp(uniform(math.log(sizes[0]), math.log(sizes[1]), rng))
     stretch, angle = math.exp(uniform(-0.5, 0.5, rng)), uniform(0, math.pi, rng)
     rows = (torch.arange(shape[0]) - centre[0])[:, None] / radius
@@ -88,7 +88,7 @@ def _blob(centre: Tensor, shape: tuple[int, int], sizes: tuple[float, float], rn
 
 
 def _filling(image: Tensor, mask: Tensor, donor: Tensor, look: TrainConfig, rng: torch.Generator) -> Tensor:
-    """Choose what a blob shows in one channel (1, H, W)."""
+    """Choose the appearance of a blob in one channel (1, H, W)."""
     if look.lesion_sign == "any":
         return _any_filling(image, donor, rng)
     return _signed_filling(image, mask, 1.0 if look.lesion_sign == "bright" else -1.0, rng)
@@ -105,7 +105,7 @@ def _signed_filling(image: Tensor, mask: Tensor, sign: float, rng: torch.Generat
 
 
 def _any_filling(image: Tensor, donor: Tensor, rng: torch.Generator) -> Tensor:
-    """Choose what a blob of any appearance shows; holes twice as often as each of the others."""
+    """Choose any appearance of a blob; holes are twice as frequent as each of the others."""
     choice = int(torch.randint(5, (), generator=rng))
     if choice == 0:
         return _shifted_tissue(image, rng)
@@ -136,9 +136,9 @@ def _other_tissue(donor: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _hole(image: Tensor, rng: torch.Generator) -> Tensor:
-    """Show what is as dark as outside the brain, like an old infarct or a cavity.
+    """Return tissue as dark as outside the brain, like an old infarct or a cavity.
 
-    Without it a network takes such lesions at the rim of the brain for background, and leaves them.
+    Without holes, a network takes such lesions at the rim of the brain for background and leaves them.
     """
     return uniform(-1.0, -0.8, rng) + uniform(0.0, 0.05, rng) * torch.randn(image.shape, generator=rng)
 
@@ -151,7 +151,7 @@ def _grain(image: Tensor, rng: torch.Generator, strength: float, *, most: float)
 
 
 def _blurred(image: Tensor, mask: Tensor) -> Tensor:
-    """Average tissue over squares of a quarter of the slice, counting brain alone (1, H, W)."""
+    """Average tissue over squares of a quarter of the slice, counting only brain (1, H, W)."""
     side = image.shape[1] // 4 | 1
     total, share = (F.avg_pool2d(x[None], side, 1, side // 2)[0] for x in ((image + 1) * mask, mask.float()))
     return total / share.clamp(min=1 / side**2) - 1

@@ -1,6 +1,6 @@
-"""An endless stream of training samples, in which sample k depends on the seed and on k alone.
+"""An endless stream of training samples, in which sample k depends only on the seed and on k.
 
-So a resumed run, a run on several processes and a run with loader workers all see the same samples.
+A resumed run, a run on several processes and a run with loader workers therefore see the same samples.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from maediff.training.foreign_anomalies import corrupt
 from maediff.training.pseudo_lesions import add_pseudo_lesions
 
 Sample = dict[str, Tensor]
-"""`image` (C, H, W) what the network gets to see, `clean` (C, H, W) what it must return, `mask` (1, H, W) the patch,
+"""`image` (C, H, W), the network's input; `clean` (C, H, W), its target; `mask` (1, H, W), the patch;
 `noise` (C, H, W) and `t` (), the timestep."""
-_LESION = 0.2  # opacity from which on a pixel counts as lesion when windows are laid
+_LESION = 0.2  # least opacity for a pixel to count as lesion when windows are laid
 _ON_LESION = 0.7  # share of windows that are laid over a lesion
 
 
@@ -78,11 +78,11 @@ class SampleStream(Dataset[Sample]):
 
 
 class HeadStream(Dataset[Sample]):
-    """Draw sample k from label maps: a slice with lesions, a window, a timestep that tells their severity, noise.
+    """Draw sample k from label maps: a slice with lesions, a window, a timestep that sets their severity, noise.
 
-    As in cold diffusion, the timestep tells the network how much is to be undone: lesions of a small timestep are
-    faint, those of the largest one may be opaque. [ours] For method disyre slices are drawn healthy, and its own
-    anomalies, with the texture of another drawn slice, are put on them.
+    As in cold diffusion, the timestep tells the network how much to undo: lesions of a small timestep are faint, those
+    of the largest one may be opaque. [ours] For method disyre, slices are drawn healthy and get that method's
+    anomalies, with the texture of another drawn slice.
 
     Args:
         source: Label maps and lesion masks.
@@ -123,11 +123,11 @@ class HeadStream(Dataset[Sample]):
         }
 
     def drawn(self, index: int) -> HeadSlice:
-        """Draw the slice of sample k alone."""
+        """Draw only the slice of sample k."""
         return self._start(index)[2]
 
     def _start(self, index: int) -> tuple[torch.Generator, Tensor, HeadSlice]:
-        """Draw the timestep and the slice of sample k, and return the source of what is drawn next."""
+        """Draw the timestep and the slice of sample k, and return the generator for further draws."""
         rng = generator(self.purpose, self.config.train.seed, index)
         first, last = self.config.diffusion.train_timesteps
         t = torch.randint(first, last + 1, (), generator=rng)
@@ -161,14 +161,14 @@ def severity(t: int, span: tuple[int, int]) -> float:
 def sample_stream(
     source: SliceSet | HeadSet, config: Config, length: int, *, augmented: bool
 ) -> SampleStream | HeadStream:
-    """Open the stream of samples of scans or of label maps."""
+    """Build the stream of samples from scans or label maps."""
     if isinstance(source, HeadSet):
         return HeadStream(source, config, length, augmented=augmented)
     return SampleStream(source, config, length, augmented=augmented)
 
 
 class Span(Sampler[int]):
-    """Name the samples from `start` to `stop`, in order."""
+    """Yield the sample numbers from `start` to `stop`, in order."""
 
     def __init__(self, start: int, stop: int) -> None:
         self.span = range(start, stop)

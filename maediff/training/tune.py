@@ -1,4 +1,4 @@
-"""A short training of some parameters of a trained network, stopped when held-out slices gain no more."""
+"""A short training of some parameters of a trained network, stopped when held-out slices stop improving."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Schedule:
         max_steps: Most steps.
         lr: Learning rate of AdamW, constant.
         every: Steps between two validations.
-        patience: Validations without a gain after which it stops.
+        patience: Validations without improvement before stopping.
     """
 
     max_steps: int = 400
@@ -40,13 +40,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Tuned:
-    """How a short training went.
+    """Outcome of a short training.
 
     Attributes:
         steps: Steps done.
-        best_step: Step of the parameters that were kept; 0: those at the start.
+        best_step: Step of the parameters that were kept; 0 for the initial ones.
         loss_before: Validation loss at the start.
-        loss_after: That of the parameters kept.
+        loss_after: Validation loss of the parameters that were kept.
     """
 
     steps: int
@@ -64,17 +64,17 @@ def tune(
     *,
     on_step: Callable[[int, float | None], None] | None = None,
 ) -> Tuned:
-    """Train some parameters of a network in place, and leave it with those of the lowest validation loss.
+    """Train some parameters of a network in place, and keep those with the lowest validation loss.
 
-    Sample k depends on `train.seed` and k alone, as in a whole training; so does the result, on one device.
+    Sample k depends only on `train.seed` and k, as in a full training; on one device the result is reproducible.
 
     Args:
         network: A trained method, on its device.
-        parameters: What to train; all else should be frozen.
-        data: Healthy slices to learn from, and others, of other subjects, that tell when to stop.
+        parameters: Parameters to train; all others should be frozen.
+        data: Healthy slices for training, and slices of other subjects that decide when to stop.
         config: Configuration of the network, for samples and losses.
         schedule: How long and how fast.
-        on_step: Told each step, and the validation loss if there is a new one.
+        on_step: Called with each step, and the validation loss if there is a new one.
 
     Raises:
         MAEDiffError: The loss is not finite.

@@ -1,9 +1,9 @@
-"""What the viewer shows: the scans of a run, and the few files that it may hand out.
+"""Content of the viewer: the scans of a run, and the few files that it may serve.
 
-Files are found by the number of a scan and a kind of map, never by a path that a browser names. Maps are handed out as
-they lie, but only where they lie inside the output folder, links followed. The scan itself mostly lies elsewhere: it
-is read as a scan, and only its voxels on the map's grid are handed out, so that no other file and no header field of a
-patient can leave by this door.
+Files are found by the number of a scan and a kind of map, never by a path that a browser names. Maps are served
+unchanged, but only if they are inside the output folder after following links. The scan itself is mostly stored
+elsewhere: it is read as a scan, and only its voxels on the map's grid are served, so that no other file and no header
+field of a patient can leak.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Catalogue:
         }
 
     def details(self, number: int) -> dict[str, Any]:
-        """Tell what only the voxels of a scan say: where to look first, its findings, and its grey window.
+        """Return details that need the voxels of a scan: where to look first, its findings, and its grey window.
 
         Args:
             number: Of a finished case in :attr:`cases`.
@@ -142,7 +142,7 @@ class Catalogue:
         }
 
     def rate(self, number: int, finding: int, reader: str, rating: str, comment: str = "") -> Rating:
-        """Store what a reader says of a finding in ``ratings.tsv``.
+        """Store a reader's rating of a finding in ``ratings.tsv``.
 
         Args:
             number: Of a finished case in :attr:`cases`.
@@ -169,7 +169,7 @@ class Catalogue:
         return stored
 
     def ratings(self, reader: str) -> list[dict[str, Any]]:
-        """List what one reader said, without what others did: the number of the scan, the finding and the rating."""
+        """List the ratings of one reader only: the number of the scan, the finding and the rating."""
         if not (self.root / RATINGS_FILE).is_file():
             return []
         numbers = {case.case: number for number, case in enumerate(self.cases)}
@@ -188,7 +188,7 @@ class Catalogue:
             kind: One of :data:`KINDS`.
 
         Raises:
-            InputError: There is none, or it may not be handed out.
+            InputError: There is none, or it may not be served.
         """
         case = self._finished(number)
         if kind == SCAN:
@@ -220,7 +220,7 @@ class Catalogue:
         return read_map(self._inside(case.files["reconstruction"])) if "reconstruction" in case.files else None
 
     def _truth(self, case: OutputCase, anomaly: Volume) -> tuple[BoolArray | None, str]:
-        """Read the reference's lesions on the map's grid, or tell why they cannot be shown."""
+        """Read the reference's lesions on the map's grid, or return why they cannot be shown."""
         if self.reference is None:
             return None, ""
         try:
@@ -260,7 +260,7 @@ class Catalogue:
 
 
 def _scan(case: OutputCase, anomaly: Volume) -> tuple[Volume | None, str]:
-    """Read the scan that a map belongs to, or tell why it cannot be shown."""
+    """Read the scan that a map belongs to, or return why it cannot be shown."""
     if case.image is None:
         return None, _GONE
     try:
@@ -272,7 +272,7 @@ def _scan(case: OutputCase, anomaly: Volume) -> tuple[Volume | None, str]:
 
 
 def _read_regular(path: Path) -> bytes:
-    """Read a file that is neither a link nor a device, however it was swapped since it was looked at."""
+    """Read a file that is neither a link nor a device, even if it was swapped after the check."""
     flags = [getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")]  # as far as the system has them
     descriptor = os.open(path, os.O_RDONLY | sum(flags))
     with open(descriptor, "rb") as stream:

@@ -1,6 +1,6 @@
-"""A small web server for one person: loopback only, nothing without its token, nothing but what the catalogue holds.
+"""A small web server for one person: loopback only, with a token, and limited to the content of the catalogue.
 
-One thing can be written: a rating of a finding, which lands in ``ratings.tsv`` of the output folder.
+Only ratings of findings can be written; they are stored in ``ratings.tsv`` of the output folder.
 
 Every path begins with a random token, ``http://127.0.0.1:PORT/TOKEN/``, so that there is no cookie that another server
 of this machine could receive. The browser is sent to ``/open/NONCE``, which works once: the command line of a browser
@@ -56,7 +56,7 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back to the browser."""
+    """Response to the browser."""
 
     status: HTTPStatus
     content: bytes
@@ -72,7 +72,7 @@ def open_viewer(
     reader: str = "",
     choice: Choice | None = None,
 ) -> ViewerServer:
-    """Make ready to serve an output folder on 127.0.0.1; call ``serve_forever`` on what comes back.
+    """Open a server for an output folder on 127.0.0.1; call ``serve_forever`` on the result.
 
     Args:
         out_dir: What ``maediff infer`` wrote.
@@ -83,7 +83,7 @@ def open_viewer(
 
     Raises:
         InputError: The folder holds no map, or the reference cannot be used.
-        OutputError: The port cannot be had.
+        OutputError: The port is not available.
     """
     catalogue = Catalogue.of(out_dir, reference, choice)
     try:

@@ -1,6 +1,6 @@
-"""What a NIfTI file can get wrong, one check and one message each.
+"""Checks of NIfTI files, each with its own message.
 
-Every message names the file, the value, what is allowed and what to do.
+Every message names the file, the value, the allowed values and what to do.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ READ_ERRORS = (
 
 
 def check_file(path: Path) -> Any:
-    """Check the raw header of a file, before nibabel mends it and before memory is asked for.
+    """Check the raw header of a file, before nibabel repairs it and before memory is allocated.
 
     Args:
         path: The file.
 
     Returns:
-        Its header as it stands on disk, Nifti1Header or Nifti2Header.
+        Its header as stored on disk, Nifti1Header or Nifti2Header.
 
     Raises:
         InputError: Missing, not NIfTI, truncated, 2-D or 4-D, or implausibly large.
@@ -95,12 +95,12 @@ def _exists(path: Path) -> bool:
 
 
 def check_memory(num_voxels: int, num_bytes: int, name: str) -> None:
-    """Refuse a scan that this machine cannot hold, before the system ends the whole run for it.
+    """Refuse a scan that does not fit into memory, before the system kills the whole run.
 
     Args:
         num_voxels: Voxels.
-        num_bytes: Bytes that they take in the file.
-        name: What messages call the scan.
+        num_bytes: Their size in the file, bytes.
+        name: Name of the scan in messages.
 
     Raises:
         InputError: The voxels as stored, as float32 and with two float32 maps need more than the machine's memory.
@@ -114,16 +114,16 @@ def check_memory(num_voxels: int, num_bytes: int, name: str) -> None:
 
 
 def unpacked(path: Path, header: Any) -> bytes:
-    """Unpack a file to its end, so that the checksum is verified (nibabel stops at the last voxel and never sees it).
+    """Unpack a file to its end, so that the checksum is verified (nibabel stops at the last voxel before it).
 
-    No more is unpacked than the header explains: a small file can hold a stream without end.
+    At most the size that the header implies is unpacked, since a small file can hold an endless stream.
 
     Args:
         path: A ``.nii.gz`` file.
         header: Its header, from :func:`check_file`.
 
     Raises:
-        InputError: It holds far more than its header says.
+        InputError: It holds far more data than its header implies.
     """
     shape = [int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])]]
     explained = math.prod(shape) * int(header["bitpix"]) // 8
@@ -140,7 +140,7 @@ def unpacked(path: Path, header: Any) -> bytes:
 
 
 def _raw_header(path: Path) -> Any:
-    """Read the header as it stands on disk (nibabel mends some fields as it loads)."""
+    """Read the header as stored on disk (nibabel repairs some fields on loading)."""
     try:
         with gzip.open(path) if is_gzip(path) else path.open("rb") as stream:
             block = stream.read(540)
@@ -175,7 +175,7 @@ def _parse_header(block: bytes) -> Any:
 
 
 def is_gzip(path: Path) -> bool:
-    """Tell a packed file by its first bytes: names are wrong both ways; by its name if it cannot be read."""
+    """Check whether a file is gzipped by its first bytes, since names can be wrong, or by its name if unreadable."""
     try:
         with path.open("rb") as stream:
             return stream.read(2) == b"\x1f\x8b"
@@ -184,20 +184,21 @@ def is_gzip(path: Path) -> bool:
 
 
 def with_usable_offset(content: bytes, header: Any, name: str) -> bytes:
-    """Mend a file whose header says that its voxels start inside the header; some tools leave 0 there.
+    """Repair a file whose header says that its voxels start inside the header; some tools write 0 there.
 
-    They then start behind the header: at the byte that lets the file end with the last voxel, else at the usual one.
+    The voxels then start after the header: at the byte for which the file ends with the last voxel, else at the usual
+    byte.
 
     Args:
         content: The whole file, unpacked.
         header: Its header, from :func:`check_file`.
-        name: What messages call the file.
+        name: Name of the file in messages.
 
     Returns:
         The file with its voxels at the usual byte.
 
     Raises:
-        InputError: The stated byte is neither 0 nor behind the header.
+        InputError: The stated byte is neither 0 nor after the header.
     """
     offset, size = float(header["vox_offset"]), len(header.binaryblock)
     if offset >= size + _EXTENSION_FLAG:
@@ -217,12 +218,12 @@ def with_usable_offset(content: bytes, header: Any, name: str) -> bytes:
 
 
 def unreadable(name: str, error: BaseException) -> InputError:
-    """Word what went wrong while reading, as an error to raise."""
+    """Build the error to raise for a failure while reading."""
     return InputError(f"cannot read {name} (truncated or damaged): {_first_line(error)}; copy or convert it again")
 
 
 def check_type(image: object, name: str) -> None:
-    """Refuse what is not a NIfTI image.
+    """Raise an error for objects that are not NIfTI images.
 
     Raises:
         InputError: Another type.
@@ -232,7 +233,7 @@ def check_type(image: object, name: str) -> None:
 
 
 def squeezed(shape: tuple[int, ...], name: str) -> tuple[tuple[int, int, int], tuple[str, ...]]:
-    """Find the 3-D shape of an image: trailing axes of length 1 are dropped, with a note.
+    """Return the 3-D shape of an image without trailing axes of length 1, and a note if there were any.
 
     Raises:
         InputError: Fewer than three axes, or more than one volume.
@@ -277,10 +278,10 @@ def check_spacing(header: Any, name: str) -> None:
 
 
 def check_affine(affine: Array, name: str) -> None:
-    """Refuse an affine that is not a place in space.
+    """Refuse an affine that gives no valid place in space.
 
     Raises:
-        GeometryError: NaN or Inf, singular, or a spacing that no scanner makes.
+        GeometryError: NaN or Inf, singular, or with an implausible spacing.
     """
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise GeometryError(f"{name} has an affine with NaN or Inf; mend its sform or qform")

@@ -1,7 +1,7 @@
-"""Scans in and results out: NIfTI volumes that keep their place in space.
+"""Read scans and write results: NIfTI volumes that keep their place in space.
 
-Together with :mod:`maediff.working.spatial` this is the only place that touches an affine. Everything a file
-can get wrong is checked here, at the border, so that the rest of the library can trust a :class:`Volume`.
+Together with :mod:`maediff.working.spatial` this is the only place that touches an affine. Files are
+checked here, on reading, so that the rest of the library can rely on a :class:`Volume`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = [
 GRID_TOLERANCE_VOXELS = 0.1
 COMMON_SPACES = {3: "Talairach", 4: "MNI", 5: "another template"}
 """NIfTI codes of sform or qform that say that voxels of two scans may be compared."""
-MAX_SKEW = 0.01  # cosine between two axes from which on a user is told
+MAX_SKEW = 0.01  # cosine between two axes above which the user gets a note
 _GEOMETRY_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
 _OFFSET_FIELDS = ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
 
@@ -72,7 +72,7 @@ class Volume:
         affine: Voxel index to RAS mm (4, 4), float64: sform, else qform, else the header's fallback.
         header: The input's own header; results take their geometry fields from it.
         source: File that it was read from, if any.
-        notes: What a user should be told about this input.
+        notes: Notes for the user about this input.
     """
 
     data: Array
@@ -94,12 +94,12 @@ class Volume:
 
     @property
     def name(self) -> str:
-        """What messages call this scan: its path, or ``the image``."""
+        """Name of this scan in messages: its path, or ``the image``."""
         return str(self.source) if self.source else "the image"
 
 
 def stem_of(path: str | Path) -> str:
-    """Name a scan: the file name without ``.nii`` or ``.nii.gz``.
+    """Return the file name of a scan without ``.nii`` or ``.nii.gz``.
 
     Example:
         >>> stem_of("/data/sub-01_T2w.nii.gz")
@@ -132,23 +132,23 @@ def read_nifti(path: str | Path) -> Volume:
 
 
 def read_voxels(path: str | Path) -> Array:
-    """Read the values of a file (X, Y, Z), float32, without asking whether they are those of a scan.
+    """Read the values of a file (X, Y, Z), float32, without checking that they are those of a scan.
 
     Raises:
-        InputError: As :func:`read_nifti`, but for NaN, Inf and constant images.
+        InputError: As :func:`read_nifti`, except for NaN, Inf and constant images.
         GeometryError: As :func:`read_nifti`.
     """
     return _read(Path(path)).data
 
 
 def read_map(path: str | Path) -> Volume:
-    """Read a map that was made of a scan; it may hold one value only, as that of a scan without any anomaly does.
+    """Read a map of a scan; it may be constant, like that of a scan without any anomaly.
 
     Args:
         path: A ``.nii`` or ``.nii.gz`` file with one real-valued 3-D image.
 
     Raises:
-        InputError: As :func:`read_nifti`, constant maps apart.
+        InputError: As :func:`read_nifti`, except for constant maps.
         GeometryError: As :func:`read_nifti`.
     """
     volume = _read(Path(path))
@@ -157,7 +157,7 @@ def read_map(path: str | Path) -> Volume:
 
 
 def from_image(image: nib.Nifti1Image | str | Path | Volume) -> Volume:
-    """Take a path, a nibabel image or a volume; checks are those of :func:`read_nifti`.
+    """Build a volume from a path, a nibabel image or a volume, with the checks of :func:`read_nifti`.
 
     Raises:
         InputError: As :func:`read_nifti`, or an object of another type.
@@ -195,7 +195,7 @@ def read_mask(source: str | Path | nib.Nifti1Image | Array, like: Volume, what: 
     Args:
         source: File, nibabel image, or array (X, Y, Z) that shares the scan's grid.
         like: The scan.
-        what: What messages call it; an empty ``"brain mask"`` is refused, an empty label is not.
+        what: Its name in messages; an empty ``"brain mask"`` is refused, an empty label is not.
 
     Returns:
         Boolean (X, Y, Z): True where the value is at least 0.5 (any label number, or half a share).
@@ -234,7 +234,7 @@ def _check_same_grid(name: str, data: Array, affine: Array, like: Volume) -> Non
 
 
 def grid_distance(first: Array, second: Array, shape: tuple[int, ...]) -> float:
-    """Measure how far apart two grids of one shape are: the largest distance between equal corners, mm.
+    """Compute the largest distance between corresponding corners of two grids of the same shape, mm.
 
     Args:
         first: Affine (4, 4).
@@ -242,17 +242,17 @@ def grid_distance(first: Array, second: Array, shape: tuple[int, ...]) -> float:
         shape: Shape of both grids, three axes.
     """
     corners = np.array([(*corner, 1.0) for corner in product(*((0, n - 1) for n in shape))])
-    with np.errstate(over="ignore"):  # a damaged header may lie anywhere
+    with np.errstate(over="ignore"):  # a damaged header may hold any place
         return float(np.linalg.norm(corners @ (first - second).T, axis=1).max())
 
 
 def new_header(affine: Array, shape: tuple[int, ...], code: str) -> nib.Nifti1Header:
-    """Make the header of a scan that has none yet.
+    """Build the header of a new scan.
 
     Args:
         affine: Voxel index to RAS mm (4, 4).
         shape: Shape of the scan.
-        code: What its space is: ``scanner`` or ``mni``.
+        code: Its space: ``scanner`` or ``mni``.
     """
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
@@ -266,7 +266,7 @@ def image_like(data: Array, like: Volume, dtype: npt.DTypeLike = np.float32) -> 
     """Put an array into the space of a scan.
 
     Only geometry is copied (affine, qform and sform with their codes, spacing, units): no description, no
-    extension, no display range and nothing else that may name a patient or be untrue of the result.
+    extension, no display range and nothing else that may name a patient or be wrong for the result.
 
     Args:
         data: Values (X, Y, Z) on the scan's voxels.
@@ -338,7 +338,7 @@ def _read(path: Path) -> Volume:
 
 
 def _file_notes(header: Any, *, packed: bool, named_packed: bool) -> Iterable[str]:
-    """Say what is odd about a file that can be read all the same."""
+    """Yield notes about oddities of a readable file."""
     if packed != named_packed:
         yield f"the file is {'gzipped' if packed else 'not gzipped'}, other than its name says"
     if float(header["vox_offset"]) == 0:
@@ -354,7 +354,7 @@ def _from_nibabel(image: Any, source: Path | None) -> Volume:
     affine = np.asarray(image.affine if image.affine is not None else image.header.get_best_affine(), np.float64)
     check_affine(affine, name)
     try:
-        with np.errstate(all="ignore"):  # an overflow shows as Inf, which is refused with its own message
+        with np.errstate(all="ignore"):  # an overflow gives Inf, which is refused with its own message
             data = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape)
     except READ_ERRORS as error:
         raise unreadable(name, error) from error
@@ -394,7 +394,7 @@ def check_common_space(volume: Volume, what: str) -> None:
 
     Args:
         volume: The scan.
-        what: What compares it with others, in messages.
+        what: Name in messages of the step that compares scans.
 
     Raises:
         GeometryError: Neither sform nor qform has the code of a template.

@@ -1,4 +1,4 @@
-"""From a scan to working slices, with the way back."""
+"""Transform a scan to working slices, and results back to the scan."""
 
 from maediff.working.pipeline import WorkingScan, prepare, prepare_label
 from maediff.working.spatial import lesion_slices

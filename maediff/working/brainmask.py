@@ -1,4 +1,4 @@
-"""Where the brain is: a mask that was given, or what is not background in a skull-stripped scan."""
+"""Brain masks: a given mask, or all that is not background in a skull-stripped scan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maediff.working.foreground import Background, find_background, is_whole_hea
 
 PLAUSIBLE_ML = (300.0, 2500.0)
 WHOLE_HEAD = "whole-head"
-"""What a caller accepts to have every voxel that is not background taken as the brain, skull or not."""
+"""Code that a caller accepts to take all voxels that are not background as the brain, skull included."""
 
 
 def brain_mask(
@@ -24,13 +24,13 @@ def brain_mask(
 ) -> tuple[BoolArray, tuple[str, ...]]:
     """Choose the brain of a scan.
 
-    A given mask is taken as it is. Without one, the scan must be skull-stripped: the brain is the largest
+    A given mask is used unchanged. Without one, the scan must be skull-stripped: the brain is the largest
     face-connected component of what is not background, with holes filled.
 
     Args:
         volume: The scan.
         mask: Brain (X, Y, Z), or None.
-        accept: Holds "whole-head" if a scan that shows a whole head is to be taken as it is.
+        accept: Contains "whole-head" if a scan of a whole head is accepted without brain extraction.
 
     Returns:
         The mask, boolean (X, Y, Z), and notes for the user (derived mask, implausible volume).
@@ -74,7 +74,7 @@ def _not_stripped(volume: Volume, background: Background | None) -> str:
 
 
 def _not_background(volume: Volume, background: Background | None) -> tuple[BoolArray, str]:
-    """Take what is not background as the brain, and say what the background was."""
+    """Take all that is not background as the brain, and describe the background."""
     if background is None:
         return np.ones(volume.data.shape, bool), "the scan has no background: every voxel is taken as the brain"
     brain = largest_component(background.outside(volume.data))
@@ -92,7 +92,7 @@ def largest_component(mask: BoolArray) -> BoolArray:
         mask: Boolean (X, Y, Z).
 
     Returns:
-        Boolean (X, Y, Z); all False where ``mask`` is.
+        Boolean (X, Y, Z); all False if ``mask`` is.
     """
     result = np.zeros_like(mask)
     box = bounding_box(mask)
@@ -112,7 +112,7 @@ def largest_component(mask: BoolArray) -> BoolArray:
 
 
 def bounding_box(mask: BoolArray) -> tuple[slice, slice, slice] | None:
-    """Find the smallest box that holds every True voxel, or None where there is none."""
+    """Find the smallest box that holds every True voxel, or None if there is none."""
     ranges = []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)

@@ -1,9 +1,9 @@
 """Read from the image what kind of contrast a scan has: T1-like, T2-like, FLAIR-like, or other.
 
 Fluid lies at the rim of the brain and in its middle, cortex beneath the rim, white matter deeper, and white matter is
-smooth. How deep and how smooth the brain is where it is dark, grey or bright, and the shape of its histogram, therefore
-tell the sequence: fluid is bright on T2 and dark on T1 and FLAIR; white matter is brighter than cortex on T1 and darker
-on FLAIR. A small classifier on such features was fitted on synthetic heads alone
+smooth. Depth and smoothness of dark, grey and bright parts of the brain, and the shape of its histogram, therefore
+identify the sequence: fluid is bright on T2 and dark on T1 and FLAIR; white matter is brighter than cortex on T1 and
+darker on FLAIR. A small classifier on such features was fitted on synthetic heads alone
 (``python -m benchmarks.release.contrast_reader``).
 """
 
@@ -37,11 +37,11 @@ _MIN_SHARE = 0.5  # slices with less brain than this share of the largest have n
 
 
 class ContrastReading(NamedTuple):
-    """What kind of contrast a scan has.
+    """Kind of contrast of a scan.
 
     Attributes:
-        kind: The kind; other if none is probable enough.
-        probabilities: Probability of each kind but other.
+        kind: The kind; "other" if no kind is probable enough.
+        probabilities: Probability of each kind except "other".
     """
 
     kind: ContrastKind
@@ -63,7 +63,7 @@ class ContrastReading(NamedTuple):
         return "bright" if 1 - dark >= MIN_PROBABILITY else "abs"
 
     def among(self, sign: Literal["abs", "bright", "dark"]) -> str:
-        """Name the likeliest kind whose lesions have a sign; empty for abs, which none has.
+        """Return the likeliest kind whose lesions have the given sign; empty for abs, which no kind has.
 
         Example:
             >>> ContrastReading("t1", {"t1": 0.7, "t2": 0.2, "flair": 0.1}).among("bright")
@@ -74,10 +74,10 @@ class ContrastReading(NamedTuple):
 
 
 def read_contrast(data: Array, brain: BoolArray, spacing_mm: tuple[float, float, float]) -> ContrastReading:
-    """Read the kind of contrast of a scan.
+    """Classify the contrast of a scan.
 
     Depth is measured within slices, across the axis with the largest spacing (the shortest axis of an isotropic scan):
-    headers with a wrong slice distance do no harm.
+    a wrong slice distance in the header does no harm.
 
     Args:
         data: Intensities (X, Y, Z).
@@ -99,8 +99,8 @@ def read_contrast(data: Array, brain: BoolArray, spacing_mm: tuple[float, float,
 def features(data: Array, brain: BoolArray, spacing_mm: tuple[float, float, float]) -> DoubleArray:
     """Describe a brain by its histogram, and by how deep and how smooth it is in ten bins of intensity.
 
-    Neither intensity scale nor mask nor bias field matter much: white matter is deep and smooth whatever its
-    brightness, cortex is shallow, and fluid is both.
+    Intensity scale, mask and bias field have little effect: white matter is deep and smooth at any brightness, cortex
+    is shallow, and fluid is both.
 
     Args:
         data: Intensities (X, Y, Z).
@@ -119,7 +119,7 @@ def features(data: Array, brain: BoolArray, spacing_mm: tuple[float, float, floa
     parts = np.array_split(np.argsort(values, kind="stable"), _BINS)
     deep = [depth[part].mean() / depth.mean() for part in parts]
     inner = depth > np.median(depth)  # where the rim of the mask is far
-    filled = np.where(mask, image, np.median(values))  # what lies outside says nothing
+    filled = np.where(mask, image, np.median(values))  # values outside carry no information
     slopes = [ndimage.gaussian_filter1d(filled, 0.7, axis=axis, order=1)[mask] for axis in (1, 2)]
     slope = np.hypot(*slopes)
     rough = np.array([np.median(slope[part][inner[part]]) if inner[part].any() else 0.0 for part in parts])

@@ -1,8 +1,8 @@
-"""What of a scan is background, and whether the rest is a brain or a whole head.
+"""Find the background of a scan, and whether the rest is a brain or a whole head.
 
 Three backgrounds occur in skull-stripped scans: exact zeros; another constant, such as -1024 or the lowest value of a
-z-scored scan; and almost zero, where spline or sinc interpolation rang around the brain. Anything else is air of a raw
-scan, whose noise has no single value.
+z-scored scan; and almost zero, with ringing of spline or sinc interpolation around the brain. Anything else is the
+noisy air of a raw scan.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from maediff.typing import Array, BoolArray
 from maediff.volume import Volume
 
 MAX_BRAIN_ML = 2400.0
-"""No brain mask seen was larger: real brains hold 900 to 1,800 ml, synthetic ones up to 2,200; heads 3,300 and more."""
+"""Largest brain mask seen: real brains hold 900 to 1,800 ml, synthetic ones up to 2,200; heads 3,300 and more."""
 
-_SECOND_SHARE = 0.05  # of the border and of all voxels: what another constant may not hold
+_SECOND_SHARE = 0.05  # of the border and of all voxels: a second background constant has at least this share
 _LEAST_SHARE = 0.2  # of the voxels, and of those at the border, are background in a stripped scan
-_RINGING = 0.01  # of the intensity range: what interpolation leaves of a background of zeros far from the brain
+_RINGING = 0.01  # of the intensity range: ringing of interpolation on a background of zeros far from the brain
 _RINGING_SHARE = 0.03  # of the voxels beside the background; noise in fluid has fewer values so close to it
 _RINGING_CUT = 0.1  # of the intensity range: lobes beside the brain stay below
 _DARK = 0.2  # of the 95th percentile
@@ -50,7 +50,7 @@ class Background:
 
 
 def find_background(data: Array) -> Background | None:
-    """Recognise a constant or nearly constant background.
+    """Find a constant or nearly constant background.
 
     Args:
         data: Intensities (X, Y, Z).
@@ -82,10 +82,10 @@ def find_background(data: Array) -> Background | None:
 
 
 def is_whole_head(volume: Volume) -> bool:
-    """Tell whether a scan shows a head with skull, not a skull-stripped brain.
+    """Check whether a scan shows a head with skull, not a skull-stripped brain.
 
-    A scan is a head if its background is not constant, if what is not background is larger than any brain, or if much
-    of that is dark: air that is noisy rather than zero, skull, sinuses.
+    A scan is a head if its background is not constant, if the rest is larger than any brain, or if much of the
+    rest is dark: air that is noisy rather than zero, skull, sinuses.
     ``python -m benchmarks.quality.brainmask`` counts right answers on real heads and brains.
 
     Args:
@@ -96,7 +96,7 @@ def is_whole_head(volume: Volume) -> bool:
         return True
     part = _largest(Background(background.level, background.tolerance / 2).outside(volume.data))
     if not part.any():
-        return False  # an empty scan is no head; the brain mask says what is wrong with it
+        return False  # an empty scan is no head; the check of the brain mask reports it
     above = volume.data - np.float32(background.level)
     values = np.abs(above)
     high = np.percentile(values[part], 95)
@@ -110,7 +110,7 @@ def is_whole_head(volume: Volume) -> bool:
 
 
 def looks_stripped(volume: Volume) -> bool:
-    """Tell whether what is not background in a scan is its brain; see :func:`is_whole_head`."""
+    """Check whether all that is not background in a scan is its brain; see :func:`is_whole_head`."""
     return not is_whole_head(volume)
 
 

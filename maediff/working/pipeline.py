@@ -1,4 +1,4 @@
-"""Everything between a scan and what the network sees, in one step that remembers its inverse."""
+"""Preprocess a scan for the network in one step that keeps its inverse."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class WorkingScan:
 
     Attributes:
         slices: Working intensities (S, H, W), H = working x and W = working y; [-1, clip] in the brain, -1 outside;
-            (S, C, H, W) where there are several channels.
+            (S, C, H, W) if there are several channels.
         mask: Brain (S, H, W).
-        grid: The working grid, with the way back.
+        grid: The working grid, with the transform back.
         scale: Intensity scale of the scan, of its first channel.
         native_mask: Brain (X, Y, Z).
-        notes: What a user should be told about this scan.
-        background: What was taken as background; None if a brain mask was given, or if there is none.
+        notes: Notes for the user about this scan.
+        background: Background that was found; None if a brain mask was given or if there is none.
     """
 
     slices: FloatMap
@@ -44,7 +44,7 @@ class WorkingScan:
     background: Background | None = None
 
     def to_native(self, values: npt.NDArray[Any], order: int = 1) -> FloatMap:
-        """Bring working values to the native voxels of the brain.
+        """Resample working values to the native voxels of the brain.
 
         Only values inside the working brain mask count: linear interpolation is normalised by the share of brain,
         so that a map that is constant over the brain stays constant up to its edge.
@@ -91,7 +91,7 @@ def prepare(
         mask: Brain (X, Y, Z), or None for a skull-stripped scan.
         config: The data section of the configuration.
         others: Further channels on the same voxels, see :func:`maediff.volume.read_channel`; each has its own scale.
-        accept: What :func:`~maediff.working.brainmask.brain_mask` shall not refuse.
+        accept: Codes that :func:`~maediff.working.brainmask.brain_mask` does not refuse.
 
     Raises:
         InputError: Empty mask, a whole head without a mask, or a brain without contrast.
@@ -112,7 +112,7 @@ def prepare(
 
 
 def _working(scaled: FloatMap, native_mask: BoolArray, grid: WorkingGrid, share: FloatMap, clip: float) -> FloatMap:
-    """Bring scaled intensities (X, Y, Z) to the working grid (S, H, W), averaged over the brain alone."""
+    """Resample scaled intensities (X, Y, Z) to the working grid (S, H, W), averaged over brain voxels only."""
     above = np.clip(scaled, -1, clip) + np.float32(1)
     above[~native_mask] = 0
     inside = share >= 0.5
@@ -133,15 +133,15 @@ def _scale(channel: Volume, native_mask: BoolArray, config: DataConfig) -> Scale
 
 
 def prepare_label(label: npt.NDArray[Any], grid: WorkingGrid) -> BoolArray:
-    """Bring a lesion label to the working grid.
+    """Resample a lesion label to the working grid.
 
     Args:
         label: Lesion (X, Y, Z), boolean.
         grid: The scan's working grid.
 
     Returns:
-        Boolean (S, H, W): True where at least half of the pixel is lesion. Lesions smaller than that vanish here:
-        ask :func:`maediff.working.spatial.lesion_slices` which slices hold any.
+        Boolean (S, H, W): True where at least half of the pixel is lesion. Smaller lesions vanish here; use
+        :func:`maediff.working.spatial.lesion_slices` to find all slices with lesion.
     """
     result: BoolArray = to_working(np.asarray(label, dtype=bool), grid) >= 0.5
     return result

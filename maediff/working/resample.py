@@ -1,7 +1,7 @@
 """Anti-aliased resampling between two voxel grids that are related by an affine map.
 
-Two ways give the same numbers: where the axes of both grids are parallel (after a permutation and flips) every
-axis is resampled on its own with a small matrix; elsewhere the volume is filtered and then sampled in 3-D.
+Two ways give the same numbers: if the axes of both grids are parallel (after a permutation and flips), every
+axis is resampled separately with a small matrix; otherwise the volume is filtered and then sampled in 3-D.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ Shape = tuple[int, int, int]
 
 # Standard deviation of a Gaussian whose full width at half maximum is 1.
 _FWHM_TO_SIGMA = 1 / (2 * np.sqrt(2 * np.log(2)))
-# Affines that went through float32 headers are off by less than this; indices that are this close to whole are whole.
+# Affines from float32 headers are off by less than this; indices this close to whole numbers are rounded.
 _SNAP = 1e-5
 
 
 def index_map(source_affine: Array, target_affine: Array) -> Array:
-    """Relate two grids: target voxel index to source voxel index, (4, 4).
+    """Compute the map (4, 4) from target voxel index to source voxel index.
 
-    Values that are whole but for rounding are made whole, so that grids that coincide give exact copies.
+    Values that are whole up to rounding errors are rounded, so that grids that coincide give exact copies.
     """
     matrix = np.linalg.solve(source_affine, target_affine)
     whole = np.round(matrix)
@@ -31,7 +31,7 @@ def index_map(source_affine: Array, target_affine: Array) -> Array:
 
 
 def prefilter_sigmas(matrix: Array) -> tuple[float, ...]:
-    """Choose the anti-aliasing blur for each source axis, in source voxels.
+    """Compute the anti-aliasing blur for each source axis, in source voxels.
 
     A target voxel that is k source voxels wide along an axis needs a Gaussian of full width sqrt(k^2 - 1) there, so
     that the point spread of the source (width 1) becomes that of the target (Cardoso et al., MICCAI 2015).
@@ -73,7 +73,7 @@ def _resample_axes(data: Array, matrix: Array, shape: Shape, order: int, fill: f
     ]
     outside = [~_within(c, n) for c, n in zip(coords, data.shape, strict=True)]
     sigmas = prefilter_sigmas(matrix) if order == 1 else (0.0, 0.0, 0.0)
-    # Axes that shrink most go first: later ones have less to do.
+    # Axes that shrink most go first, so that later ones have less data.
     for axis in sorted(range(3), key=lambda a: len(coords[a]) / data.shape[a]):
         data = _resample_axis(data, axis, coords[axis], sigmas[axis], order)
     result = np.array(np.transpose(data, np.argsort(partners)), np.float32, order="C")

@@ -1,7 +1,7 @@
 """From the native voxels of a scan to the working grid of the network, and back.
 
 The working grid is a stack of axial-like slices: in-plane pixels of a fixed size in mm, centred on the brain. It
-keeps the affines of both grids, so that whatever is computed on it finds its way back to the native voxels.
+keeps the affines of both grids, so that results can be resampled to the native voxels.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Shape = tuple[int, int, int]
 
 SIZE_STEP = 16
 MAX_EXTENT_MM = 2000.0  # no scanner's field of view is longer
-# A working spacing this close to the native one (relative) is meant to be the native one: no resampling.
+# A working spacing this close to the native one (relative) is taken as the native one, without resampling.
 _SAME_SPACING = 1e-3
-# Tilts below this (mm a voxel) are rounding of float32 headers, not obliquity.
+# Tilts below this (mm per voxel) are rounding of float32 headers, not obliquity.
 _ALIGNED_MM = 1e-5
 
 
 @dataclass(frozen=True)
 class WorkingGrid:
-    """The working grid of one scan, with the way back.
+    """The working grid of one scan, with the transform back.
 
     Attributes:
         affine: Working index (x, y, slice) to RAS mm, (4, 4).
@@ -63,7 +63,7 @@ class _Frame:
         directions: Unit vectors of the working axes in RAS, as columns (3, 3).
         to_frame: Native voxel index to frame coordinates in mm, (3, 4).
         spacing: Working spacing along each axis, mm.
-        lattice: For each axis, a native voxel centre to align to where the native voxels are kept, else None.
+        lattice: For each axis, a native voxel centre to align to if the native voxels are kept, else None.
     """
 
     directions: Array
@@ -77,8 +77,8 @@ def working_grid(volume: Volume, mask: BoolArray, config: DataConfig) -> Working
 
     ``align: voxel`` keeps the voxel axes, permuted and flipped to the closest canonical RAS order; slices stay one
     to one unless ``slice_spacing_mm`` is given, and cover the whole scan. ``align: world`` follows the scanner axes;
-    slices cover the brain and one more on each side. In-plane the grid is centred on the brain; where that does not
-    fit in ``size`` the grid grows to the next multiple of 16, with a log line.
+    slices cover the brain and one more on each side. In-plane the grid is centred on the brain. If the brain does
+    not fit in ``size``, the grid grows to the next multiple of 16, with a log line.
 
     Args:
         volume: The scan.
@@ -126,7 +126,7 @@ def to_working(data: Array, grid: WorkingGrid, order: int = 1, fill: float = 0.0
         fill: Value outside the scan's field of view.
 
     Returns:
-        Slices (S, W0, W1), float32; an exact copy where both grids share their voxels.
+        Slices (S, W0, W1), float32; an exact copy if both grids share their voxels.
     """
     values = resample(data, index_map(grid.native_affine, grid.affine), grid.shape, order, fill)
     return np.ascontiguousarray(np.moveaxis(values, 2, 0))
@@ -138,11 +138,11 @@ def to_native(slices: Array, grid: WorkingGrid, order: int = 1, fill: float = 0.
     Args:
         slices: Working values (S, W0, W1).
         grid: The scan's working grid.
-        order: 1 for values (linear, anti-aliased where the native voxels are larger), 0 for labels (nearest).
+        order: 1 for values (linear, anti-aliased if the native voxels are larger), 0 for labels (nearest).
         fill: Value of native voxels outside the working grid.
 
     Returns:
-        Native values (X, Y, Z), float32; an exact copy where both grids share their voxels.
+        Native values (X, Y, Z), float32; an exact copy if both grids share their voxels.
     """
     matrix = index_map(grid.affine, grid.native_affine)
     return resample(np.moveaxis(slices, 0, 2), matrix, grid.native_shape, order, fill)
@@ -195,14 +195,14 @@ def _frame(volume: Volume, config: DataConfig) -> _Frame:
 
 
 def _canonical_axes(affine: Array) -> tuple[list[int], Array]:
-    """Name the native axis closest to each of R, A, S, and whether it runs that way (1) or against (-1)."""
+    """Find the native axis closest to each of R, A, S, and whether it runs in that direction (1) or against it (-1)."""
     orientation: Array = io_orientation(affine)
     axes = [int(np.flatnonzero(orientation[:, 0] == world)[0]) for world in range(3)]
     return axes, orientation[axes, 1]
 
 
 def _extent(frame: _Frame, voxels: Array) -> tuple[Array, Array]:
-    """Bound voxels, with their full width, in frame coordinates (mm)."""
+    """Compute the bounds of voxels, with their full width, in frame coordinates (mm)."""
     centres = voxels @ frame.to_frame[:, :3].T + frame.to_frame[:, 3]
     half = 0.5 * np.abs(frame.to_frame[:, :3]).sum(axis=1)
     return centres.min(axis=0) - half, centres.max(axis=0) + half

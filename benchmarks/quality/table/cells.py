@@ -33,7 +33,7 @@ from maediff.working import WorkingScan, lesion_slices
 from maediff.working.spatial import to_working
 
 MOST_SAMPLES = 4
-"""No method sees more than so many times the samples that MAEDiff sees, however cheap its samples are."""
+"""Largest number of samples of a method, relative to MAEDiff's, however cheap its samples are."""
 Rows = list[dict[str, Any]]
 
 
@@ -252,7 +252,7 @@ def _validation_auprc(raws: Sequence[Raw], patients: Sequence[Patient], score: S
 
 
 def _thresholds(maps: Sequence[FloatMap], validation: Sequence[Patient]) -> dict[str, Any]:
-    """Set the threshold of healthy scans (tumour-free slices where there are none), and that of labelled ones."""
+    """Set the threshold of healthy scans (tumour-free slices if there are none), and that of labelled ones."""
     pairs = list(zip(maps, validation, strict=True))
     healthy = [(values, p.brain) for values, p in pairs if p.case.label is None]
     pseudo = not healthy

@@ -121,7 +121,7 @@ def estimate(cell: Mapping[str, Any], metric: str, kind: str | None = None) -> E
 
 
 def values(rows: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
-    """List a metric of all scans; NaN where it is not defined."""
+    """List a metric of all scans; NaN if it is not defined."""
     return [float("nan") if row[metric] is None else float(row[metric]) for row in rows]
 
 
@@ -159,7 +159,7 @@ def _quality(rows: Sequence[Row], cells: Cells) -> str:
 
 
 def _other_seeds(results: Path, data: DataSet, rows: Sequence[Row], cells: Cells) -> str:
-    """Show the AUPRC of every training of the methods that were trained more than once; empty where there are none."""
+    """Show the AUPRC of every training of the methods that were trained more than once; empty if there are none."""
     found = {
         row.name: [cells[row.name], *(read_json(path)["results"] for path in seed_cells(results, data.name, row.name))]
         for row in rows

@@ -38,7 +38,7 @@ class Row:
         overrides: Settings on top of the data set's configuration.
         timesteps: Tried on validation.
         dense: Its code fits slices of one size, so that the grid must hold the largest brain.
-        only: Data sets that it is tried on; all where there are none.
+        only: Data sets that it is tried on; all if there are none.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Row:
     only: tuple[str, ...] = ()
 
     def tried_on(self, data: str) -> bool:
-        """Tell whether it has a cell for a data set."""
+        """Check whether it has a cell for a data set."""
         return not self.only or data in self.only
 
 

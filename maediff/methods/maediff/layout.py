@@ -1,7 +1,7 @@
-"""Which windows are computed, how much of its slice the network sees for each, and which share a pass: all for speed.
+"""Choose which windows are computed, which share a pass, and how much of the slice the network sees. All for speed.
 
-None of it is in the paper, which computes every window of every slice by itself and shows the network the whole slice.
-That the network may see less is possible because the MAE's features tell it of the rest. [ours]
+None of this is in the paper, which computes every window of every slice separately and shows the network the whole
+slice. The network can see less because the MAE's features describe the rest. [ours]
 
 Letters: S slices, N corners (windows of the grid of one slice), K passes of the network, G windows that share a pass.
 """
@@ -29,9 +29,9 @@ class Layout:
         slice_index: (K,) the slice of each pass.
         corner_index: (K, G) indexes into `corners` of the windows that share the pass; the first of them is repeated
             if there are fewer than G.
-        origin: (K, 2) first row and column of what the network sees, its view.
-        view_shape: (K, 2) rows and columns of the view; views of one shape are neighbours.
-        steps: How often the network runs for a pass: timesteps times draws times sampler steps.
+        origin: (K, 2) first row and column of the view, the part of the slice that the network sees.
+        view_shape: (K, 2) rows and columns of the view; views of equal shape are adjacent.
+        steps: Network evaluations per pass: timesteps times draws times sampler steps.
     """
 
     corners: Tensor
@@ -45,7 +45,7 @@ class Layout:
         return len(self.slice_index)
 
     def batch(self, start: int, most: int, device: torch.device) -> Batch:
-        """Take passes from `start` on whose views have one shape, up to `most`."""
+        """Return up to `most` passes from `start` on whose views have the same shape."""
         shapes = self.view_shape[start : start + most]
         alike = int((shapes == shapes[0]).all(1).int().cumprod(0).sum())
         taken = slice(start, start + alike)
@@ -60,7 +60,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Batch:
-    """Passes that are computed together.
+    """A batch of passes that are computed together.
 
     Attributes:
         slice_index: (B,) the slice of each pass.
@@ -82,7 +82,7 @@ class Batch:
         return cut(images, slice_index, self.origin, self.shape)
 
     def own_views(self, images: Tensor, cell: int = 1) -> Tensor:
-        """Cut the views, or their cells, out of images or features (B, C, H, W) that each pass has for itself."""
+        """Cut the views, or their cells, out of images or features (B, C, H, W), one per pass."""
         own = torch.arange(len(images), device=images.device)
         return cut(images, own, self.origin // cell, (self.shape[0] // cell, self.shape[1] // cell))
 
@@ -92,7 +92,7 @@ class Batch:
 
 
 def lay_out(mask: Tensor, config: Config) -> Layout:
-    """Lay windows over slices and leave out those without brain.
+    """Lay windows over slices and skip those without brain.
 
     Args:
         mask: (S, H, W) bool, the brain; sides are multiples of :func:`view_step`.
@@ -104,7 +104,7 @@ def lay_out(mask: Tensor, config: Config) -> Layout:
     windows = windows_with_brain(mask, corners, side)
     slice_index, corner_index = _grouped(windows, corners, side, _most_together(config, (height, width)))
     origin, view_shape = _views(mask, corners, slice_index, corner_index, config)
-    # One shape after another, and in it one corner after another: a batch has one shape, and hides the same cells.
+    # Sorted by shape, then by corner: all views of a batch have one shape and hide the same cells.
     shape_number = view_shape[:, 0] * width + view_shape[:, 1]
     order = (shape_number * len(corners) + corner_index[:, 0]).argsort(stable=True)
     steps = sum(len(sampler_times(config.diffusion, t)) - 1 for t in config.diffusion.test_timesteps)
@@ -119,12 +119,12 @@ def lay_out(mask: Tensor, config: Config) -> Layout:
 
 
 def view_step(config: Config) -> int:
-    """Return what the sides of a view must be multiples of: the cell, and what folding and U-Net levels divide by."""
+    """Return the number of pixels that sides of a view are multiples of: cell, folding and U-Net levels divide it."""
     return math.lcm(config.partition.cell, config.model.patch * 2 ** (len(config.model.channels) - 1))
 
 
 def windows_with_brain(mask: Tensor, corners: Tensor, window: int) -> Tensor:
-    """Tell which windows of which slices hold at least one brain pixel.
+    """Return which windows of which slices hold at least one brain pixel.
 
     Args:
         mask: (S, H, W) bool, the brain.
@@ -142,7 +142,7 @@ def windows_with_brain(mask: Tensor, corners: Tensor, window: int) -> Tensor:
 
 
 def boxes(mask: Tensor) -> Tensor:
-    """Bound the brain of each slice.
+    """Compute the bounding box of the brain in each slice.
 
     Args:
         mask: (S, H, W) bool, the brain.
@@ -162,14 +162,14 @@ def boxes(mask: Tensor) -> Tensor:
 def views(corners: Tensor, window: int, halo: int, box: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Choose the part of the slice that a network needs to see for each window. [ours]
 
-    That is the window and `halo` pixels around it, cut off at the end of the brain, then grown to whole steps.
+    That is the window and `halo` pixels around it, clipped to the box of the brain, then grown to whole steps.
 
     Args:
         corners: (K, 2) first row and column of each window.
         window: Side p, pixels.
         halo: Pixels of context on each side.
         box: (K, 4) the brain's box in the slice of each window, see :func:`boxes`; it meets the window's view.
-        step: What sides and origins must be multiples of; it divides the slice.
+        step: Sides and origins are multiples of it; it divides the sides of the slice.
 
     Returns:
         First row and column, and the row and column behind the last; (K, 2) integers each.
@@ -182,7 +182,7 @@ def views(corners: Tensor, window: int, halo: int, box: Tensor, step: int) -> tu
 def _views(
     mask: Tensor, corners: Tensor, slice_index: Tensor, corner_index: Tensor, config: Config
 ) -> tuple[Tensor, Tensor]:
-    """Bound what the network sees of each pass by `infer.context`: origin and shape, (K, 2) each."""
+    """Return the view of each pass that `infer.context` allows: origin and shape, (K, 2) each."""
     height, width = mask.shape[1:]
     context = config.infer.context
     box = torch.tensor([[0, 0, height, width]]).expand(len(mask), -1) if context == "slice" else boxes(mask)
@@ -197,12 +197,12 @@ def _views(
 
 
 def _most_together(config: Config, shape: tuple[int, int]) -> int:
-    """Bound the windows of a pass by the setting, and so that half of the slice stays visible."""
+    """Return the most windows per pass: the setting, limited so that half of the slice stays visible."""
     return max(1, min(config.infer.together, shape[0] * shape[1] // (2 * config.partition.window**2)))
 
 
 def _grouped(windows: Tensor, corners: Tensor, side: int, most: int) -> tuple[Tensor, Tensor]:
-    """Let windows of a slice that do not overlap share a pass. [ours]
+    """Group windows of a slice that do not overlap into shared passes. [ours]
 
     Args:
         windows: Slice index and index into `corners` of each window, slice by slice.
@@ -230,7 +230,7 @@ def _grouped(windows: Tensor, corners: Tensor, side: int, most: int) -> tuple[Te
 
 
 def _groups(own: tuple[int, ...], distance: Tensor, most: int) -> list[list[int]]:
-    """Group windows greedily: the one with the fewest partners left first, and each with the farthest of them.
+    """Group windows greedily: start with the window that has the fewest partners left, and add its farthest ones.
 
     Args:
         own: Windows of a slice, as indexes into the corners.

@@ -31,7 +31,7 @@ def losses(
     kind: DiffusionConfig,
     train: TrainConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Noise the patch, reconstruct it, and compare. [paper], but for the weights, which are [ours].
+    """Noise the patch, reconstruct it, and compare. [paper]; the weights are [ours].
 
     Args:
         network: Called with the noised slice, the patch's mask and the timesteps.
@@ -62,13 +62,13 @@ def losses(
 
 
 def gate_loss(logits: Tensor, noised: Noised, image: Tensor, train: TrainConfig) -> Tensor:
-    """Compute the cross-entropy of the gate against where pseudo-lesions are seen, weighted as the diffusion loss is.
+    """Compute the cross-entropy between the gate and the visible pseudo-lesions, weighted like the diffusion loss.
 
-    The squared error of a faint or small lesion is next to nothing, and its place is learned late from it. [ours]
+    The squared error of a faint or small lesion is close to zero, and teaches its place only late. [ours]
 
     Args:
         logits: (B, C, H, W).
-        noised: What the network saw.
+        noised: Input of the network.
         image: The image before noising, pseudo-lesions included.
         train: Weights of pseudo-lesions and of pixels outside the window.
     """

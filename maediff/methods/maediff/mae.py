@@ -53,7 +53,7 @@ class MaskedAutoencoder(nn.Module):
         seen = visible.flatten(1)
         encoded, order, padding = gather_visible(tokens, seen)
         start = self.global_token.to(tokens).expand(len(tokens), -1, -1)
-        # With nothing but the global token there is nothing to pad, and torch's fast path refuses a mask of one column.
+        # The global token alone needs no padding, and torch's fast path rejects a mask with one column.
         keep = F.pad(padding, (1, 0)) if padding.shape[1] else None
         encoded = self.encoder(torch.cat([start, encoded], 1), src_key_padding_mask=keep)
         full = (self.mask_token.to(tokens) + position).to(encoded.dtype).expand_as(tokens)
@@ -79,7 +79,7 @@ class MaskedAutoencoder(nn.Module):
 
 
 def gather_visible(tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pack the visible tokens of each image to the front and drop columns that nobody needs.
+    """Pack the visible tokens of each image to the front and drop unused columns.
 
     Args:
         tokens: (B, N, D).
@@ -97,7 +97,7 @@ def gather_visible(tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def sincos_position(shape: tuple[int, ...], width: int) -> Tensor:
-    """Tabulate fixed two-dimensional sine-cosine positions (He et al. 2022).
+    """Build the table of fixed two-dimensional sine-cosine positions (He et al. 2022).
 
     Args:
         shape: (r, r') cells.

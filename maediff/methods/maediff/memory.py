@@ -1,4 +1,4 @@
-"""How many windows fit into a forward pass: an estimate of their memory, the memory at hand, and its exhaustion."""
+"""Choose how many windows fit into a forward pass: memory per window, free memory, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from maediff.config import Config
 from maediff.hardware import available_bytes
 
 _CPU_BUDGET = 512 * 2**20
-"""Larger batches are no faster on CPUs: caches, not launches, set the pace there."""
+"""Larger batches are no faster on CPUs, where caches and not kernel launches limit the speed."""
 _CPU_WINDOWS, _GPU_WINDOWS = 32, 1024
 _SHARE = 0.6
-"""Share of the free memory that a batch may take; kernels need workspace, and other programs memory."""
+"""Share of the free memory that a batch may take; kernels need workspace and other programs need memory."""
 _PLANES = 16
-"""Float32 images, for each channel, that the engine holds a window: input, noise, mask, weights, estimates."""
+"""Float32 images per window and channel that the engine holds: input, noise, mask, weights, estimates."""
 
 
 def window_bytes(config: Config, shape: tuple[int, int], *, bf16: bool) -> int:
     """Estimate the memory that a window takes in a forward pass without gradients.
 
-    Counted are the U-Net's skip connections, which all live until the way up, four copies of the widest input of the
-    finest level (the concatenation, its norm, the convolution's input and output) and the engine's own images.
+    The estimate counts the U-Net's skip connections, which are all kept until the way up, four copies of the widest
+    input of the finest level (the concatenation, its norm, the convolution's input and output) and the engine's images.
 
     Args:
         config: Widths, depths and the folding of pixels.
         shape: (H, W) of a slice, pixels.
-        bf16: Half the bytes.
+        bf16: Whether values take two bytes instead of four.
     """
     model = config.model
     pixels = shape[0] * shape[1]
@@ -36,14 +36,14 @@ def window_bytes(config: Config, shape: tuple[int, int], *, bf16: bool) -> int:
 
 
 def choose_batch(window: int, device: torch.device) -> int:
-    """Choose how many windows a forward pass takes from their estimated memory and what is free now.
+    """Choose the number of windows per forward pass from their estimated memory and the memory that is free now.
 
     Args:
-        window: Bytes a window, see :func:`window_bytes`.
+        window: Bytes per window, see :func:`window_bytes`.
         device: Where to compute.
 
     Returns:
-        1 at least. The maps do not depend on it.
+        Windows, at least 1. The maps do not depend on it.
     """
     free = available_bytes(device)
     if device.type == "cuda":
@@ -53,7 +53,7 @@ def choose_batch(window: int, device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory is exhausted; PyTorch's CPU allocator raises a plain RuntimeError."""
+    """Check whether an error reports exhausted memory; PyTorch's CPU allocator raises a plain RuntimeError."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error)

@@ -2,9 +2,10 @@
 
 Source: Xu, Wang, Du, *MAEDiff*, arXiv 2401.10561, Figure 1. The paper divides a slice into p x p patches, of which
 one is diffused and reconstructed, and lays r x r cells over the feature map; at test time the window slides with
-step s. That the last window is clamped to the border, and that training windows may start at any pixel, is ours.
+step s. Clamping the last window to the border and starting training windows at any pixel are ours.
 
-:func:`cut` and :class:`Blend` are inverse: what is cut out and blended back is the slice. The sliding engine uses both.
+:func:`cut` and :class:`Blend` are inverse: cutting views out and blending them back gives the slice. The sliding engine
+uses both.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def random_window(mask: Tensor, window: int, generator: torch.Generator) -> Tens
 
 
 def window_masks(corners: Tensor, window: int, shape: tuple[int, int]) -> Tensor:
-    """Draw the mask M of each window.
+    """Build the mask M of each window.
 
     Args:
         corners: (B, 2) integers, first row and column.
@@ -103,7 +104,7 @@ def visible_cells(mask: Tensor, cell: int) -> Tensor:
 
 
 def blend_weight(window: int, kind: str) -> Tensor:
-    """Make the weight of each pixel of a window for overlapping averages.
+    """Build the weight of each pixel of a window for overlapping averages.
 
     Args:
         window: Side p, pixels.
@@ -144,7 +145,7 @@ class Blend:
     """Weighted average of views in their slices, collected batch by batch; the inverse of :func:`cut`.
 
     Args:
-        images: (S, C, H, W), the slices; where no view has weight, the average is the slice as it came.
+        images: (S, C, H, W), the slices; where no view has weight, the average is the unchanged slice.
     """
 
     def __init__(self, images: Tensor) -> None:
@@ -163,14 +164,14 @@ class Blend:
         """
         height, width = self.images.shape[2:]
         rows, columns = _rows_and_columns(origin, (views.shape[2], views.shape[3]))
-        # the pixels' numbers in the stack of slices, as in its flat memory
+        # flat indexes of the pixels in the stack of slices
         pixels = ((slice_index[:, None, None] * height + rows) * width + columns).flatten()
         for total, channel in zip(self.total, views.split(1, 1), strict=True):
             total.index_add_(0, pixels, (weight * channel).flatten())
         self.mass.index_add_(0, pixels, weight.flatten())
 
     def average(self) -> Tensor:
-        """Return the slices (S, C, H, W) that the views make together."""
+        """Return the slices (S, C, H, W), averaged over the views."""
         images = self.images
         total = self.total.view(-1, len(images), *images.shape[2:]).transpose(0, 1)
         mass = self.mass.view_as(images[:, :1])

@@ -1,6 +1,6 @@
-"""The conditioned reconstructor: MONAI's diffusion U-Net, told by the MAE what surrounds the hidden patch.
+"""The conditioned reconstructor: MONAI's diffusion U-Net, conditioned by the MAE on what surrounds the hidden patch.
 
-Source: MAEDiff, arXiv 2401.10561: a partially perturbed slice goes in, conditioned on features of its visible region.
+Source: MAEDiff, arXiv 2401.10561: the input is a partly perturbed slice, conditioned on features of its visible part.
 How the features enter is ours: as residuals added to the U-Net's skip connections at matching levels (as ControlNet and
 T2I-Adapter do), or by cross-attention; `condition="none"` is the ablation. The mask as an input channel is ours too;
 `mask_channel=False` leaves it out.
@@ -52,7 +52,7 @@ class Reconstructor(Method):
         self.adapters = self._adapters(config.model)
 
     def _adapters(self, config: ModelConfig) -> nn.ModuleDict:
-        """Build a projection from the MAE's features to each U-Net level that they match; none but for residuals."""
+        """Build the projections of the MAE's features to the matching U-Net levels; empty unless they are residuals."""
         if config.condition != "residual":
             return nn.ModuleDict()
         widths = [*config.channels, config.channels[-1]]
@@ -73,7 +73,7 @@ class Reconstructor(Method):
         """Compute the MAE's features of the visible region, which are the same at every timestep.
 
         Args:
-            image: (B, C, H, W); what lies inside the patch is not looked at.
+            image: (B, C, H, W); the inside of the patch is ignored.
             mask: (B, 1, H, W), M: 1 inside the patch.
 
         Returns:
@@ -88,7 +88,7 @@ class Reconstructor(Method):
             perturbed: (B, C, H, W), ``M x_t + (1 - M) x0``; H and W multiples of the cell and of the U-Net's factor.
             mask: (B, 1, H, W), M: 1 inside the patch.
             t: (B,) timesteps, 1 to T.
-            features: From :meth:`features` if they are at hand: of the same cells, or by cross-attention of more.
+            features: From :meth:`features`, if already computed: of the same cells, or with cross-attention of more.
         """
         if features is None:
             features = self.features(perturbed, mask)

@@ -32,7 +32,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class _Seen(NamedTuple):
-    """What the network sees of a batch, (B, C, h, w) each, and how to draw more noise for it."""
+    """Input of the network for a batch, (B, C, h, w) each, and a function that draws more noise for it."""
 
     x0: Tensor
     noise: Tensor
@@ -42,11 +42,11 @@ class _Seen(NamedTuple):
 
 
 class SlidingReconstructor:
-    """Reconstruct the healthy version of slices.
+    """Engine that reconstructs the healthy version of slices.
 
     Args:
         network: Trained network of windows, in eval mode, on `device`.
-        config: Configuration that it was trained with.
+        config: Configuration of the network.
         device: Where to compute.
         bf16: Run the network under bf16 autocast; blending stays in float32.
     """
@@ -66,11 +66,11 @@ class SlidingReconstructor:
         Args:
             slices: (S, H, W), or (S, C, H, W) of several channels; float32, -1 outside the brain.
             mask: (S, H, W) bool, the brain.
-            key: What the noise depends on besides the slice index, such as (run seed, case).
+            key: Seed of the noise besides the slice index, such as (run seed, case).
             on_batch: Progress callback, called with (windows done, windows in total).
 
         Returns:
-            Mean and deviation. Pixels that no computed window covers are returned as they came.
+            Mean and deviation. Pixels that no computed window covers are returned unchanged.
         """
         given = slices.shape
         height, width = given[-2:]
@@ -81,7 +81,7 @@ class SlidingReconstructor:
             for t in self.config.diffusion.test_timesteps
             for draw in range(self.config.infer.draws)
         ]
-        # Welford's update keeps mean and deviation without storing each pass, and the deviation exact if draws agree.
+        # Welford's update needs no stored passes, and gives a deviation of exactly 0 if all draws agree.
         mean = torch.zeros_like(slices)
         square = torch.zeros_like(slices)
         for done, (t, pass_key) in enumerate(keys):
@@ -96,16 +96,16 @@ class SlidingReconstructor:
         return Healthy(mean, deviation[..., :height, :width].reshape(given))
 
     def padded_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Return the (H, W) that the network sees: what cells and U-Net levels divide, for slices that grew."""
+        """Return the shape (H, W) that slices are padded to: multiples of the cell and of the U-Net's factor."""
         step = view_step(self.config)
         return shape[0] + -shape[0] % step, shape[1] + -shape[1] % step
 
     def layout(self, mask: Tensor) -> Layout:
-        """Lay windows over slices with the brain (S, H, W), padded to what the network divides."""
+        """Lay windows over the brain (S, H, W), padded to :meth:`padded_shape`."""
         return lay_out(self._padded(mask, False), self.config)
 
     def _padded(self, stack: Tensor, value: float) -> Tensor:
-        """Pad slices at the far ends to what the network divides."""
+        """Pad slices at the far ends to :meth:`padded_shape`."""
         height, width = self.padded_shape((stack.shape[-2], stack.shape[-1]))
         return F.pad(stack, (0, width - stack.shape[-1], 0, height - stack.shape[-2]), value=value)
 
@@ -115,14 +115,14 @@ class SlidingReconstructor:
         side = self.config.partition.window
         images = slices.to(self.device)
 
-        # One noise field per slice, not per window: overlapping windows then see the same noise, whatever the batch.
+        # One noise field per slice, not per window: overlapping windows see the same noise for every batch size.
         noise = self._noise(slices, layout, key).to(self.device)
 
         # Masks and weights are placed once per corner of the grid; batches pick theirs by index.
         masks = window_masks(layout.corners, side, shape).to(self.device)
         weights = _placed(blend_weight(side, self.config.infer.blend), layout.corners, shape).to(self.device)
 
-        # A batch that does not fit into memory is halved and tried again: the noise and the sums do not depend on it.
+        # A batch that does not fit into memory is halved and retried; noise and sums do not depend on its size.
         blend = Blend(images)
         start = 0
         while start < len(layout):
@@ -132,14 +132,14 @@ class SlidingReconstructor:
             except (MemoryError, RuntimeError) as error:
                 self._halve(len(batch), error)
                 continue
-            weight = batch.own_views(batch.united(weights))  # zero outside the windows, of which a view shows more
+            weight = batch.own_views(batch.united(weights))  # zero where the view extends beyond the windows
             blend.add(estimate, weight, batch.slice_index, batch.origin)
             start += len(batch)
             on_batch(start, len(layout))
         return blend.average().cpu()
 
     def windows_per_pass(self, shape: tuple[int, int]) -> int:
-        """Return how many windows a pass takes, chosen once from the free memory if the configuration says auto."""
+        """Return the windows per pass; if the configuration is auto, they are chosen once from the free memory."""
         if self.batch is None:
             wanted = self.config.infer.batch_size
             size = window_bytes(self.config, shape, bf16=self.bf16)
@@ -148,7 +148,7 @@ class SlidingReconstructor:
         return self.batch
 
     def _halve(self, size: int, error: BaseException) -> None:
-        """Go on with half the batch if memory ran out; raise any other error, and this one for a single window."""
+        """Halve the batch if memory ran out; raise other errors, and this one if the batch is a single window."""
         if size == 1 or not is_out_of_memory(error):
             raise error
         self.batch = size // 2
@@ -157,17 +157,17 @@ class SlidingReconstructor:
             torch.cuda.empty_cache()
 
     def _seen(self, images: Tensor, noise: Tensor, masks: Tensor, batch: Batch, key: Key) -> _Seen:
-        """Cut out what the network sees, and compute the features of the visible region once for all its steps."""
+        """Cut out the network's input, and compute the features of the visible region once for all steps."""
         hidden = batch.united(masks)
 
-        # The MAE sees the whole slice, even if the U-Net sees a view of it: that is how it knows of the rest.
+        # The MAE sees the whole slice even if the U-Net sees only a view, so the U-Net is informed about the rest.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.network.features(images[batch.slice_index], hidden)
         if features is not None and self.config.model.condition == "residual":
             features = batch.own_views(features, self.config.partition.cell)
 
         def draw(name: object, step: int) -> Tensor:
-            """Draw fresh noise, one field per slice as above: passes of one slice share it."""
+            """Draw fresh noise, one field per slice as above; passes of the same slice share it."""
             slices, of_pass = batch.slice_index.unique(return_inverse=True)
             fields = [self._field(images, (*key, name, step, index)) for index in slices.tolist()]
             return batch.views(torch.stack(fields).to(images), of_pass)
@@ -181,7 +181,7 @@ class SlidingReconstructor:
         )
 
     def _sample(self, seen: _Seen, t: int) -> Tensor:
-        """Noise the window to level t and walk back down; everything outside it stays as scanned."""
+        """Noise the window to level t and walk back down; everything outside it stays unchanged."""
         x0, window = seen.x0, seen.window
         perturbed = diffusion.partially_noise(x0, seen.noise, window, self.abar[t].to(x0))
 
@@ -206,7 +206,7 @@ class SlidingReconstructor:
         return diffusion.x0_from(self.config.diffusion.objective, prediction.float(), perturbed, abar_t, abar_s)
 
     def _noise(self, slices: Tensor, layout: Layout, key: Key) -> Tensor:
-        """Draw one noise field per slice: (S, C, H, W); slices without windows need none."""
+        """Draw one noise field per slice: (S, C, H, W); slices without windows stay zero."""
         noise = torch.zeros_like(slices)
         for index in layout.slice_index.unique().tolist():
             noise[index] = self._field(slices, (*key, index))
@@ -218,7 +218,7 @@ class SlidingReconstructor:
 
 
 def with_bf16_convolutions(network: Network) -> Network:
-    """Copy a network with its convolutions in bf16; autocast would convert them in each pass, to the same values."""
+    """Copy a network with bf16 convolutions; autocast would convert them to the same values in each pass."""
     network = copy.deepcopy(network)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
