@@ -101,11 +101,12 @@ def read_sign(
         return Reading(sign, kind, Steps({"contrast": _facts(readings), "sign": sign}, (said,) if kind else ()))
     signs = {reading.lesion_sign for reading in readings}
     sign = signs.pop() if len(signs) == 1 else "abs"
-    kinds = [reading.kind for reading in readings]
-    meaning = {"bright": "brighter than healthy", "dark": "darker than healthy", "abs": "brighter or darker"}[sign]
-    said = (
-        f"the contrast reads as {', '.join(kinds).upper()}: the map shows what is {meaning} (score.sign overrides it)"
-    )
+    kinds = ", ".join(reading.kind for reading in readings).upper()
+    said = {
+        "bright": f"the contrast reads as {kinds}: the map shows what is brighter than healthy",
+        "dark": f"the contrast reads as {kinds}: the map shows what is darker than healthy",
+        "abs": f"the contrast is not sure enough (most like {kinds}): the map shows what is brighter or darker",
+    }[sign] + " (--sign overrides it)"
     steps = Steps({"contrast": _facts(readings), "sign": sign}, (said,))
     likeliest = {reading.among(sign) for reading in readings}
     return Reading(sign, likeliest.pop() if len(likeliest) == 1 else "", steps)
