@@ -51,9 +51,8 @@ def test_only_the_cores_of_this_process_count_as_idle(tmp_path, monkeypatch):
     stat.parent.mkdir()
 
     def after(busy):  # ten ticks of each core: user, nice, system, idle, iowait, irq, softirq, steal
-        lines = [
-            f"cpu{core} {90 if core in busy else 80} 0 0 {100 if core in busy else 110} 0 0 0 0" for core in range(8)
-        ]
+        ticks = {True: "90 0 0 100 0", False: "80 0 0 103 7"}
+        lines = [f"cpu{core} {ticks[core in busy]} 0 0 0" for core in range(8)]
         stat.write_text("\n".join(["cpu 1 1 1 1 1 1 1 1", *lines]))
 
     after(busy=range(8))
