@@ -101,7 +101,7 @@ def read_sign(
         return Reading(sign, kind, Steps({"contrast": _facts(readings), "sign": sign}, (said,) if kind else ()))
     signs = {reading.lesion_sign for reading in readings}
     sign = signs.pop() if len(signs) == 1 else "abs"
-    kinds = ", ".join(reading.kind for reading in readings).upper()
+    kinds = ", ".join(max(reading.probabilities, key=reading.probabilities.__getitem__) for reading in readings).upper()
     said = {
         "bright": f"the contrast reads as {kinds}: the map shows what is brighter than healthy",
         "dark": f"the contrast reads as {kinds}: the map shows what is darker than healthy",
