@@ -167,7 +167,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark alone."""
-    parser.add_argument("--model", default="phantom", help="model folder or packaged model (%(default)s)")
+    parser.add_argument("--model", default="heads", help="model folder or packaged model (%(default)s)")
     parser.add_argument("--parts", default=",".join(PARTS), help="which parts to run (%(default)s)")
     parser.add_argument("--write-page", action="store_true", help="put the results into docs/input-check.md")
 
