@@ -51,6 +51,12 @@ def data_folder(name: str, data: Path = DATA) -> Path:
     return folder
 
 
+def lesion_shapes(data: Path = DATA) -> dict[str, str]:
+    """Return the settings of section `heads` that name the folders of real lesion masks; absent ones are left out."""
+    folders = {"white_matter_masks": data / "mslub_lesion_masks", "lesion_masks": data / "stroke_lesion_masks"}
+    return {name: str(folder) for name, folder in folders.items() if folder.is_dir()}
+
+
 def git_commit() -> str | None:
     """Return the commit of this checkout, with ``+`` if tracked files differ from it; None outside git."""
     try:

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks.common import Benchmark, say, table
+from benchmarks.common import Benchmark, lesion_shapes, say, table
 from maediff import diffusion
 from maediff.config import Config
 from maediff.heads.headset import read_head_set, split_heads
@@ -74,9 +74,7 @@ def restore(model: str, options: argparse.Namespace) -> list[Restored]:
 
 def _with_shapes(config: Config, data: Path) -> Config:
     """Take lesion shapes from the real masks, as training did; a packaged model knows no folders."""
-    masks = {"white_matter_masks": "mslub_lesion_masks", "lesion_masks": "stroke_lesion_masks"}
-    shapes = {name: str(data / folder) for name, folder in masks.items() if (data / folder).is_dir()}
-    return config.model_copy(update={"heads": config.heads.model_copy(update=shapes)})
+    return config.model_copy(update={"heads": config.heads.model_copy(update=lesion_shapes(data))})
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -38,10 +38,11 @@ from maediff.inference.predictor import Predictor
 from maediff.scoring import Sign, anomaly_mask, postprocess
 from maediff.volume import Volume, from_image, read_mask, read_nifti
 from maediff.working import prepare
+from maediff.working.contrast import LESION_SIGNS
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/packaged-model.md", results=("zero_shot.json",))
 SETS = ("mslub", "lgg_flair", "heads", "ixi_t1")
-SIGNS: dict[str, Sign] = {"t1": "dark", "t2": "bright", "flair": "bright"}
+SIGNS: dict[str, Sign] = dict(LESION_SIGNS.items())
 GRIDS: tuple[float | None, ...] = (None, 1.0, 2.0)
 MEDIANS = (0.0, 3.0, 5.0)
 BOOTSTRAP = 2000

@@ -22,7 +22,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from benchmarks.common import ROOT, Benchmark, say, table
+from benchmarks.common import ROOT, Benchmark, lesion_shapes, say, table
 from maediff.config import HeadsConfig, load_config, override
 from maediff.data.cases import find_cases
 from maediff.diffusion.noise import generator
@@ -49,8 +49,7 @@ MIN_VOXELS = 20_000
 
 def train_model(options: argparse.Namespace) -> dict[str, Any]:
     """Train the preset `heads`, going on where an earlier call stopped."""
-    masks = {"white_matter_masks": "mslub_lesion_masks", "lesion_masks": "stroke_lesion_masks"}
-    shapes = [f"heads.{name}={options.data / folder}" for name, folder in masks.items()]
+    shapes = [f"heads.{name}={folder}" for name, folder in lesion_shapes(options.data).items()]
     config = load_config("heads", [*shapes, "train.workers=1"])
     result = train(
         config,

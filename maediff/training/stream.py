@@ -63,10 +63,10 @@ class SampleStream(Dataset[Sample]):
             donor, _ = self._another(rng)
             image = add_pseudo_lesions(clean, brain, donor, config.data.clip, rng, window=window, look=config.train)
         noise = noise_field(config.noise, shape, rng, len(clean))
-        first, last = config.diffusion.train_timesteps
-        t = torch.randint(first, last + 1, (), generator=rng)
+        t = _draw_timestep(config, rng)
         if config.method == "disyre":
-            image = corrupt(clean, brain, self._another(rng), rng, severity=int(t) / last, clip=config.data.clip)
+            severe = _share(t, config)
+            image = corrupt(clean, brain, self._another(rng), rng, severity=severe, clip=config.data.clip)
         return {"image": image, "clean": clean, "mask": window, "noise": noise, "t": t}
 
     def _another(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -107,9 +107,7 @@ class HeadStream(Dataset[Sample]):
         if config.method == "disyre":
             other = self._draw(int(t), rng)
             foreign, brain = (other.healthy[None], other.brain[None]), drawn.brain[None]
-            image = corrupt(
-                clean, brain, foreign, rng, severity=int(t) / config.diffusion.train_timesteps[1], clip=config.data.clip
-            )
+            image = corrupt(clean, brain, foreign, rng, severity=_share(t, config), clip=config.data.clip)
         lesion = drawn.lesion > _LESION
         aim = lesion if chance(_ON_LESION, rng) and bool(lesion.any()) else drawn.brain
         window, shape = config.partition.window, config.data.size
@@ -129,8 +127,7 @@ class HeadStream(Dataset[Sample]):
     def _start(self, index: int) -> tuple[torch.Generator, Tensor, HeadSlice]:
         """Draw the timestep and the slice of sample k, and return the generator for further draws."""
         rng = generator(self.purpose, self.config.train.seed, index)
-        first, last = self.config.diffusion.train_timesteps
-        t = torch.randint(first, last + 1, (), generator=rng)
+        t = _draw_timestep(self.config, rng)
         return rng, t, self._draw(int(t), rng)
 
     def _draw(self, t: int, rng: torch.Generator) -> HeadSlice:
@@ -150,6 +147,16 @@ class HeadStream(Dataset[Sample]):
             percentiles=config.data.percentiles,
             clip=config.data.clip,
         )
+
+
+def _draw_timestep(config: Config, rng: torch.Generator) -> Tensor:
+    first, last = config.diffusion.train_timesteps
+    return torch.randint(first, last + 1, (), generator=rng)
+
+
+def _share(t: Tensor, config: Config) -> float:
+    """Return a timestep as a share of the last one: the severity of method disyre's anomalies."""
+    return int(t) / config.diffusion.train_timesteps[1]
 
 
 def severity(t: int, span: tuple[int, int]) -> float:
