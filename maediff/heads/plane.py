@@ -16,7 +16,8 @@ from maediff.heads.labels import BrainLabels
 FINE = 2
 """Fine pixels per working pixel along each side: partial volume comes from averaging signals over them."""
 _TURN = math.radians(12)
-_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
+AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (2, 1, 0)}
+"""Axes of the head, from left to right, back to front and upwards, along the rows, columns and normal of a slice."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,15 @@ def draw_pose(shape: tuple[int, int], spacing_mm: float, rng: torch.Generator, o
         shape: (H, W) of the working slice, pixels.
         spacing_mm: Side of a working pixel.
         rng: Source of randomness.
-        orientation: "axial", "coronal" or "sagittal"; H and W run along the rising axes of the slice.
+        orientation: "axial", "coronal" or "sagittal"; H and W run along the axes that :data:`AXES` lists.
 
     Raises:
         ValueError: Unknown orientation.
     """
-    if orientation not in _AXES:
-        raise ValueError(f"orientation {orientation!r} is unknown; use {', '.join(_AXES)}")
+    if orientation not in AXES:
+        raise ValueError(f"orientation {orientation!r} is unknown; use {', '.join(AXES)}")
     pixel_mm = spacing_mm / FINE
-    axes = _turned(_AXES[orientation], rng)
+    axes = _turned(AXES[orientation], rng)
     shift = torch.randn(2, generator=rng) * torch.tensor([2.0, 3.0])
     u, v = ((torch.arange(FINE * side) - (FINE * side - 1) / 2) * pixel_mm for side in shape)
     mirrored = chance(0.5, rng)
@@ -112,9 +113,9 @@ def draw_plane(
     Arguments and errors are those of :func:`draw_pose`.
     """
     pose = draw_pose(shape, spacing_mm, rng, orientation)
-    normal = _AXES[orientation][2]
+    normal = AXES[orientation][2]
     half = float(head.box[1, normal] - head.box[0, normal]) / 2
-    height = (1.75 * float(torch.rand((), generator=rng)) - 0.8) * half  # the lowest slices hold little brain
+    height = (1.9 * float(torch.rand((), generator=rng)) - 0.95) * half  # the outermost slices hold little brain
     bend = _bend((shape[0] * FINE, shape[1] * FINE), pose.pixel_mm, rng)
     thin = chance(0.5, rng)
     thickness = 1.0 if thin else 1.5 + 3.5 * float(torch.rand((), generator=rng))  # 1 mm isotropic up to 5 mm thick

@@ -14,6 +14,7 @@ from maediff.heads.fields import shrink, smooth_field
 from maediff.heads.labels import BrainLabels
 from maediff.heads.lesions import Lesion, LesionMask, draw_lesions, lesion_signal
 from maediff.heads.plane import FINE, Plane, draw_plane
+from maediff.heads.variation import draw_caps, regional_variation
 
 _LEAST_BRAIN = 0.02
 _TRIES = 8
@@ -83,10 +84,11 @@ def draw_slice(  # noqa: PLR0913  each a setting of the drawing
     found = draw_lesions(plane, masks, rng, severity, faintest) if lesions else []
     low, high = _window(contrast, head, rim, percentiles, rng)
     spread = contrast.spread[plane.classes[0, ::FINE, ::FINE]]
-    ideal = looked_up(contrast.signal, plane)
+    variation = regional_variation(plane, rng)
+    ideal = _with_lesions(looked_up(contrast.signal, plane), plane, contrast, draw_caps(plane, rng), rng)
 
     def scanned(signal: Tensor) -> Tensor:
-        units = 2 * (scanner.apply(signal, spread) - low) / (high - low) - 1
+        units = 2 * (scanner.apply(signal * variation, spread) - low) / (high - low) - 1
         return torch.where(brain, units.clamp(-1, clip), -1.0)
 
     healthy = scanned(ideal)
