@@ -26,16 +26,17 @@ _CAPPED = 0.5
 def regional_variation(plane: Plane, rng: torch.Generator) -> Tensor:
     """Draw a factor on the signal (h, w): grey and white matter drift smoothly, each in its own way; fluid does not."""
     shape = (plane.depth.shape[0], plane.depth.shape[1])
-    factors = torch.zeros(2, *shape)
-    for field in factors:
-        strength, region = uniform(0, _STRONGEST, rng), uniform(*_REGION_MM, rng)
-        field += strength * smooth_field(shape, region / plane.pixel_mm, rng)[0].clamp(-2.5, 2.5)
+    in_white, in_grey = (
+        uniform(0, _STRONGEST, rng)
+        * smooth_field(shape, uniform(*_REGION_MM, rng) / plane.pixel_mm, rng)[0].clamp(-2.5, 2.5)
+        for _ in range(2)
+    )
     centre = plane.classes[len(plane.classes) // 2]
     white, tissue = torch.zeros(256), torch.zeros(256)
     white[indices(WHITE)] = 1
     tissue[parenchyma()] = 1
     share = white[centre]
-    return 1 + tissue[centre] * (share * factors[0] + (1 - share) * factors[1])
+    return 1 + tissue[centre] * (share * in_white + (1 - share) * in_grey)
 
 
 def draw_caps(plane: Plane, rng: torch.Generator) -> list[Lesion]:
