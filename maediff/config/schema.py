@@ -25,6 +25,7 @@ Method = Literal[
     "disyre",
 ]
 METHODS: tuple[str, ...] = get_args(Method)
+Orientation = Literal["axial", "coronal", "sagittal"]
 UNTRAINED = frozenset({"intensity", "zscore"})
 """Methods without a network."""
 # Upper limits, far above usual values: larger ones are slips or attacks and are refused before memory is allocated.
@@ -204,7 +205,7 @@ class HeadsConfig(Section):
         0.2, gt=0, le=1, description="Lowest opacity of lesions, as a share of the highest at their timestep."
     )
     lesions: float = Field(0.9, ge=0, le=1, description="Share of slices with lesions that the network must remove.")
-    orientations: tuple[Literal["axial", "coronal", "sagittal"], ...] = Field(
+    orientations: tuple[Orientation, ...] = Field(
         ("axial",), min_length=1, description="Orientations of the drawn slices."
     )
 
@@ -298,6 +299,12 @@ class InferConfig(Section):
     )
     draws: int = Field(1, ge=1, le=1000, description="Noise draws averaged for each timestep.")
     blend: Literal["uniform", "gaussian"] = "gaussian"
+    orientations: tuple[Orientation, ...] = Field(
+        ("axial",),
+        min_length=1,
+        description="Orientations of the slices that are reconstructed; their maps are averaged. A stack of thick "
+        "slices is reconstructed in the first orientation only.",
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 if the hardware supports it.")
     context: Annotated[int, Field(ge=0, le=2048)] | Literal["slice", "brain"] = Field(
         "slice",
@@ -363,6 +370,11 @@ class Config(Section):
             raise ValueError(f"method {self.method} needs diffusion.noise gaussian, not {kind.noise!r}")
         if self.method in UNTRAINED and self.score.locations:
             raise ValueError(f"score.locations goes with methods that reconstruct, not with {self.method!r}")
+        if self.score.locations and len(self.infer.orientations) > 1:
+            raise ValueError(
+                f"score.locations needs one orientation, not {', '.join(self.infer.orientations)}; "
+                "set infer.orientations=[axial]"
+            )
         if self.method != "maediff" and self.data.channels:
             raise ValueError(
                 f"data.channels names {len(self.data.channels)} channels; method {self.method!r} takes one: leave "
@@ -394,10 +406,9 @@ class Config(Section):
             raise ValueError(f"{passes} passes (diffusion.test_timesteps x infer.draws) exceed 1000; use fewer draws")
         if self.heads.enabled and self.data.channels:
             raise ValueError("heads.enabled draws one contrast per slice: leave data.channels empty")
-        if self.train.outside_weight and self.diffusion.loss == "simple":
-            raise ValueError("train.outside_weight goes with diffusion.loss x0_l1 or x0_l2, not 'simple'")
-        if self.train.lesion_weight and self.diffusion.loss == "simple":
-            raise ValueError("train.lesion_weight goes with diffusion.loss x0_l1 or x0_l2, not 'simple'")
+        for name in ("outside_weight", "lesion_weight"):
+            if getattr(self.train, name) and self.diffusion.loss == "simple":
+                raise ValueError(f"train.{name} goes with diffusion.loss x0_l1 or x0_l2, not 'simple'")
         factor = self.model.patch * 2 ** (len(self.model.channels) - 1)
         for side in self.data.size:
             if side % factor or side % self.partition.cell:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maediff.config import Orientation
 from maediff.diffusion.noise import chance
 from maediff.heads.fields import smooth_field
 from maediff.heads.labels import BrainLabels
+from maediff.working.spatial import SLICE_AXES
 
 FINE = 2
 """Fine pixels per working pixel along each side: partial volume comes from averaging signals over them."""
 _TURN = math.radians(12)
-AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (2, 1, 0)}
-"""Axes of the head, from left to right, back to front and upwards, along the rows, columns and normal of a slice."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,23 @@ class Pose:
         return Plane(torch.stack(layers).int(), depth, place, self.pixel_mm)
 
 
-def draw_pose(shape: tuple[int, int], spacing_mm: float, rng: torch.Generator, orientation: str) -> Pose:
+def draw_pose(shape: tuple[int, int], spacing_mm: float, rng: torch.Generator, orientation: Orientation) -> Pose:
     """Draw a pose: turned by up to 12 degrees about each axis, scaled by up to 12 %, mirrored in half of the cases.
 
     Args:
         shape: (H, W) of the working slice, pixels.
         spacing_mm: Side of a working pixel.
         rng: Source of randomness.
-        orientation: "axial", "coronal" or "sagittal"; H and W run along the axes that :data:`AXES` lists.
+        orientation: "axial", "coronal" or "sagittal"; H and W run along the axes of
+            :data:`~maediff.working.spatial.SLICE_AXES`.
 
     Raises:
         ValueError: Unknown orientation.
     """
-    if orientation not in AXES:
-        raise ValueError(f"orientation {orientation!r} is unknown; use {', '.join(AXES)}")
+    if orientation not in SLICE_AXES:
+        raise ValueError(f"orientation {orientation!r} is unknown; use {', '.join(SLICE_AXES)}")
     pixel_mm = spacing_mm / FINE
-    axes = _turned(AXES[orientation], rng)
+    axes = _turned(SLICE_AXES[orientation], rng)
     shift = torch.randn(2, generator=rng) * torch.tensor([2.0, 3.0])
     u, v = ((torch.arange(FINE * side) - (FINE * side - 1) / 2) * pixel_mm for side in shape)
     mirrored = chance(0.5, rng)
@@ -106,14 +107,14 @@ def draw_plane(
     shape: tuple[int, int],
     spacing_mm: float,
     rng: torch.Generator,
-    orientation: str = "axial",
+    orientation: Orientation = "axial",
 ) -> Plane:
     """Cut a random slice out of a head: a random pose and height, bent by a smooth displacement of some millimetres.
 
     Arguments and errors are those of :func:`draw_pose`.
     """
     pose = draw_pose(shape, spacing_mm, rng, orientation)
-    normal = AXES[orientation][2]
+    normal = SLICE_AXES[orientation][2]
     half = float(head.box[1, normal] - head.box[0, normal]) / 2
     height = (1.9 * float(torch.rand((), generator=rng)) - 0.95) * half  # the outermost slices hold little brain
     bend = _bend((shape[0] * FINE, shape[1] * FINE), pose.pixel_mm, rng)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maediff.config import Orientation
 from maediff.heads.acquisition import draw_acquisition
 from maediff.heads.contrast import Contrast, Kind, draw_contrast
 from maediff.heads.fields import shrink, smooth_field
@@ -52,7 +53,7 @@ def draw_slice(  # noqa: PLR0913  each a setting of the drawing
     lesions: bool = True,
     random_share: float = 0.27,
     kind: Kind | None = None,
-    orientation: str = "axial",
+    orientation: Orientation = "axial",
     percentiles: tuple[float, float] = (1.0, 99.0),
     clip: float = 1.5,
 ) -> HeadSlice:

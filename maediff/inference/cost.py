@@ -68,15 +68,16 @@ def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost 
     if not todo:
         return Cost(0, 0, 0.0, 0, peak_rss_mib(), 0.0)
     scan = _first_usable(predictor, todo)
-    mask = scan.prepared.mask
+    masks = [cut.mask for cut in (scan.prepared, *scan.turned)]
     side = predictor.config.partition.window
     network = predictor.network
 
-    # Count the windows of the first scan.
-    layout = engine.layout(torch.from_numpy(mask))
-    shape = engine.padded_shape((mask.shape[1], mask.shape[2]))
+    # Count the windows of the first scan, in all orientations.
+    layouts = [engine.layout(torch.from_numpy(mask)) for mask in masks]
+    layout = layouts[0]
+    shape = engine.padded_shape((masks[0].shape[1], masks[0].shape[2]))
     batch = engine.windows_per_pass(shape)
-    windows = len(layout) * layout.steps
+    windows = sum(len(one) * one.steps for one in layouts)
 
     # Time a batch of whole slices; the views of this scan take a known share of its operations.
     whole = window_flops(network, shape, side)

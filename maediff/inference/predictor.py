@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -25,10 +25,10 @@ from maediff.inference.result import WORKING_UNITS, AnomalyResult
 from maediff.inputcheck import HealthyScan, MapMeasures, check_scan, compare, measure_scan, refuse, refuse_ct
 from maediff.methods.base import Engine, Healthy, Method
 from maediff.normative import UNITS, Locations
-from maediff.scoring import anomaly_mask, case_score, eroded, postprocess
+from maediff.scoring import Sign, anomaly_mask, case_score, eroded, postprocess
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, check_common_space, from_image, image_like, read_channel, read_mask
-from maediff.working import WorkingScan, prepare
+from maediff.working import WorkingScan, is_volumetric, prepare
 from maediff.working.brainmask import WHOLE_HEAD
 
 Image = Any
@@ -47,6 +47,7 @@ class LoadedScan:
         seconds: Time taken.
         reading: Sign of the residual, and the contrast whose calibration applies.
         steps: Automatic steps, such as brain extraction.
+        turned: The scan cut in the further orientations of `infer.orientations`; empty for a stack of thick slices.
     """
 
     volume: Volume
@@ -54,6 +55,7 @@ class LoadedScan:
     seconds: float
     reading: Reading = field(default_factory=lambda: Reading("abs"))
     steps: Steps = field(default_factory=Steps)
+    turned: tuple[WorkingScan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,12 +167,28 @@ class Predictor:
         else:
             found = (None, Steps()) if WHOLE_HEAD in self.accept else find_brain(volume, self.config)
         brain, stripping = found
-        prepared = prepare(volume, brain, self.config.data, others, accept=self.accept)
+        orientation = self.config.infer.orientations[0]
+        prepared = prepare(volume, brain, self.config.data, others, accept=self.accept, orientation=orientation)
         refuse(volume, prepared.native_mask, self.accept)
         reading = read_sign(volume, others, prepared, self.config, self._contrasts)
         told = dict.fromkeys(note for channel in (volume, *others) for note in preparation_notes(channel))
-        steps = Steps(notes=tuple(told)) + stripping + reading.steps
-        return LoadedScan(volume, prepared, time.perf_counter() - start, reading, steps)
+        turned, cutting = self._turned(volume, others, prepared.native_mask)
+        steps = Steps(notes=tuple(told)) + stripping + reading.steps + cutting
+        return LoadedScan(volume, prepared, time.perf_counter() - start, reading, steps, turned)
+
+    def _turned(
+        self, volume: Volume, others: Sequence[Volume], brain: BoolArray
+    ) -> tuple[tuple[WorkingScan, ...], Steps]:
+        """Cut a scan in the further orientations, into slices as far apart as their pixels are wide."""
+        further = self.config.infer.orientations[1:]
+        if not further:
+            return (), Steps()
+        if not is_volumetric(volume, brain):
+            return (), Steps({"orientations": list(self.config.infer.orientations[:1])})
+        data = self.config.data
+        data = data.model_copy(update={"slice_spacing_mm": data.slice_spacing_mm or data.spacing_mm})
+        turned = (prepare(volume, brain, data, others, accept=self.accept, orientation=one) for one in further)
+        return tuple(turned), Steps({"orientations": list(self.config.infer.orientations)})
 
     def _channels(self, image: Images) -> list[Image]:
         """List the channels of a scan; their number must be that of the model."""
@@ -257,7 +275,7 @@ class Predictor:
 
     @usual_defaults()
     def residual(self, scan: LoadedScan, seed: int = 0) -> FloatMap:
-        """Reconstruct a prepared scan and return its unfiltered residual on the working grid (S, H, W)."""
+        """Reconstruct a prepared scan in the first orientation; return its residual on the working grid (S, H, W)."""
         prepared = scan.prepared
         return self._healthy(prepared, (seed, content_key(scan))).residual(prepared.slices, scan.reading.sign)
 
@@ -277,15 +295,29 @@ class Predictor:
         direct = self.network.scan_maps(volume, prepared.native_mask, score)
         if direct is not None:
             return *direct, None
+        cuts = (prepared, *scan.turned)
+        made = [
+            self._maps_of(cut, scan.reading.sign, key, _part(on_batch, index, len(cuts)))
+            for index, cut in enumerate(cuts)
+        ]
+        anomaly: FloatMap = np.mean([maps[0] for maps in made], axis=0)
+        reconstruction = prepared.scale.inverse(np.mean([maps[1] for maps in made], axis=0))
+        reconstruction[~prepared.native_mask] = volume.data[~prepared.native_mask]
+        deviations = [maps[2] for maps in made if maps[2] is not None]
+        return anomaly, reconstruction, np.mean(deviations, axis=0) if deviations else None
+
+    def _maps_of(
+        self, prepared: WorkingScan, sign: Sign, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None
+    ) -> tuple[FloatMap, FloatMap, FloatMap | None]:
+        """Compute map, reconstruction in working units and uncertainty from slices of one orientation, native space."""
         healthy = self._healthy(prepared, key, on_batch)
         mean, deviation = healthy.mean, healthy.deviation
         several = mean.ndim == 4
-        reconstruction = prepared.scale.inverse(prepared.to_native((mean[:, 0] if several else mean).numpy()))
-        reconstruction[~prepared.native_mask] = volume.data[~prepared.native_mask]
+        reconstruction = prepared.to_native((mean[:, 0] if several else mean).numpy())
         if deviation is not None and several:
             deviation = deviation.mean(1)
         uncertainty = None if deviation is None else prepared.to_native(deviation.numpy())
-        return self.map_of(prepared, healthy.residual(prepared.slices, scan.reading.sign)), reconstruction, uncertainty
+        return self.map_of(prepared, healthy.residual(prepared.slices, sign)), reconstruction, uncertainty
 
     @usual_defaults()
     def map_of(self, prepared: WorkingScan, residual: FloatMap) -> FloatMap:
@@ -323,6 +355,13 @@ def content_key(scan: LoadedScan) -> str:
     """
     values = np.sort(scan.volume.data[scan.prepared.native_mask])
     return hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
+
+
+def _part(on_batch: Callable[[int, int], None] | None, index: int, count: int) -> Callable[[int, int], None] | None:
+    """Return a progress callback for part `index` of `count` parts that are taken to be equally long."""
+    if on_batch is None or count == 1:
+        return on_batch
+    return lambda done, total: on_batch(index * total + done, count * total)
 
 
 def _mask(mask: Any, volume: Volume) -> BoolArray:

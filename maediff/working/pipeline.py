@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maediff.config import DataConfig
+from maediff.config import DataConfig, Orientation
 from maediff.errors import InputError
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume
@@ -25,8 +25,8 @@ class WorkingScan:
     """A scan on its working grid.
 
     Attributes:
-        slices: Working intensities (S, H, W), H = working x and W = working y; [-1, clip] in the brain, -1 outside;
-            (S, C, H, W) if there are several channels.
+        slices: Working intensities (S, H, W), axial: H = working x and W = working y; [-1, clip] in the brain, -1
+            outside; (S, C, H, W) if there are several channels.
         mask: Brain (S, H, W).
         grid: The working grid, with the transform back.
         scale: Intensity scale of the scan, of its first channel.
@@ -80,6 +80,7 @@ def prepare(
     others: Sequence[Volume] = (),
     *,
     accept: Collection[str] = (),
+    orientation: Orientation = "axial",
 ) -> WorkingScan:
     """Find the brain, lay the working grid, scale intensities and resample.
 
@@ -92,13 +93,14 @@ def prepare(
         config: The data section of the configuration.
         others: Further channels on the same voxels, see :func:`maediff.volume.read_channel`; each has its own scale.
         accept: Codes that :func:`~maediff.working.brainmask.brain_mask` does not refuse.
+        orientation: Orientation of the slices.
 
     Raises:
         InputError: Empty mask, a whole head without a mask, or a brain without contrast.
         GeometryError: The mask has another shape than the scan.
     """
     native_mask, notes = brain_mask(volume, mask, accept)
-    grid = working_grid(volume, native_mask, config)
+    grid = working_grid(volume, native_mask, config, orientation)
     share = to_working(native_mask, grid)
     scales = [_scale(channel, native_mask, config) for channel in (volume, *others)]
     stacks = [

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from nibabel.orientations import io_orientation
 
-from maediff.config import DataConfig
+from maediff.config import DataConfig, Orientation
 from maediff.errors import GeometryError
 from maediff.typing import Array, BoolArray, FloatMap
 from maediff.volume import Volume
@@ -24,10 +24,19 @@ logger = logging.getLogger(__name__)
 
 Shape = tuple[int, int, int]
 
+SLICE_AXES: dict[Orientation, tuple[int, int, int]] = {
+    "axial": (0, 1, 2),
+    "coronal": (0, 2, 1),
+    "sagittal": (2, 1, 0),
+}
+"""World axes (0 left to right, 1 back to front, 2 upwards) along rows, columns and normal of slices: a brain fits in
+slices of one size in every orientation, since it is longest from back to front."""
 SIZE_STEP = 16
 MAX_EXTENT_MM = 2000.0  # no scanner's field of view is longer
 # A working spacing this close to the native one (relative) is taken as the native one, without resampling.
 _SAME_SPACING = 1e-3
+_COARSEST_MM = 2.6
+_LEAST_ASPECT = 0.6
 # Tilts below this (mm per voxel) are rounding of float32 headers, not obliquity.
 _ALIGNED_MM = 1e-5
 
@@ -72,7 +81,9 @@ class _Frame:
     lattice: tuple[float | None, ...]
 
 
-def working_grid(volume: Volume, mask: BoolArray, config: DataConfig) -> WorkingGrid:
+def working_grid(
+    volume: Volume, mask: BoolArray, config: DataConfig, orientation: Orientation = "axial"
+) -> WorkingGrid:
     """Lay the working grid over a scan.
 
     ``align: voxel`` keeps the voxel axes, permuted and flipped to the closest canonical RAS order; slices stay one
@@ -84,6 +95,7 @@ def working_grid(volume: Volume, mask: BoolArray, config: DataConfig) -> Working
         volume: The scan.
         mask: Brain (X, Y, Z), not empty.
         config: ``size``, ``spacing_mm``, ``slice_spacing_mm`` and ``align`` are used.
+        orientation: Orientation of the slices, see :data:`SLICE_AXES`.
 
     Returns:
         A grid that holds every voxel of the mask.
@@ -92,7 +104,7 @@ def working_grid(volume: Volume, mask: BoolArray, config: DataConfig) -> Working
         GeometryError: The brain, or with ``align: voxel`` the scan across slices, is longer than any field of view.
         InputError: The grid needs more memory than the machine has.
     """
-    frame = _frame(volume, config)
+    frame = _frame(volume, config, orientation)
     low, high = _extent(frame, _extreme_voxels(mask))
     if config.align == "voxel":
         corners = np.array([np.zeros(3), np.array(volume.data.shape) - 1])
@@ -173,14 +185,26 @@ def lesion_slices(label: Array, grid: WorkingGrid) -> BoolArray:
     return marked
 
 
-def _frame(volume: Volume, config: DataConfig) -> _Frame:
-    native = volume.affine
+def is_volumetric(volume: Volume, mask: BoolArray) -> bool:
+    """Check whether a scan can be cut in any orientation: fine in all directions, and the brain about as long in each.
+
+    Stacks of thick slices cannot, nor can those whose header gives thick slices a false thickness: their brain is flat.
+    """
+    if max(volume.spacing_mm) > _COARSEST_MM:
+        return False
+    voxels = _extreme_voxels(mask)
+    extent = (np.ptp(voxels, axis=0) + 1) * np.array(volume.spacing_mm)
+    return bool(extent.min() >= _LEAST_ASPECT * extent.max())
+
+
+def _frame(volume: Volume, config: DataConfig, orientation: Orientation) -> _Frame:
+    native, order = volume.affine, list(SLICE_AXES[orientation])
+    canonical, flips = _canonical_axes(native)
+    axes = [canonical[world] for world in order]
     if config.align == "voxel":
-        axes, flips = _canonical_axes(native)
-        directions = native[:3, axes] * flips / np.linalg.norm(native[:3, axes], axis=0)
+        directions = native[:3, axes] * flips[order] / np.linalg.norm(native[:3, axes], axis=0)
     else:
-        axes = _canonical_axes(native)[0]
-        directions = np.eye(3)
+        directions = np.eye(3)[:, order]
     to_frame = np.linalg.solve(directions, native[:3])
     to_frame[np.abs(to_frame) < _ALIGNED_MM] = 0
     native_spacing = [volume.spacing_mm[axis] for axis in axes]

@@ -194,3 +194,35 @@ def test_progress_is_told(predictors, make_scan):
     seen = []
     predictors["world"].predict(make_scan(RAS, SHAPE), on_batch=lambda done, of: seen.append((done, of)))
     assert seen[-1][0] == seen[-1][1] > 0
+
+
+@pytest.fixture(scope="module")
+def by_orientation(make_model, tiny, tmp_path_factory):
+    """Load one model of random weights for each choice of orientations."""
+    folder = make_model(tmp_path_factory.mktemp("turned") / "model", tiny("partition.stride=16", "data.spacing_mm=2.5"))
+    choices = ("axial",), ("coronal",), ("sagittal",), ("axial", "coronal", "sagittal")
+    return {names: load_model(folder, "cpu", (f"infer.orientations=[{','.join(names)}]",)) for names in choices}
+
+
+def test_the_map_of_several_orientations_is_the_mean_of_theirs(by_orientation, make_scan):
+    scan = make_scan(np.diag([2.5, 2.5, 2.5, 1]), (22, 24, 20))
+    several = by_orientation["axial", "coronal", "sagittal"].predict(scan)
+    alone = [by_orientation[name,].predict(scan) for name in ("axial", "coronal", "sagittal")]
+    np.testing.assert_allclose(several.anomaly, np.mean([one.anomaly for one in alone], axis=0), atol=1e-5)
+    assert np.abs(alone[0].anomaly - alone[1].anomaly).max() > 1e-2
+    assert several.steps["orientations"] == ["axial", "coronal", "sagittal"]
+
+
+def test_a_stack_of_thick_slices_is_reconstructed_in_the_first_orientation_only(by_orientation, make_scan):
+    scan = make_scan(np.diag([2.5, 2.5, 6, 1]), (22, 24, 9))
+    several = by_orientation["axial", "coronal", "sagittal"].predict(scan)
+    assert np.array_equal(several.anomaly, by_orientation["axial",].predict(scan).anomaly)
+    assert several.steps["orientations"] == ["axial"]
+
+
+def test_progress_over_several_orientations_ends_at_its_total(by_orientation, make_scan):
+    seen = []
+    scan = make_scan(np.diag([2.5, 2.5, 2.5, 1]), (22, 24, 20))
+    by_orientation["axial", "coronal", "sagittal"].predict(scan, on_batch=lambda done, total: seen.append(done / total))
+    assert seen == sorted(seen)
+    assert seen[-1] == 1

@@ -15,7 +15,15 @@ from scipy import ndimage
 from maediff.config import DataConfig
 from maediff.volume import Volume
 from maediff.working.resample import _resample_axes, _resample_oblique, index_map, prefilter_sigmas, resample
-from maediff.working.spatial import WorkingGrid, lesion_slices, to_native, to_working, working_grid
+from maediff.working.spatial import (
+    SLICE_AXES,
+    WorkingGrid,
+    is_volumetric,
+    lesion_slices,
+    to_native,
+    to_working,
+    working_grid,
+)
 
 FEW = settings(max_examples=30, deadline=None)
 PAIRS = ("RL", "AP", "SI")
@@ -334,3 +342,37 @@ def test_no_slice_that_shows_a_lesion_is_missed(orientation, angles, spacing, sl
     assert not (~marked & (shown > 0.25 * shown.max())).any()
     assert marked.any()
     assert marked.sum() <= 2 + 2 * sum(spacing) / grid.spacing_mm[2]
+
+
+@pytest.mark.parametrize(("orientation", "moved"), [("coronal", (1, 0, 2)), ("sagittal", (0, 2, 1))])
+def test_slices_of_other_orientations_are_the_turned_array(orientation, moved):
+    volume, _ = scan("RAS", (0.0, 0.0, 0.0), (2.0, 2.0, 2.0))
+    grid = working_grid(volume, volume.data > -1, DataConfig(size=(21, 21), spacing_mm=2.0), orientation)
+    slices = to_working(volume.data, grid)
+    assert np.array_equal(slices, volume.data.transpose(moved))
+    assert np.array_equal(to_native(slices, grid), volume.data)
+
+
+@FEW
+@given(orientation=orientations, angles=angles, spacing=spacings, align=aligns, cut=st.sampled_from(list(SLICE_AXES)))
+def test_a_marker_keeps_its_world_place_in_every_orientation(orientation, angles, spacing, align, cut):
+    volume, marker = scan(orientation, angles, spacing)
+    data = DataConfig(size=(32, 32), spacing_mm=2.0, slice_spacing_mm=2.0, align=align)
+    grid = working_grid(volume, volume.data > 1e-3, data, cut)
+    there = to_working(volume.data, grid)
+    np.testing.assert_allclose(centroid(np.moveaxis(there, 0, 2), grid.affine), marker, atol=0.1)
+    np.testing.assert_allclose(centroid(to_native(there, grid), volume.affine), marker, atol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape", "expected"),
+    [
+        ((1.0, 1.0, 1.0), (140, 170, 130), True),
+        ((0.9, 0.9, 2.5), (150, 190, 52), True),
+        ((0.9, 0.9, 5.0), (150, 190, 26), False),  # thick slices
+        ((1.0, 1.0, 1.0), (140, 170, 26), False),  # thick slices whose header says 1 mm
+    ],
+)
+def test_only_scans_that_are_fine_and_long_in_all_directions_are_volumetric(spacing, shape, expected):
+    volume = make_volume(np.ones(shape), make_affine(spacing=spacing))
+    assert is_volumetric(volume, np.ones(shape, bool)) is expected
