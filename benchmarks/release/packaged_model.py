@@ -4,10 +4,11 @@
     python -m benchmarks.release.packaged_model export --run runs/heads --healthy TABLE… --tumour-free TABLE…
     python -m benchmarks.release.packaged_model check  --run runs/heads --json benchmarks/results/heads_healthy.json
 
-`train` trains the preset `heads`. `export` halves the precision of the weights, writes the model to
-`maediff/weights/heads`, and sets its thresholds, contrast by contrast, on healthy scans: synthetic ones of held-out
-heads, real ones of tables of healthy scans (`--healthy`), and the slices free of tumour of tables with lesion labels
-(`--tumour-free`). Every second scan is kept back: `check` tells what the thresholds let through there.
+`train` trains the preset `heads` in two stages: axial slices first, then slices of all orientations. `export` halves
+the precision of the weights, writes the model to `maediff/weights/heads`, and sets its thresholds, contrast by
+contrast, on healthy scans: synthetic ones of held-out heads, real ones of tables of healthy scans (`--healthy`), and
+the slices free of tumour of tables with lesion labels (`--tumour-free`). Every second scan is kept back: `check` tells
+what the thresholds let through there.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from maediff.volume import read_mask, read_nifti
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/packaged-model.md", results=("heads_healthy.json",))
 PACKAGED = ROOT / "maediff" / "weights" / "heads"
+SECOND_STAGE = ("train.lr=6e-4", "train.max_steps=3600")
 HEALTHY_KINDS: tuple[Kind, ...] = ("t1", "t2", "flair")
 HEALTHY_SCANS = 6
 """Synthetic healthy scans per contrast that a threshold is set on, and as many that it is checked on."""
@@ -48,18 +50,24 @@ MIN_VOXELS = 20_000
 
 
 def train_model(options: argparse.Namespace) -> dict[str, Any]:
-    """Train the preset `heads`, going on where an earlier call stopped."""
+    """Train the preset `heads` on axial slices, then on all orientations, going on where an earlier call stopped."""
     shapes = [f"heads.{name}={folder}" for name, folder in lesion_shapes(options.data).items()]
-    config = load_config("heads", [*shapes, "train.workers=1"])
-    result = train(
-        config,
-        options.data / "head_labels",
-        options.run,
-        resume=True,
-        device=options.device,
-        on_progress=lambda now: say(str(now)),
+    first = options.run / "axial"
+    stages = (
+        (first, ["heads.orientations=[axial]"]),
+        (options.run, [f"train.init={first / 'model'}", *SECOND_STAGE]),
     )
-    return {"model": str(result), "steps": config.train.max_steps}
+    for folder, overrides in stages:
+        if not (folder / "model" / "config.yaml").is_file():
+            train(
+                load_config("heads", [*shapes, "train.workers=1", *overrides]),
+                options.data / "head_labels",
+                folder,
+                resume=True,
+                device=options.device,
+                on_progress=lambda now: say(str(now)),
+            )
+    return {"model": str(options.run / "model")}
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:
