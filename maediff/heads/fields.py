@@ -33,9 +33,8 @@ def _spline(side: int, knot: float, shift: float) -> Tensor:
     """Evaluate cubic B-splines at pixels: (side, knots)."""
     count = math.ceil(side / knot) + 4
     distance = ((torch.arange(side) / knot + 1 + shift)[:, None] - torch.arange(count)[None]).abs()
-    near = 2 / 3 - distance**2 + distance**3 / 2
-    far = (2 - distance).clamp(min=0) ** 3 / 6
-    return torch.where(distance < 1, near, far)
+    outer, inner = (2 - distance).clamp_(min=0), (1 - distance).clamp_(min=0)
+    return (outer * outer * outer - 4 * inner * inner * inner) / 6  # truncated powers
 
 
 def shrink(image: Tensor, width: tuple[float, float], factor: int) -> Tensor:
