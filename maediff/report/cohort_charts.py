@@ -15,7 +15,7 @@ from maediff.evaluation.reference import Reference
 from maediff.report.charts import Group, strip_chart, unit_chart
 
 _UNIT = "scan-level score: mean of the highest 1 % of the map"
-_WIDTH = 1150  # of the chart of all scans, pixels: that of the page
+_WIDTH = 840  # of the chart of all scans, pixels: the page's, beside the list of scans
 _CARD_WIDTH = 400  # of the chart in a scan's card, pixels; narrow windows shrink it
 
 

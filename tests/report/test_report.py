@@ -583,6 +583,10 @@ def test_the_report_works_in_a_real_browser(cohort, browser):
     for width in (1200, 400):
         browser.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
         assert browser.value("document.documentElement.scrollWidth <= window.innerWidth")
+        assert browser.value("[...document.querySelectorAll('td.told')].every(cell => cell.clientWidth > 250)")
+        assert browser.value(
+            "[...document.querySelectorAll('.below .chart')].every(c => c.clientWidth <= c.parentElement.clientWidth)"
+        )
     asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
     assert all(url.startswith(("data:", path.as_uri())) for url in asked)
     assert [e for e in browser.events if e["method"] in {"Log.entryAdded", "Runtime.exceptionThrown"}] == []
