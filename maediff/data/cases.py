@@ -365,8 +365,8 @@ def _image_column(columns: list[str], channel: str | None, path: Path) -> str:
         return "image"
     if channels:
         raise InputError(
-            f"table {path} has no column image but {listed(channels)}; models take one channel: "
-            f"choose it, for example channel {channels[0].removeprefix('image_')!r}, or train one that sees several "
+            f"table {path} has no column image but {listed(channels)}; models take one channel: choose it with "
+            f"--channel {channels[0].removeprefix('image_')} (channel= in Python), or train a model that sees several "
             "(data.channels)"
         )
     raise InputError(f"table {path} has no column image; its columns: {shown}")

@@ -15,7 +15,8 @@ from maediff.evaluation.reference import Reference
 from maediff.report.charts import Group, strip_chart, unit_chart
 
 _UNIT = "scan-level score: mean of the highest 1 % of the map"
-_WIDTH = 1150  # of the chart of all scans, pixels: that of the page
+_WIDTH = 840  # of the chart of all scans, pixels: the page's, beside the list of scans
+_CARD_WIDTH = 400  # of the chart in a scan's card, pixels; narrow windows shrink it
 
 
 @dataclass(frozen=True)
@@ -44,30 +45,42 @@ def distribution(cases: Sequence[OutputCase], record: Mapping[str, Any], truths:
             kinds.setdefault(_kind(case, truths), []).append((case.case, case.score))
     if not kinds:
         return None
-    healthy = [("healthy calibration scan", score) for score in healthy_scores(record)]
+    contrasts = {str(case.sidecar.get("contrast", "")) for case in cases}
+    scores = healthy_scores(record, contrasts.pop() if len(contrasts) == 1 else "")
+    healthy = [("healthy calibration scan", score) for score in scores]
     rows = [Group("healthy, calibration", healthy, "healthy")] if healthy else []
     rows += [Group(kind, points, "scan") for kind, points in sorted(kinds.items())]
     return strip_chart(rows, _UNIT, _WIDTH)
 
 
 def placed_among_healthy(case: OutputCase, record: Mapping[str, Any]) -> str | None:
-    """Draw one scan's score below those of the healthy calibration scans.
+    """Draw one scan's score below those of the healthy calibration scans that it is compared with.
 
     Returns:
         SVG, or None if the run's calibration is unknown or not that of this scan's map.
     """
-    scores = healthy_scores(record)
+    scores = healthy_scores(record, str(case.sidecar.get("contrast", "")))
     same = (record.get("hashes") or {}).get("model") == case.sidecar.get("model_hash")
     if not (scores and same and np.isfinite(case.score)):
         return None
     healthy = Group("healthy scans", [("healthy calibration scan", score) for score in scores], "healthy")
-    return strip_chart([healthy, Group("this scan", [(case.case, case.score)], "scan")], "scan-level score", 500)
+    return strip_chart(
+        [healthy, Group("this scan", [(case.case, case.score)], "scan")], "scan-level score", _CARD_WIDTH
+    )
 
 
-def healthy_scores(record: Mapping[str, Any]) -> list[float]:
-    """Scores of the healthy calibration scans, from ``run.json``; empty if it has none."""
+def healthy_scores(record: Mapping[str, Any], contrast: str = "") -> list[float]:
+    """Scores of the healthy calibration scans, from ``run.json``; empty if it has none.
+
+    Args:
+        record: ``run.json`` of the run.
+        contrast: Contrast of the scan to compare; if the calibration has a part for it, the scores of that part.
+    """
     calibration = record.get("calibration")
-    return [float(score) for score in calibration.get("case_scores", [])] if isinstance(calibration, Mapping) else []
+    if not isinstance(calibration, Mapping):
+        return []
+    part = (calibration.get("contrasts") or {}).get(contrast, calibration)
+    return [float(score) for score in part.get("case_scores", [])]
 
 
 def curve_charts(results: Sequence[CaseResult]) -> list[CurvePair]:

@@ -224,7 +224,7 @@ def _findings(case: OutputCase, truths: Reference | None) -> Findings | None:
 
 def _above_healthy(case: OutputCase, record: Mapping[str, Any]) -> str:
     """Describe how the scan's score compares with healthy scans; empty if unknown."""
-    scans = case.sidecar.get("healthy_scans") or len(healthy_scores(record))
+    scans = case.sidecar.get("healthy_scans") or len(healthy_scores(record, case.sidecar.get("contrast", "")))
     return among_healthy(case.sidecar.get("score_percentile"), scans, case.sidecar.get("calibration_suspended"))
 
 
@@ -437,16 +437,24 @@ def _finite(value: float | None) -> float | None:
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """``run.json`` as sections of name and value; empty if there is none. Single scores are drawn, not listed."""
+    """``run.json`` as sections of name and value; empty if there is none.
+
+    Scores of single scans are drawn, not listed. The calibration of each contrast is a section of its own.
+    """
     sections: dict[str, dict[str, str]] = {"run": {}}
     for name, value in record.items():
         if isinstance(value, Mapping):
-            sections[str(name)] = {
-                str(key): without_names(_text(item)) for key, item in value.items() if key != "case_scores"
-            }
+            sections[str(name)] = _rows(value)
+            parts = value.get("contrasts") or {}
+            sections |= {f"{name}, {kind}": _rows(part) for kind, part in parts.items()}
         else:
             sections["run"][str(name)] = without_names(_text(value))
     return {name: rows for name, rows in sections.items() if rows}
+
+
+def _rows(section: Mapping[str, Any]) -> dict[str, str]:
+    shown = {key: item for key, item in section.items() if key not in {"case_scores", "contrasts"}}
+    return {str(key): without_names(_text(item)) for key, item in shown.items()}
 
 
 def _text(value: Any) -> str:

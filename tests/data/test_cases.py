@@ -128,7 +128,9 @@ def test_a_folder_with_a_table_stands_for_the_table(tmp_path):
 
 def test_a_channel_is_chosen_never_guessed(tmp_path):
     path = table(tmp_path / "x.csv", "image_t1,image_FLAIR,mask\na_t1.nii,a_flair.nii,m.nii\n")
-    with pytest.raises(InputError, match=r"image_t1, image_flair; models take one channel"):
+    with pytest.raises(
+        InputError, match=r"image_t1, image_flair; models take one channel: choose it with --channel t1 "
+    ):
         find_cases(path)
     (case,) = find_cases(path, channel="flair")
     assert case.image == tmp_path / "a_flair.nii"

@@ -207,6 +207,21 @@ def test_report_draws_curves_distributions_and_the_place_among_healthy_scans(coh
     assert "this scan (1)" not in write_report(cohort.out, cohort.root / "r.html").read_text()
 
 
+def test_a_scan_is_drawn_among_the_healthy_scans_it_is_compared_with(cohort):
+    flair = {"case_scores": [0.1, 0.2, 0.3], "threshold": 0.5, "contrasts": {}}
+    calibration = {"case_scores": [0.1, 0.2, 0.3, 0.4, 0.5], "threshold": 0.6, "contrasts": {"flair": flair}}
+    record = {"hashes": {"model": "ab" * 32}, "calibration": calibration}
+    (cohort.out / "run.json").write_text(json.dumps(record))
+    path = cohort.out / "a_T2w_anomaly.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"contrast": "flair"}))
+    text = write_report(cohort.out, cohort.root / "r.html").read_text()
+    drawn = re.findall(r'data-case="(\w+)">.*?healthy scans \((\d)\)', text, re.DOTALL)
+    assert dict(drawn) == {case: "3" if case == "a_T2w" else "5" for case, _ in drawn}
+    assert "healthy, calibration (5)" in text  # the cohort has scans of several contrasts
+    assert "<h3>calibration, flair</h3>" in text
+    assert "case_scores" not in text
+
+
 def test_whatever_a_scan_raises_the_rest_is_shown_and_a_map_of_zeros_is_too(cohort, monkeypatch):
     right = pictures.read_layers
 
@@ -568,6 +583,10 @@ def test_the_report_works_in_a_real_browser(cohort, browser):
     for width in (1200, 400):
         browser.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
         assert browser.value("document.documentElement.scrollWidth <= window.innerWidth")
+        assert browser.value("[...document.querySelectorAll('td.told')].every(cell => cell.clientWidth > 250)")
+        assert browser.value(
+            "[...document.querySelectorAll('.below .chart')].every(c => c.clientWidth <= c.parentElement.clientWidth)"
+        )
     asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
     assert all(url.startswith(("data:", path.as_uri())) for url in asked)
     assert [e for e in browser.events if e["method"] in {"Log.entryAdded", "Runtime.exceptionThrown"}] == []
