@@ -16,21 +16,22 @@ from maediff.methods.whole_slices import WholeSliceMethod
 
 
 class Autoencoder(WholeSliceMethod):
-    """Reconstruct a slice from a small dense code; variational or not (AE and VAE; after Baur et al. 2021).
+    """Reconstruct a slice from a small dense code (AE; after Baur et al. 2021).
 
-    MONAI's `VarAutoEncoder`; the plain AE is the same network with the mean of the code and without the KL term, so
-    that the two differ in nothing else. Loss: l1, and for the VAE `peer.kl_weight` times the KL divergence.
+    MONAI's `VarAutoEncoder` with the mean of the code and without the KL term, so that AE and VAE differ in nothing
+    else. Loss: l1.
 
     Differences from Baur et al.: widths of `model.channels`, group norm, no dropout; slices that grow beyond
     `data.size` are refused, since a dense code fits one size only.
     """
 
     uses_timesteps = False
+    variational = False
 
-    def __init__(self, config: Config, *, variational: bool) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         model = config.model
-        self.variational, self.kl_weight = variational, config.peer.kl_weight
+        self.kl_weight = config.peer.kl_weight
         self.latent = config.peer.latent
         self.multiple = 2 ** len(model.channels)
         self.shape = padded_shape(config.data.size, self.multiple)
@@ -47,7 +48,10 @@ class Autoencoder(WholeSliceMethod):
         )
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute l1 plus the weighted KL divergence; nothing is auxiliary. The code's noise is the sample's."""
+        """Compute l1, for the VAE plus the weighted KL divergence; nothing is auxiliary.
+
+        The noise of the VAE's code is the sample's.
+        """
         clean = batch["clean"]
         mean, log_variance = self._encode(padded(batch["image"], self.multiple))
         code, kl = mean, mean.new_zeros(())
@@ -80,6 +84,15 @@ class Autoencoder(WholeSliceMethod):
     def _decode(self, code: Tensor, like: Tensor) -> Tensor:
         decoded: Tensor = self.net.decode_forward(code, use_sigmoid=False).float()
         return decoded[..., : like.shape[2], : like.shape[3]]
+
+
+class VariationalAutoencoder(Autoencoder):
+    """Draw the code from a distribution (VAE; after Baur et al. 2021).
+
+    Loss: l1 plus `peer.kl_weight` times the KL divergence.
+    """
+
+    variational = True
 
 
 class DenoisingAutoencoder(WholeSliceMethod):
