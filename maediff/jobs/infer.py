@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ OnBatch = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class InferJob:
     """Turn scans into anomaly maps in their own space.
+
+    A job searches its source, and converts DICOM series, only once, whether it plans, runs or does both.
 
     Attributes:
         model: Model folder, or "phantom".
@@ -91,14 +94,13 @@ class InferJob:
             ModelError: The model cannot be used.
         """
         folder = resolve_model(self.model)
-        config = override(load_config(folder / "config.yaml"), self.overrides)
         chosen = None
         if self.threshold is not None or self.rate is not None:
             stored = read_calibration(folder)
             calibration = Calibration.from_dict(stored) if stored else None
             chosen = with_threshold(calibration, self.threshold, self.rate).threshold
-        key = RunKey(verify_model_folder(folder), config_hash(config), self.seed, chosen)
-        return plan_cases(self._search(config).cases, self.out, key, overwrite=self.overwrite)
+        key = RunKey(verify_model_folder(folder), config_hash(self._config), self.seed, chosen)
+        return plan_cases(self._found.cases, self.out, key, overwrite=self.overwrite)
 
     def estimate(self, planned: Sequence[PlannedCase]) -> Cost | None:
         """Estimate what :meth:`run` would cost for what :meth:`plan` lists; None if the method slides no windows."""
@@ -127,8 +129,8 @@ class InferJob:
         predictor = load_model(
             self.model, device, self.overrides, threshold=self.threshold, rate=self.rate, accept=self.accept
         )
-        found = self._search(predictor.config)
-        with folder_lock(self.out, self._part):
+        found = self._found
+        with folder_lock(self.out, self.part):
             self._clear_leftovers()
             if alone:
                 summary = self._run_here(predictor, found.cases, on_case, on_batch)
@@ -143,13 +145,19 @@ class InferJob:
 
     @property
     def _table(self) -> Path:
-        return self.out / table_of(self._part)
+        return self.out / table_of(self.part)
 
     @property
-    def _part(self) -> Part:
+    def part(self) -> Part:
+        """Part of the cohort that this job works on."""
         return part_of(self.shard, self.participants, self.sessions)
 
-    def _search(self, config: Config) -> Search:
+    @cached_property
+    def _config(self) -> Config:
+        return override(load_config(resolve_model(self.model) / "config.yaml"), self.overrides)
+
+    @cached_property
+    def _found(self) -> Search:
         """List the scans of this part of the run, and other contents of the source."""
         if holds_dicom(self.source, [self.out]):
             found = Search(tuple(dicom_cases(self.source, self.out / "scans", self.mask)))
@@ -159,7 +167,7 @@ class InferJob:
                 self.mask,
                 self.split,
                 self.channel,
-                config.data.channels,
+                self._config.data.channels,
                 pattern=self.pattern,
                 exclude=[self.out],
                 splits=False,
@@ -169,7 +177,7 @@ class InferJob:
 
     def _clear_leftovers(self) -> None:
         """Remove half-written files of a killed run; those of other parts only if this run has a single part."""
-        shared = ("run.json", *DERIVATIVE_FILES) if self._part == (1, 1) else ()
+        shared = ("run.json", *DERIVATIVE_FILES) if self.part == (1, 1) else ()
         for name in (self._table.name, *shared):
             remove_leftovers(self.out / name)
 
