@@ -209,8 +209,8 @@ class HeadsConfig(Section):
     )
 
 
-class PeerConfig(Section):
-    """Further settings of the methods that MAEDiff is compared with."""
+class BaselineConfig(Section):
+    """Further settings of the baselines, the methods that MAEDiff is compared with."""
 
     latent: int = Field(128, ge=1, le=_WIDTH, description="Size of the code of vae, of the embedding of cddpm.")
     latent_channels: int = Field(4, ge=1, le=_WIDTH, description="Channels of the latent image of latent_diffusion.")
@@ -348,7 +348,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
     score: ScoreConfig = ScoreConfig()
-    peer: PeerConfig = PeerConfig()
+    baselines: BaselineConfig = BaselineConfig()
     heads: HeadsConfig = HeadsConfig()
 
     @property
@@ -374,13 +374,14 @@ class Config(Section):
             )
         if kind.variance == "learned" and not kind.bound_weight:
             raise ValueError("diffusion.variance=learned is trained by the bound alone: set diffusion.bound_weight")
-        if 4 * self.peer.latent_channels > 4**self.peer.latent_levels:
+        other = self.baselines
+        if 4 * other.latent_channels > 4**other.latent_levels:
             raise ValueError(
-                f"{self.peer.latent_channels} latent channels after {self.peer.latent_levels} halvings exceed a "
-                "quarter of the slice; use fewer channels or more levels (peer.latent_channels, peer.latent_levels)"
+                f"{other.latent_channels} latent channels after {other.latent_levels} halvings exceed a quarter of the "
+                "slice; use fewer channels or more levels (baselines.latent_channels, baselines.latent_levels)"
             )
-        if self.method == "autoddpm" and self.peer.repaint_timestep > kind.timesteps:
-            raise ValueError(f"peer.repaint_timestep {self.peer.repaint_timestep} is above timesteps {kind.timesteps}")
+        if self.method == "autoddpm" and other.repaint_timestep > kind.timesteps:
+            raise ValueError(f"baselines.repaint_timestep {other.repaint_timestep} is above timesteps {kind.timesteps}")
         return self
 
     @model_validator(mode="after")

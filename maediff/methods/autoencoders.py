@@ -31,8 +31,8 @@ class Autoencoder(WholeSliceMethod):
     def __init__(self, config: Config) -> None:
         super().__init__()
         model = config.model
-        self.kl_weight = config.peer.kl_weight
-        self.latent = config.peer.latent
+        self.kl_weight = config.baselines.kl_weight
+        self.latent = config.baselines.latent
         self.multiple = 2 ** len(model.channels)
         self.shape = padded_shape(config.data.size, self.multiple)
         self.net = VarAutoEncoder(
@@ -89,7 +89,7 @@ class Autoencoder(WholeSliceMethod):
 class VariationalAutoencoder(Autoencoder):
     """Draw the code from a distribution (VAE; after Baur et al. 2021).
 
-    Loss: l1 plus `peer.kl_weight` times the KL divergence.
+    Loss: l1 plus `baselines.kl_weight` times the KL divergence.
     """
 
     variational = True
@@ -98,8 +98,8 @@ class VariationalAutoencoder(Autoencoder):
 class DenoisingAutoencoder(WholeSliceMethod):
     """Take coarse noise away; at test time the scan goes in as it is (DAE; Kascenas et al. 2022).
 
-    Noise on a grid 8 times coarser, of standard deviation `peer.noise_std`, is added inside the brain; loss l2. A U-Net
-    with skip connections, since blobs of noise, unlike lesions, cannot pass for anatomy.
+    Noise on a grid 8 times coarser, of standard deviation `baselines.noise_std`, is added inside the brain; loss l2.
+    The U-Net has skip connections, since blobs of noise, unlike lesions, cannot pass for anatomy.
 
     Differences from the original: the U-Net of the diffusion methods, told timestep 0, so that they differ in the task
     alone; one contrast; noise of 0.4 in [-1, 1] is their 0.2 in [0, 1]; brain pixels at the very lowest intensity count
@@ -110,7 +110,7 @@ class DenoisingAutoencoder(WholeSliceMethod):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.noise_std = config.peer.noise_std
+        self.noise_std = config.baselines.noise_std
         self.multiple = unet_multiple(config.model)
         self.net = FoldedUNet(config.model)
 

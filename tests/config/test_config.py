@@ -36,7 +36,7 @@ def test_documented_presets_and_sections():
         "train",
         "infer",
         "score",
-        "peer",
+        "baselines",
         "heads",
     }
 
@@ -142,7 +142,7 @@ def test_hash_changes_with_every_section():
         "infer.draws=2",
         "infer.context=16",
         "score.locations=true",
-        "peer.latent=7",
+        "baselines.latent=7",
     ]
     hashes = {config_hash(load_config("tiny", [override])) for override in overrides}
     assert len(hashes | {config_hash(load_config("tiny"))}) == len(overrides) + 1

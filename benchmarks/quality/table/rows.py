@@ -88,7 +88,9 @@ ROWS = (
     _published("pddpm", "pDDPM", "method=pddpm"),
     _published("cddpm", "cDDPM-like", "method=cddpm"),
     _published("latent_diffusion", "latent diffusion", "method=latent_diffusion"),
-    _published("autoddpm", "AutoDDPM-like", "method=autoddpm", "diffusion.sampler_steps=5", "peer.repaint_rounds=2"),
+    _published(
+        "autoddpm", "AutoDDPM-like", "method=autoddpm", "diffusion.sampler_steps=5", "baselines.repaint_rounds=2"
+    ),
     _published("disyre", "DISYRE", "method=disyre", timesteps=ONCE),
     _published("maediff-plain", "MAEDiff, mask channel, no pseudo-lesions", MASKED),
     _aided("dae", "DAE", ONCE),
