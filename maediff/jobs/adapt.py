@@ -224,7 +224,7 @@ def tuning_config(config: Config, seed: int) -> Config:
     """Configure the samples of a short training on real scans, from the configuration of a trained model."""
     changes = [f"train.seed={seed}", f"data.validation_fraction={_HELD_OUT}"]
     if config.heads.enabled:
-        changes += ["heads.enabled=false", f"train.pseudo_lesions={_PSEUDO_LESIONS}"]
+        changes += ["heads.enabled=false", f"lesions.share={_PSEUDO_LESIONS}"]
     return override(config, changes)
 
 

@@ -19,7 +19,7 @@ class DISYRE(WholeSliceMethod):
 
     Every training slice carries an anomaly of `maediff.methods.foreign_anomalies`; the timestep tells its severity
     a_t, and the network predicts the healthy slice with plain squared error. At test the scan goes in as it is, once
-    for each of `baselines.severities` severities, and the map is the mean of their |x - x^|. `train.pseudo_lesions`,
+    for each of `baselines.severities` severities, and the map is the mean of their |x - x^|. Pseudo-lesions,
     `train.lesion_weight`, `diffusion.test_timesteps` and noise play no part.
 
     Differences from the original: MONAI's U-Net of the diffusion methods; a_t = t over the last of

@@ -36,7 +36,7 @@ class LatentDiffusion(WholeSliceMethod):
         super().__init__()
         model, levels = config.model, config.baselines.latent_levels
         self.kind, self.skip = config.diffusion, model.input_skip
-        self.has_lesions = config.train.pseudo_lesions > 0
+        self.has_lesions = config.lesions.share > 0
         self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
         self.multiple = 2 ** (levels + len(model.channels) - 1)
         self.autoencoder = AutoencoderKL(

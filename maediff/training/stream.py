@@ -60,9 +60,9 @@ class SampleStream(Dataset[Sample]):
         corner = random_window(brain[0], config.partition.window, rng)
         window = window_masks(corner[None], config.partition.window, shape)[0]
         image = clean
-        if self.anomalies is None and chance(config.train.pseudo_lesions, rng):
+        if self.anomalies is None and chance(config.lesions.share, rng):
             donor, _ = self._another(rng)
-            image = add_pseudo_lesions(clean, brain, donor, config.data.clip, rng, window=window, look=config.train)
+            image = add_pseudo_lesions(clean, brain, donor, config.data.clip, rng, window=window, look=config.lesions)
         noise = noise_field(config.noise, shape, rng, len(clean))
         t = _draw_timestep(config, rng)
         if self.anomalies is not None:

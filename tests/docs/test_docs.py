@@ -322,7 +322,19 @@ class TestSite:
         for name in app.list_commands(click.Context(app)):
             assert f"maediff {name}" in commands
         settings = site.pages[site.folder / "configuration.html"]
-        assert {"data", "partition", "diffusion", "model", "baselines", "train", "infer", "score"} <= settings.ids
+        sections = {
+            "data",
+            "partition",
+            "diffusion",
+            "model",
+            "train",
+            "lesions",
+            "infer",
+            "score",
+            "baselines",
+            "heads",
+        }
+        assert sections <= settings.ids
 
     def test_formulas_are_mathml(self, site):
         method = (site.folder / "method.html").read_text(encoding="utf-8")

@@ -167,7 +167,7 @@ def test_it_overfits_a_few_slices(tiny, blobs, tmp_path, method):
         f"train.checkpoint_every={steps}",
         "train.lr=5e-3",
         "train.augment=false",
-        "train.pseudo_lesions=0",
+        "lesions.share=0",
         "diffusion.objective=x0",
         "diffusion.train_timesteps=[1,300]",
         "diffusion.test_timesteps=[100]",

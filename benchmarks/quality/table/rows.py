@@ -15,7 +15,7 @@ from maediff.data.lesions import KINDS
 from maediff.data.synthesis import synthesise
 
 PUBLISHED = (
-    "train.pseudo_lesions=0",
+    "lesions.share=0",
     "train.lesion_weight=0",
     "model.input_skip=false",
     "diffusion.loss=x0_l1",
@@ -55,7 +55,7 @@ class Row:
 
 REAL = ("lgg_flair", "mslub")
 MASKED = "model.mask_channel=true"
-ANY_LESION = ("train.lesion_sign=any", "train.lesion_size=[0.015, 0.25]", "train.lesion_spots=0.5")
+ANY_LESION = ("lesions.sign=any", "lesions.size=[0.015, 0.25]", "lesions.spots=0.5")
 """Pseudo-lesions that know nothing of the lesions looked for: brighter, darker, holes, half of them small spots."""
 
 
