@@ -37,32 +37,9 @@ OnBatch = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class InferJob:
-    """Turn scans into anomaly maps in their own space.
+    """A run of :func:`infer`, whose arguments are its attributes.
 
     A job searches its source, and converts DICOM series, only once, whether it plans, runs or does both.
-
-    Attributes:
-        model: Model folder, or "phantom".
-        source: NIfTI file, folder, CSV/TSV table, BIDS data set or folder of DICOM series.
-        out: Output folder: maps and a sidecar per scan, `cases.tsv` and `run.json`; DICOM series become NIfTI files in
-            its folder `scans`.
-        mask: Brain mask of a single scan.
-        device: Where to compute.
-        seed: Seed of the noise.
-        shard: (K, N): work on the K-th of N parts; its table is `cases-K-of-N.tsv`.
-        overwrite: Recompute finished scans.
-        preview: Also write a PNG per scan.
-        split: Only rows of this split.
-        channel: Which `image_<channel>` column of a table.
-        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
-        overrides: Changes of the model's configuration, see :func:`~maediff.inference.load.load_model`.
-        scheduler: Address of a Dask scheduler, whose workers score the scans; `out` and scans on shared storage.
-        workers: Score the scans in this many processes on this machine, if no scheduler is given.
-        threshold: Threshold of the map to use instead of the calibrated one.
-        rate: Use the threshold that the calibration records for this false-positive rate.
-        accept: Codes of input checks that do not refuse a scan, see :data:`maediff.inputcheck.ACCEPTABLE`.
-        participants: Only these, with or without `sub-`; runs over others may write into the same folder.
-        sessions: Only these, with or without `ses-`.
     """
 
     model: str | Path
@@ -107,21 +84,7 @@ class InferJob:
         return estimate_inference(self.model, planned, device=self.device, overrides=self.overrides)
 
     def run(self, on_case: OnCase | None = None, on_batch: OnBatch | None = None) -> InferSummary:
-        """Score the scans.
-
-        Args:
-            on_case: Called with the outcome of each scan.
-            on_batch: Progress callback within a scan, called with (case, windows done, windows in total); not on a
-                cluster.
-
-        Returns:
-            Counts and outcomes; a scan that failed is listed there and in `cases.tsv`, the others are done.
-
-        Raises:
-            InputError: No scan found.
-            ModelError: The model cannot be used.
-            OutputError: The output folder cannot be written.
-        """
+        """Score the scans; callbacks, result and errors are those of :func:`infer`."""
         from maediff.inference.load import load_model
 
         alone = self.scheduler is None and self.workers is None
@@ -266,8 +229,9 @@ def infer(  # noqa: PLR0913  the public door: a keyword per attribute of the job
 
     Args:
         model: Model folder, or "phantom".
-        source: NIfTI file, folder, CSV/TSV table or BIDS data set.
-        out: Output folder: maps and a sidecar per scan, `cases.tsv` and `run.json`.
+        source: NIfTI file, folder, CSV/TSV table, BIDS data set or folder of DICOM series.
+        out: Output folder: maps and a sidecar per scan, `cases.tsv` and `run.json`; DICOM series become NIfTI files in
+            its folder `scans`.
         mask: Brain mask of a single scan.
         device: Where to compute.
         seed: Seed of the noise.
