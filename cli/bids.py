@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -111,20 +110,24 @@ def command(  # noqa: PLR0913  click passes each option by its name
     if level == "group":
         _group(out, cut)
         return
-    from maediff import plan_inference
+    from maediff.jobs.infer import InferJob
 
     smallest = cut.pop("min_size_mm3")
-    chosen: dict[str, Any] = {
-        "participants": participants,
-        "sessions": sessions,
-        "channel": channel,
-        **cut,
-        "overrides": () if smallest is None else (f"score.min_size_mm3={smallest}",),
-        "overwrite": overwrite,
-        "seed": seed,
-    }
-    plan = plan_inference(model, bids_dir, out, **chosen)
-    finish(run(plan, (model, bids_dir, out), chosen | {"device": device}), out, as_json=False)
+    job = InferJob(
+        model,
+        bids_dir,
+        out,
+        device=device,
+        seed=seed,
+        overwrite=overwrite,
+        channel=channel,
+        overrides=() if smallest is None else (f"score.min_size_mm3={smallest}",),
+        participants=participants,
+        sessions=sessions,
+        threshold=cut["threshold"],
+        rate=cut["rate"],
+    )
+    finish(run(job), out, as_json=False)
 
 
 def _group(out: Path, cut: dict[str, float | None]) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -31,8 +30,9 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from maediff.inference.cohort import InferSummary, PlannedCase
+    from maediff.inference.cohort import InferSummary
     from maediff.inference.cost import Cost
+    from maediff.jobs.infer import InferJob
 
 
 def _shard(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, int]:
@@ -126,7 +126,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
     configuration are skipped. One bad scan never stops the others: it is listed in cases.tsv with the reason, and the
     exit code is 3.
     """
-    from maediff import plan_inference
+    from maediff.jobs.infer import InferJob
 
     if scheduler and workers:
         raise click.UsageError("--scheduler and --workers exclude each other: a scheduler has its own workers")
@@ -134,44 +134,49 @@ def command(  # noqa: PLR0913  click passes each option by its name
     if smallest is not None:
         overrides = (*overrides, f"score.min_size_mm3={smallest}")
     overrides = (*overrides, *_of_the_scan(strip, sign))
-    chosen: dict[str, Any] = {
-        "mask": mask,
-        "seed": seed,
-        "shard": shard,
-        "overwrite": overwrite,
-        "split": split,
-        "channel": channel,
-        "pattern": pattern,
-        "overrides": overrides,
-        **cut,
-    }
-    plan = plan_inference(model, source, out, **chosen)
+    job = InferJob(
+        model,
+        source,
+        out,
+        mask=mask,
+        device=device,
+        seed=seed,
+        shard=shard,
+        overwrite=overwrite,
+        preview=preview,
+        split=split,
+        channel=channel,
+        pattern=pattern,
+        overrides=overrides,
+        scheduler=scheduler,
+        workers=workers,
+        accept=tuple(sorted(accept)),
+        threshold=cut["threshold"],
+        rate=cut["rate"],
+    )
     if dry_run:
-        _show_plan(plan, model, device, overrides, as_json=as_json)
+        _show_plan(job, as_json=as_json)
         return
-    more = {"device": device, "preview": preview, "scheduler": scheduler, "workers": workers, "accept": accept}
-    summary = run(plan, (model, source, out), chosen | more)
+    summary = run(job)
     if report:
         _report(out)
     finish(summary, out, as_json)
 
 
-def run(plan: Sequence[PlannedCase], where: tuple[str, Path, Path], options: dict[str, Any]) -> InferSummary:
+def run(job: InferJob) -> InferSummary:
     """Score the scans; no network is loaded if all of them are finished."""
-    from maediff.inference.plan import keep_finished, nothing_to_do, part_of
+    from maediff.inference.plan import keep_finished, nothing_to_do
 
     from ._console import scan_progress
 
-    part = part_of(options.get("shard", (1, 1)), options.get("participants", ()), options.get("sessions", ()))
+    plan = job.plan()
     with scan_progress(len(plan)) as progress:
-        if nothing_to_do(plan, where[2]):
-            summary = keep_finished(plan, where[2], part=part)
+        if nothing_to_do(plan, job.out):
+            summary = keep_finished(plan, job.out, part=job.part)
             for outcome in summary.cases:
                 progress.case(outcome)
             return summary
-        from maediff import infer
-
-        return infer(*where, **options, on_case=progress.case, on_batch=progress.batch)
+        return job.run(progress.case, progress.batch)
 
 
 def _of_the_scan(strip: bool, sign: str | None) -> tuple[str, ...]:
@@ -179,16 +184,14 @@ def _of_the_scan(strip: bool, sign: str | None) -> tuple[str, ...]:
     return (*(() if strip else ("infer.strip=never",)), *(() if sign is None else (f"score.sign={sign}",)))
 
 
-def _show_plan(
-    plan: Sequence[PlannedCase], model: str, device: str, overrides: tuple[str, ...], *, as_json: bool
-) -> None:
+def _show_plan(job: InferJob, *, as_json: bool) -> None:
     from maediff.inference.plan import check_planned
 
     from ._console import print_failed
 
-    plan = check_planned(plan)
+    plan = check_planned(job.plan())
     usable = any(item.action == "infer" for item in plan)
-    cost = _cost(model, plan, device, overrides) if usable else None
+    cost = job.estimate(plan) if usable else None
     if as_json:
         rows = [
             {"case": item.case, "action": item.action, "image": str(item.image), "message": item.message}
@@ -205,12 +208,6 @@ def _show_plan(
         _say_cost(cost, usable=usable)
     if failed:
         click.get_current_context().exit(EXIT_SOME_FAILED)
-
-
-def _cost(model: str, plan: Sequence[PlannedCase], device: str, overrides: tuple[str, ...]) -> Cost | None:
-    from maediff import estimate_inference
-
-    return estimate_inference(model, plan, device=device, overrides=overrides)
 
 
 def _say_cost(cost: Cost | None, *, usable: bool) -> None:

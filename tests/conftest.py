@@ -31,7 +31,8 @@ TINY = {
         "mae_decoder_depth": 1,
     },
     "train": {"max_steps": 6, "batch_size": 8, "lr": 2e-3, "warmup_steps": 2, "ema_decay": 0.9, "precision": "fp32"}
-    | {"val_every": 3, "checkpoint_every": 2, "log_every": 1, "pseudo_lesions": 0.5},
+    | {"val_every": 3, "checkpoint_every": 2, "log_every": 1},
+    "lesions": {"share": 0.5},
     "infer": {"precision": "fp32"},
 }
 

@@ -289,7 +289,7 @@ def is_cheap(config: Config) -> bool:
         if kind.sampler == "ddim"
         else max(kind.test_timesteps)
     )
-    rounds = 1 if config.method != "autoddpm" else config.peer.repaint_rounds * config.peer.repaint_timestep
+    rounds = 1 if config.method != "autoddpm" else config.baselines.repaint_rounds * config.baselines.repaint_timestep
     windows = max(1, config.data.size[0] / config.partition.stride) * max(
         1, config.data.size[1] / config.partition.stride
     )

@@ -210,8 +210,8 @@ class HeadsConfig(Section):
     )
 
 
-class PeerConfig(Section):
-    """Further settings of the methods that MAEDiff is compared with."""
+class BaselineConfig(Section):
+    """Further settings of the baselines, the methods that MAEDiff is compared with."""
 
     latent: int = Field(128, ge=1, le=_WIDTH, description="Size of the code of vae, of the embedding of cddpm.")
     latent_channels: int = Field(4, ge=1, le=_WIDTH, description="Channels of the latent image of latent_diffusion.")
@@ -245,9 +245,6 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     init: str | None = Field(None, description="Model folder, or phantom: initial weights, for the same network.")
     augment: bool = Field(True, description="Flips, small affine changes, brightness, contrast and gamma.")
-    pseudo_lesions: float = Field(
-        0.0, ge=0, le=1, description="Share of training slices with random blobs that the network must remove."
-    )
     lesion_weight: float = Field(
         0.0, ge=0, description="Weight of the x0 error inside pseudo-lesions, averaged per slice; 0: none."
     )
@@ -260,16 +257,6 @@ class TrainConfig(Section):
         le=1,
         description="Weight of the x0 error of the brain outside the window; inside it the weight is 1.",
     )
-    lesion_sign: Literal["any", "bright", "dark"] = Field(
-        "any",
-        description="any: pseudo-lesions of any appearance; bright or dark: only brighter or darker than the tissue.",
-    )
-    lesion_size: tuple[float, float] = Field(
-        (0.015, 0.25), description="Smallest and largest half axis of large pseudo-lesions, as shares of the slice."
-    )
-    lesion_spots: float = Field(
-        0.5, ge=0, le=1, description="Share of slices with pseudo-lesions that get small spots instead of large ones."
-    )
     workers: int = Field(
         0, ge=0, le=1024, description="Processes that prepare batches; 0: the main process prepares them."
     )
@@ -278,11 +265,29 @@ class TrainConfig(Section):
     log_every: int = Field(50, ge=1, le=_STEPS)
     tensorboard: bool = Field(False, description="Also log to TensorBoard (extra: tensorboard).")
 
+
+class LesionsConfig(Section):
+    """Pseudo-lesions of training slices, see :mod:`maediff.training.pseudo_lesions`."""
+
+    share: float = Field(
+        0.0, ge=0, le=1, description="Share of training slices with random blobs that the network must remove."
+    )
+    sign: Literal["any", "bright", "dark"] = Field(
+        "any",
+        description="any: pseudo-lesions of any appearance; bright or dark: only brighter or darker than the tissue.",
+    )
+    size: tuple[float, float] = Field(
+        (0.015, 0.25), description="Smallest and largest half axis of large pseudo-lesions, as shares of the slice."
+    )
+    spots: float = Field(
+        0.5, ge=0, le=1, description="Share of slices with pseudo-lesions that get small spots instead of large ones."
+    )
+
     @model_validator(mode="after")
-    def _sizes_rise(self) -> TrainConfig:
-        least, most = self.lesion_size
+    def _sizes_rise(self) -> LesionsConfig:
+        least, most = self.size
         if not 0 < least <= most <= 1:
-            raise ValueError(f"lesion_size {least:g}, {most:g} must rise within 0 to 1, parts of the slice")
+            raise ValueError(f"size {least:g}, {most:g} must rise within 0 to 1, parts of the slice")
         return self
 
 
@@ -353,9 +358,10 @@ class Config(Section):
     diffusion: DiffusionConfig = DiffusionConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    lesions: LesionsConfig = LesionsConfig()
     infer: InferConfig = InferConfig()
     score: ScoreConfig = ScoreConfig()
-    peer: PeerConfig = PeerConfig()
+    baselines: BaselineConfig = BaselineConfig()
     heads: HeadsConfig = HeadsConfig()
 
     @property
@@ -386,13 +392,14 @@ class Config(Section):
             )
         if kind.variance == "learned" and not kind.bound_weight:
             raise ValueError("diffusion.variance=learned is trained by the bound alone: set diffusion.bound_weight")
-        if 4 * self.peer.latent_channels > 4**self.peer.latent_levels:
+        other = self.baselines
+        if 4 * other.latent_channels > 4**other.latent_levels:
             raise ValueError(
-                f"{self.peer.latent_channels} latent channels after {self.peer.latent_levels} halvings exceed a "
-                "quarter of the slice; use fewer channels or more levels (peer.latent_channels, peer.latent_levels)"
+                f"{other.latent_channels} latent channels after {other.latent_levels} halvings exceed a quarter of the "
+                "slice; use fewer channels or more levels (baselines.latent_channels, baselines.latent_levels)"
             )
-        if self.method == "autoddpm" and self.peer.repaint_timestep > kind.timesteps:
-            raise ValueError(f"peer.repaint_timestep {self.peer.repaint_timestep} is above timesteps {kind.timesteps}")
+        if self.method == "autoddpm" and other.repaint_timestep > kind.timesteps:
+            raise ValueError(f"baselines.repaint_timestep {other.repaint_timestep} is above timesteps {kind.timesteps}")
         return self
 
     @model_validator(mode="after")

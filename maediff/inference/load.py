@@ -142,7 +142,7 @@ def _check_shapes(config: Config, weights: Mapping[str, torch.Tensor], model: st
 
 
 _FREE_DIFFUSION = frozenset({"test_timesteps", "sampler", "sampler_steps", "noise"})
-_FREE_PEER = frozenset({"repaint_timestep", "repaint_rounds"})
+_FREE_BASELINES = frozenset({"repaint_timestep", "repaint_rounds"})
 
 
 def _trained_as(config: Config) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _trained_as(config: Config) -> dict[str, Any]:
         "diffusion": config.diffusion.model_dump(exclude=set(_FREE_DIFFUSION)),
         "model": config.model,
         "method": config.method,
-        "peer": config.peer.model_dump(exclude=set(_FREE_PEER)),
+        "baselines": config.baselines.model_dump(exclude=set(_FREE_BASELINES)),
     }
 
 
@@ -175,7 +175,7 @@ def _residuals_as(config: Config) -> dict[str, Any]:
         "align": config.data.align,
         "partition": config.partition,
         "diffusion": config.diffusion,
-        "peer": config.peer,
+        "baselines": config.baselines,
         "infer": config.infer.model_dump(include={"draws", "blend", "context", "together"}),
         "sign": config.score.sign,
     }

@@ -59,23 +59,7 @@ class Adapted:
 
 @dataclass(frozen=True)
 class AdaptJob:
-    """Adapt a model to a few healthy scans of a site, and write an adapted model.
-
-    The base is frozen; its linear and convolution layers get low-rank updates. Subjects are held out as in a training
-    (`split`, or 30 % of them); they decide when to stop and set the threshold. Slices with a lesion label are left out.
-
-    Attributes:
-        model: Base; not an adapted model.
-        source: Healthy scans of at least three subjects.
-        out: Where to write the adapted model.
-        rank: Rank of the updates.
-        schedule: How long and how fast to train.
-        seed: Seed of the samples, the start and the choice of held-out subjects.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        split: Learn from rows of this split instead of "train".
-        channel: Which `image_<channel>` column of a table.
-        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
-    """
+    """An adaptation; its attributes are the arguments of :func:`adapt_model`."""
 
     model: str | Path
     source: str | Path
@@ -166,7 +150,10 @@ def adapt_model(  # noqa: PLR0913  the public door: a keyword per attribute of t
     on_case: Callable[[str], None] | None = None,
     on_step: Callable[[int, float | None], None] | None = None,
 ) -> Adapted:
-    """Adapt a model to a few healthy scans of a site, see :class:`AdaptJob`.
+    """Adapt a model to a few healthy scans of a site, and write an adapted model.
+
+    The base is frozen; its linear and convolution layers get low-rank updates. Subjects are held out as in a training
+    (`split`, or 30 % of them); they decide when to stop and set the threshold. Slices with a lesion label are left out.
 
     Args:
         model: Base; not an adapted model.
@@ -224,7 +211,7 @@ def tuning_config(config: Config, seed: int) -> Config:
     """Configure the samples of a short training on real scans, from the configuration of a trained model."""
     changes = [f"train.seed={seed}", f"data.validation_fraction={_HELD_OUT}"]
     if config.heads.enabled:
-        changes += ["heads.enabled=false", f"train.pseudo_lesions={_PSEUDO_LESIONS}"]
+        changes += ["heads.enabled=false", f"lesions.share={_PSEUDO_LESIONS}"]
     return override(config, changes)
 
 

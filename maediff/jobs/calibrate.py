@@ -24,22 +24,7 @@ from maediff.working import WorkingScan
 
 @dataclass(frozen=True)
 class CalibrateJob:
-    """Set a model's threshold from healthy scans and store it in the model folder.
-
-    With `locations` the model also stores their residuals by place, and its maps are in standard deviations above these
-    from then on. The threshold then comes from maps that use the statistics of other subjects only. Without, earlier
-    residuals by place are removed.
-
-    Attributes:
-        model: Model folder; the packaged model must be copied first, since packages are read-only.
-        source: Healthy scans; rows with a lesion label are refused.
-        device: Where to compute.
-        split: Use only rows of this split.
-        channel: Which `image_<channel>` column of a table.
-        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
-        rate: Share of healthy brain voxels above the threshold; the model's `score.false_positive_rate` if None.
-        locations: Also collect healthy residuals by place; the scans must lie in one template's space.
-    """
+    """A calibration; its attributes are the arguments of :func:`calibrate_model`."""
 
     model: str | Path
     source: str | Path

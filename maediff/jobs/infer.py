@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,30 +37,9 @@ OnBatch = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class InferJob:
-    """Turn scans into anomaly maps in their own space.
+    """A run of :func:`infer`, whose arguments are its attributes.
 
-    Attributes:
-        model: Model folder, or "phantom".
-        source: NIfTI file, folder, CSV/TSV table, BIDS data set or folder of DICOM series.
-        out: Output folder: maps and a sidecar per scan, `cases.tsv` and `run.json`; DICOM series become NIfTI files in
-            its folder `scans`.
-        mask: Brain mask of a single scan.
-        device: Where to compute.
-        seed: Seed of the noise.
-        shard: (K, N): work on the K-th of N parts; its table is `cases-K-of-N.tsv`.
-        overwrite: Recompute finished scans.
-        preview: Also write a PNG per scan.
-        split: Only rows of this split.
-        channel: Which `image_<channel>` column of a table.
-        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
-        overrides: Changes of the model's configuration, see :func:`~maediff.inference.load.load_model`.
-        scheduler: Address of a Dask scheduler, whose workers score the scans; `out` and scans on shared storage.
-        workers: Score the scans in this many processes on this machine, if no scheduler is given.
-        threshold: Threshold of the map to use instead of the calibrated one.
-        rate: Use the threshold that the calibration records for this false-positive rate.
-        accept: Codes of input checks that do not refuse a scan, see :data:`maediff.inputcheck.ACCEPTABLE`.
-        participants: Only these, with or without `sub-`; runs over others may write into the same folder.
-        sessions: Only these, with or without `ses-`.
+    A job searches its source, and converts DICOM series, only once, whether it plans, runs or does both.
     """
 
     model: str | Path
@@ -91,35 +71,20 @@ class InferJob:
             ModelError: The model cannot be used.
         """
         folder = resolve_model(self.model)
-        config = override(load_config(folder / "config.yaml"), self.overrides)
         chosen = None
         if self.threshold is not None or self.rate is not None:
             stored = read_calibration(folder)
             calibration = Calibration.from_dict(stored) if stored else None
             chosen = with_threshold(calibration, self.threshold, self.rate).threshold
-        key = RunKey(verify_model_folder(folder), config_hash(config), self.seed, chosen)
-        return plan_cases(self._search(config).cases, self.out, key, overwrite=self.overwrite)
+        key = RunKey(verify_model_folder(folder), config_hash(self._config), self.seed, chosen)
+        return plan_cases(self._found.cases, self.out, key, overwrite=self.overwrite)
 
     def estimate(self, planned: Sequence[PlannedCase]) -> Cost | None:
         """Estimate what :meth:`run` would cost for what :meth:`plan` lists; None if the method slides no windows."""
         return estimate_inference(self.model, planned, device=self.device, overrides=self.overrides)
 
     def run(self, on_case: OnCase | None = None, on_batch: OnBatch | None = None) -> InferSummary:
-        """Score the scans.
-
-        Args:
-            on_case: Called with the outcome of each scan.
-            on_batch: Progress callback within a scan, called with (case, windows done, windows in total); not on a
-                cluster.
-
-        Returns:
-            Counts and outcomes; a scan that failed is listed there and in `cases.tsv`, the others are done.
-
-        Raises:
-            InputError: No scan found.
-            ModelError: The model cannot be used.
-            OutputError: The output folder cannot be written.
-        """
+        """Score the scans; callbacks, result and errors are those of :func:`infer`."""
         from maediff.inference.load import load_model
 
         alone = self.scheduler is None and self.workers is None
@@ -127,8 +92,8 @@ class InferJob:
         predictor = load_model(
             self.model, device, self.overrides, threshold=self.threshold, rate=self.rate, accept=self.accept
         )
-        found = self._search(predictor.config)
-        with folder_lock(self.out, self._part):
+        found = self._found
+        with folder_lock(self.out, self.part):
             self._clear_leftovers()
             if alone:
                 summary = self._run_here(predictor, found.cases, on_case, on_batch)
@@ -143,13 +108,19 @@ class InferJob:
 
     @property
     def _table(self) -> Path:
-        return self.out / table_of(self._part)
+        return self.out / table_of(self.part)
 
     @property
-    def _part(self) -> Part:
+    def part(self) -> Part:
+        """Part of the cohort that this job works on."""
         return part_of(self.shard, self.participants, self.sessions)
 
-    def _search(self, config: Config) -> Search:
+    @cached_property
+    def _config(self) -> Config:
+        return override(load_config(resolve_model(self.model) / "config.yaml"), self.overrides)
+
+    @cached_property
+    def _found(self) -> Search:
         """List the scans of this part of the run, and other contents of the source."""
         if holds_dicom(self.source, [self.out]):
             found = Search(tuple(dicom_cases(self.source, self.out / "scans", self.mask)))
@@ -159,7 +130,7 @@ class InferJob:
                 self.mask,
                 self.split,
                 self.channel,
-                config.data.channels,
+                self._config.data.channels,
                 pattern=self.pattern,
                 exclude=[self.out],
                 splits=False,
@@ -169,7 +140,7 @@ class InferJob:
 
     def _clear_leftovers(self) -> None:
         """Remove half-written files of a killed run; those of other parts only if this run has a single part."""
-        shared = ("run.json", *DERIVATIVE_FILES) if self._part == (1, 1) else ()
+        shared = ("run.json", *DERIVATIVE_FILES) if self.part == (1, 1) else ()
         for name in (self._table.name, *shared):
             remove_leftovers(self.out / name)
 
@@ -258,8 +229,9 @@ def infer(  # noqa: PLR0913  the public door: a keyword per attribute of the job
 
     Args:
         model: Model folder, or "phantom".
-        source: NIfTI file, folder, CSV/TSV table or BIDS data set.
-        out: Output folder: maps and a sidecar per scan, `cases.tsv` and `run.json`.
+        source: NIfTI file, folder, CSV/TSV table, BIDS data set or folder of DICOM series.
+        out: Output folder: maps and a sidecar per scan, `cases.tsv` and `run.json`; DICOM series become NIfTI files in
+            its folder `scans`.
         mask: Brain mask of a single scan.
         device: Where to compute.
         seed: Seed of the noise.

@@ -39,22 +39,7 @@ _VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev"})
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Train on healthy scans, calibrate on the held-out ones, and write a model folder.
-
-    Rows with `split` "train" are for training and rows with "val" for the choice of weights and the threshold. Without
-    such rows, `data.validation_fraction` of the subjects is held out. Slices that touch a lesion label are left out and
-    counted; scans with a label are never used for calibration.
-
-    Attributes:
-        config: Configuration.
-        source: Scans, see :func:`maediff.data.cases.search_cases`.
-        run_dir: Gets `model/`, `log.csv`, `checkpoints/`, `config.yaml` and `run.json`.
-        resume: Continue exactly from the last checkpoint.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        split: Learn from rows of this split instead of "train".
-        channel: Which `image_<channel>` column of a table.
-        pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
-    """
+    """A training; its attributes are the arguments of :func:`train`."""
 
     config: Config
     source: Path

@@ -20,10 +20,10 @@ _MOMENTUM = 0.02
 class AutoDDPM(DDPM):
     """DDPM whose first reconstruction only tells what to repaint (after Bercea et al., AutoDDPM, 2023).
 
-    1. Reconstruct as DDPM does. 2. Suspect pixels are those whose residual is above the `peer.suspect_quantile` of
+    1. Reconstruct as DDPM does. 2. Suspect pixels are those whose residual is above the `baselines.suspect_quantile` of
     healthy residuals, widened by one pixel. 3. Stitch the reconstruction into the scan there. 4. Noise the stitched
-    slice to `peer.repaint_timestep` and walk back, each step renewed `peer.repaint_rounds` times with the scan's own
-    noised pixels around the suspects, so that both harmonise (RePaint; Lugmayr et al. 2022).
+    slice to `baselines.repaint_timestep` and walk back. Each step is renewed `baselines.repaint_rounds` times with the
+    scan's own noised pixels around the suspects, so that both harmonise (RePaint; Lugmayr et al. 2022).
 
     Differences from AutoDDPM: the residual alone finds suspects (theirs is multiplied by a perceptual distance); the
     healthy quantile is a running mean over training batches, at training's timesteps; the harmonising walk takes
@@ -34,7 +34,7 @@ class AutoDDPM(DDPM):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.peer = config.peer
+        self.settings = config.baselines
         self.register_buffer("suspect", torch.ones(()))
 
     @torch.no_grad()
@@ -42,7 +42,7 @@ class AutoDDPM(DDPM):
         """Follow the quantile of healthy residuals."""
         residual = (estimate_of(self.kind, prediction, noised) - noised.clean).abs()[noised.clean > -1]
         if self.training and residual.numel():
-            found = torch.quantile(residual[:: 1 + residual.numel() // 100_000].float(), self.peer.suspect_quantile)
+            found = torch.quantile(residual[:: 1 + residual.numel() // 100_000].float(), self.settings.suspect_quantile)
             self.suspect.lerp_(found, _MOMENTUM)
 
     def reconstruct(self, images: Tensor, brain: Tensor, t: int, draw: Draw) -> Tensor:
@@ -54,17 +54,17 @@ class AutoDDPM(DDPM):
         return self._harmonised(stitched, images, mask, draw)
 
     def _harmonised(self, stitched: Tensor, images: Tensor, mask: Tensor, draw: Draw) -> Tensor:
-        times = diffusion.descend(self.peer.repaint_timestep, self.kind.sampler_steps)
+        times = diffusion.descend(self.settings.repaint_timestep, self.kind.sampler_steps)
         x = diffusion.add_noise(stitched, draw("stitch"), self.abar[times[0]].to(images))
         for t, s in pairwise(times):
             abar_t, abar_s = self.abar[t].to(images), self.abar[s].to(images)
-            for turn in range(self.peer.repaint_rounds):
+            for turn in range(self.settings.repaint_rounds):
                 x0, _ = self.estimate(x, t, None)
                 if s == 0:
                     x = x0
                     break
                 inside = diffusion.ancestral_step(x, x0, abar_t, abar_s, draw("inside", s, turn))
                 x = mask * inside + (1 - mask) * diffusion.add_noise(images, draw("around", s, turn), abar_s)
-                if turn + 1 < self.peer.repaint_rounds:
+                if turn + 1 < self.settings.repaint_rounds:
                     x = diffusion.add_noise(x, draw("again", s, turn), abar_t / abar_s)
         return mask * x + (1 - mask) * images

@@ -16,22 +16,23 @@ from maediff.methods.whole_slices import WholeSliceMethod
 
 
 class Autoencoder(WholeSliceMethod):
-    """Reconstruct a slice from a small dense code; variational or not (AE and VAE; after Baur et al. 2021).
+    """Reconstruct a slice from a small dense code (AE; after Baur et al. 2021).
 
-    MONAI's `VarAutoEncoder`; the plain AE is the same network with the mean of the code and without the KL term, so
-    that the two differ in nothing else. Loss: l1, and for the VAE `peer.kl_weight` times the KL divergence.
+    MONAI's `VarAutoEncoder` with the mean of the code and without the KL term, so that AE and VAE differ in nothing
+    else. Loss: l1.
 
     Differences from Baur et al.: widths of `model.channels`, group norm, no dropout; slices that grow beyond
     `data.size` are refused, since a dense code fits one size only.
     """
 
     uses_timesteps = False
+    variational = False
 
-    def __init__(self, config: Config, *, variational: bool) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         model = config.model
-        self.variational, self.kl_weight = variational, config.peer.kl_weight
-        self.latent = config.peer.latent
+        self.kl_weight = config.baselines.kl_weight
+        self.latent = config.baselines.latent
         self.multiple = 2 ** len(model.channels)
         self.shape = padded_shape(config.data.size, self.multiple)
         self.net = VarAutoEncoder(
@@ -47,7 +48,10 @@ class Autoencoder(WholeSliceMethod):
         )
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute l1 plus the weighted KL divergence; nothing is auxiliary. The code's noise is the sample's."""
+        """Compute l1, for the VAE plus the weighted KL divergence; nothing is auxiliary.
+
+        The noise of the VAE's code is the sample's.
+        """
         clean = batch["clean"]
         mean, log_variance = self._encode(padded(batch["image"], self.multiple))
         code, kl = mean, mean.new_zeros(())
@@ -82,11 +86,20 @@ class Autoencoder(WholeSliceMethod):
         return decoded[..., : like.shape[2], : like.shape[3]]
 
 
+class VariationalAutoencoder(Autoencoder):
+    """Draw the code from a distribution (VAE; after Baur et al. 2021).
+
+    Loss: l1 plus `baselines.kl_weight` times the KL divergence.
+    """
+
+    variational = True
+
+
 class DenoisingAutoencoder(WholeSliceMethod):
     """Take coarse noise away; at test time the scan goes in as it is (DAE; Kascenas et al. 2022).
 
-    Noise on a grid 8 times coarser, of standard deviation `peer.noise_std`, is added inside the brain; loss l2. A U-Net
-    with skip connections, since blobs of noise, unlike lesions, cannot pass for anatomy.
+    Noise on a grid 8 times coarser, of standard deviation `baselines.noise_std`, is added inside the brain; loss l2.
+    The U-Net has skip connections, since blobs of noise, unlike lesions, cannot pass for anatomy.
 
     Differences from the original: the U-Net of the diffusion methods, told timestep 0, so that they differ in the task
     alone; one contrast; noise of 0.4 in [-1, 1] is their 0.2 in [0, 1]; brain pixels at the very lowest intensity count
@@ -97,7 +110,7 @@ class DenoisingAutoencoder(WholeSliceMethod):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.noise_std = config.peer.noise_std
+        self.noise_std = config.baselines.noise_std
         self.multiple = unet_multiple(config.model)
         self.net = FoldedUNet(config.model)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, NoReturn, Protocol
+from typing import ClassVar, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +55,32 @@ class Engine(Protocol):
         ...
 
 
+class Anomalies(Protocol):
+    """Insert an anomaly into a healthy training slice."""
+
+    def __call__(
+        self,
+        clean: Tensor,
+        brain: Tensor,
+        foreign: tuple[Tensor, Tensor],
+        rng: torch.Generator,
+        *,
+        severity: float,
+        clip: float,
+    ) -> Tensor:
+        """Return the slice with an anomaly (1, H, W).
+
+        Args:
+            clean: Healthy slice (1, H, W), -1 outside the brain.
+            brain: (1, H, W) bool.
+            foreign: Another healthy slice and its brain, of the same shapes.
+            rng: Source of randomness.
+            severity: 0 to 1, the timestep as a share of the last one; 0 leaves the slice unchanged.
+            clip: Upper limit of intensities.
+        """
+        ...
+
+
 class Method(nn.Module, ABC):
     """A network with its loss and its engine.
 
@@ -62,8 +88,11 @@ class Method(nn.Module, ABC):
         uses_every_parameter: Whether each training step gives every parameter a gradient, so that several processes
             need not look for those without.
         channels: C, channels of a slice that it takes.
+        anomalies: What is inserted into every training slice instead of pseudo-lesions; None if the method brings no
+            anomalies of its own.
     """
 
+    anomalies: ClassVar[Anomalies | None] = None
     uses_every_parameter: bool = False
     channels: int = 1
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,8 +11,8 @@ from torch import Tensor
 from maediff.config import UNTRAINED, Config
 from maediff.errors import ConfigError
 from maediff.methods.autoddpm import AutoDDPM
-from maediff.methods.autoencoders import Autoencoder, DenoisingAutoencoder
-from maediff.methods.base import Method, ScanBaseline
+from maediff.methods.autoencoders import Autoencoder, DenoisingAutoencoder, VariationalAutoencoder
+from maediff.methods.base import Anomalies, Method, ScanBaseline
 from maediff.methods.ddpm import DDPM, ConditionedDDPM
 from maediff.methods.disyre import DISYRE
 from maediff.methods.intensity import Intensity
@@ -23,10 +22,10 @@ from maediff.methods.pddpm import PatchedDDPM
 from maediff.methods.zscore import ZScore
 from maediff.system import memory_bytes
 
-_BUILDERS: dict[str, Callable[[Config], Method]] = {
+_TRAINED: dict[str, type[Method]] = {
     "maediff": Reconstructor,
-    "ae": partial(Autoencoder, variational=False),
-    "vae": partial(Autoencoder, variational=True),
+    "ae": Autoencoder,
+    "vae": VariationalAutoencoder,
     "dae": DenoisingAutoencoder,
     "ddpm": DDPM,
     "pddpm": PatchedDDPM,
@@ -46,12 +45,17 @@ def build_network(config: Config, weights: Mapping[str, Tensor] | None = None) -
     """
     if config.method in UNTRAINED:
         return build_scan_baseline(config, weights)
-    return _BUILDERS[config.method](config)
+    return _TRAINED[config.method](config)
 
 
 def build_scan_baseline(config: Config, weights: Mapping[str, Tensor] | None = None) -> ScanBaseline:
     """Build a baseline without training, see :func:`build_network`."""
     return Intensity() if config.method == "intensity" else ZScore(weights or {})
+
+
+def own_anomalies(config: Config) -> Anomalies | None:
+    """Return the anomalies that `config.method` brings for its training slices; None if it brings none."""
+    return _TRAINED[config.method].anomalies
 
 
 def check_trainable(config: Config) -> None:
@@ -84,5 +88,5 @@ def network_shapes(config: Config) -> dict[str, tuple[int, ...]]:
         config: Configuration of a method with a network.
     """
     with torch.device("meta"):
-        state = _BUILDERS[config.method](config).state_dict()
+        state = _TRAINED[config.method](config).state_dict()
     return {name: tuple(value.shape) for name, value in state.items()}

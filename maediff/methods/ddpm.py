@@ -107,7 +107,7 @@ class ConditionedDDPM(DDPM):
     """
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, embedding=config.peer.latent)
+        super().__init__(config, embedding=config.baselines.latent)
         layers: list[nn.Module] = []
         width = 1
         for channels in config.model.channels:
@@ -115,7 +115,7 @@ class ConditionedDDPM(DDPM):
             layers += [nn.Conv2d(width, channels, 3, 2, 1), norm, nn.SiLU()]
             width = channels
         self.encoder = nn.Sequential(
-            *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, config.peer.latent)
+            *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, config.baselines.latent)
         )
 
     def condition(self, images: Tensor) -> Tensor:

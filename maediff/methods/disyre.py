@@ -10,15 +10,16 @@ from torch import Tensor
 from maediff.config import Config
 from maediff.methods.base import Draw
 from maediff.methods.folded_unet import FoldedUNet, unet_multiple
+from maediff.methods.foreign_anomalies import corrupt
 from maediff.methods.whole_slices import Pass, WholeSliceMethod
 
 
 class DISYRE(WholeSliceMethod):
     """Restore synthetic anomalies, told how severe they are (DISYRE; Naval Marimont et al., ISBI 2024, MICCAI 2024).
 
-    Every training slice carries an anomaly of `maediff.training.foreign_anomalies`; the timestep tells its severity
+    Every training slice carries an anomaly of `maediff.methods.foreign_anomalies`; the timestep tells its severity
     a_t, and the network predicts the healthy slice with plain squared error. At test the scan goes in as it is, once
-    for each of `peer.severities` severities, and the map is the mean of their |x - x^|. `train.pseudo_lesions`,
+    for each of `baselines.severities` severities, and the map is the mean of their |x - x^|. Pseudo-lesions,
     `train.lesion_weight`, `diffusion.test_timesteps` and noise play no part.
 
     Differences from the original: MONAI's U-Net of the diffusion methods; a_t = t over the last of
@@ -26,6 +27,7 @@ class DISYRE(WholeSliceMethod):
     scaled by percentiles; what `foreign_anomalies` labels as ours. Written from descriptions of the papers.
     """
 
+    anomalies = staticmethod(corrupt)
     averages_residuals = True
 
     def __init__(self, config: Config) -> None:
@@ -40,7 +42,7 @@ class DISYRE(WholeSliceMethod):
 
     def passes(self, config: Config) -> list[Pass]:
         """Plan a single pass for each severity."""
-        last, count = config.diffusion.train_timesteps[1], config.peer.severities
+        last, count = config.diffusion.train_timesteps[1], config.baselines.severities
         return [(max(1, round(last * number / count)), 0) for number in range(1, count + 1)]
 
     def reconstruct(self, images: Tensor, brain: Tensor, t: int, draw: Draw) -> Tensor:

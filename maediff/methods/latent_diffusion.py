@@ -34,9 +34,9 @@ class LatentDiffusion(WholeSliceMethod):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        model, levels = config.model, config.peer.latent_levels
+        model, levels = config.model, config.baselines.latent_levels
         self.kind, self.skip = config.diffusion, model.input_skip
-        self.has_lesions = config.train.pseudo_lesions > 0
+        self.has_lesions = config.lesions.share > 0
         self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
         self.multiple = 2 ** (levels + len(model.channels) - 1)
         self.autoencoder = AutoencoderKL(
@@ -44,12 +44,12 @@ class LatentDiffusion(WholeSliceMethod):
             num_res_blocks=(model.num_res_blocks,) * (levels + 1),
             channels=[model.channels[min(depth, len(model.channels) - 1)] for depth in range(levels + 1)],
             attention_levels=(False,) * (levels + 1),
-            latent_channels=config.peer.latent_channels,
+            latent_channels=config.baselines.latent_channels,
             norm_num_groups=model.norm_groups,
             with_encoder_nonlocal_attn=False,
             with_decoder_nonlocal_attn=False,
         )
-        self.net = FoldedUNet(model, (config.peer.latent_channels,) * 2, patch=1)
+        self.net = FoldedUNet(model, (config.baselines.latent_channels,) * 2, patch=1)
         self.register_buffer("scale", torch.ones(()))
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

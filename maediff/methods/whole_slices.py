@@ -1,6 +1,6 @@
 """Baselines that take slices as they are, and the engine that reconstructs with them.
 
-They see pseudo-lesions if `train.pseudo_lesions` asks for them, as MAEDiff does; none of their authors do that, and the
+They see pseudo-lesions if `lesions.share` asks for them, as MAEDiff does; none of their authors do that, and the
 default is off.
 """
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maediff.config import TrainConfig
+from maediff.config import LesionsConfig
 from maediff.diffusion.noise import chance, coarse_noise, uniform
 
 # Intensities are in working units; the scan's intensity scale spans 2 of them.
@@ -27,7 +27,7 @@ _SHIFT = (0.15, 1.2)
 """How much brighter or darker shifted tissue is, of any sign."""
 _BRIGHTER = 0.6
 """Share of shifted tissue that is brighter, not darker."""
-_USUAL = TrainConfig()
+_USUAL = LesionsConfig()
 
 
 def add_pseudo_lesions(
@@ -38,7 +38,7 @@ def add_pseudo_lesions(
     rng: torch.Generator,
     *,
     window: Tensor | None = None,
-    look: TrainConfig = _USUAL,
+    look: LesionsConfig = _USUAL,
 ) -> Tensor:
     """Insert one to three blobs, or four to twelve small spots, into the brain.
 
@@ -51,8 +51,7 @@ def add_pseudo_lesions(
         clip: Upper limit of intensities.
         rng: Source of randomness.
         window: (1, H, W), 1 inside the patch; in three slices of four the blobs start there, where the loss sees them.
-        look: Their appearance: `lesion_sign`, `lesion_size` and `lesion_spots`. Faint lesions of one sign are as
-            frequent as strong ones.
+        look: Their appearance: sign, size and share of spots. Faint lesions of one sign are as frequent as strong ones.
 
     Returns:
         (C, H, W); `image` itself if there is no brain.
@@ -63,7 +62,7 @@ def add_pseudo_lesions(
     if window is not None and chance(_IN_WINDOW, rng):
         inside = (mask & (window > 0))[0].nonzero()
         pixels = inside if len(inside) else pixels
-    count, sizes = ((4, 13), _SPOTS) if chance(look.lesion_spots, rng) else ((1, 4), look.lesion_size)
+    count, sizes = ((4, 13), _SPOTS) if chance(look.spots, rng) else ((1, 4), look.size)
     for _ in range(int(torch.randint(*count, (), generator=rng))):
         centre = pixels[int(torch.randint(len(pixels), (), generator=rng))]
         alpha = _blob(centre, (image.shape[1], image.shape[2]), sizes, rng)
@@ -87,11 +86,11 @@ def _blob(centre: Tensor, shape: tuple[int, int], sizes: tuple[float, float], rn
     return torch.sigmoid((1 - distance - wobble) / softness)[None] * uniform(0.5, 1.0, rng)
 
 
-def _filling(image: Tensor, mask: Tensor, donor: Tensor, look: TrainConfig, rng: torch.Generator) -> Tensor:
+def _filling(image: Tensor, mask: Tensor, donor: Tensor, look: LesionsConfig, rng: torch.Generator) -> Tensor:
     """Choose the appearance of a blob in one channel (1, H, W)."""
-    if look.lesion_sign == "any":
+    if look.sign == "any":
         return _any_filling(image, donor, rng)
-    return _signed_filling(image, mask, 1.0 if look.lesion_sign == "bright" else -1.0, rng)
+    return _signed_filling(image, mask, 1.0 if look.sign == "bright" else -1.0, rng)
 
 
 def _signed_filling(image: Tensor, mask: Tensor, sign: float, rng: torch.Generator) -> Tensor:

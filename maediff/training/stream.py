@@ -16,9 +16,9 @@ from maediff.data.slices import SliceSet
 from maediff.diffusion.noise import chance, generator, noise_field
 from maediff.heads.headset import HeadSet
 from maediff.heads.sample import HeadSlice, draw_slice
+from maediff.methods.build import own_anomalies
 from maediff.methods.maediff.partition import random_window, window_masks
 from maediff.training.augment import augment
-from maediff.training.foreign_anomalies import corrupt
 from maediff.training.pseudo_lesions import add_pseudo_lesions
 
 Sample = dict[str, Tensor]
@@ -44,6 +44,7 @@ class SampleStream(Dataset[Sample]):
         self.config = config
         self.length = length
         self.augmented = augmented and config.train.augment
+        self.anomalies = own_anomalies(config)
 
     def __len__(self) -> int:
         return self.length
@@ -59,14 +60,14 @@ class SampleStream(Dataset[Sample]):
         corner = random_window(brain[0], config.partition.window, rng)
         window = window_masks(corner[None], config.partition.window, shape)[0]
         image = clean
-        if config.method != "disyre" and chance(config.train.pseudo_lesions, rng):
+        if self.anomalies is None and chance(config.lesions.share, rng):
             donor, _ = self._another(rng)
-            image = add_pseudo_lesions(clean, brain, donor, config.data.clip, rng, window=window, look=config.train)
+            image = add_pseudo_lesions(clean, brain, donor, config.data.clip, rng, window=window, look=config.lesions)
         noise = noise_field(config.noise, shape, rng, len(clean))
         t = _draw_timestep(config, rng)
-        if config.method == "disyre":
-            severe = _share(t, config)
-            image = corrupt(clean, brain, self._another(rng), rng, severity=severe, clip=config.data.clip)
+        if self.anomalies is not None:
+            foreign, severe = self._another(rng), _share(t, config)
+            image = self.anomalies(clean, brain, foreign, rng, severity=severe, clip=config.data.clip)
         return {"image": image, "clean": clean, "mask": window, "noise": noise, "t": t}
 
     def _another(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -81,8 +82,8 @@ class HeadStream(Dataset[Sample]):
     """Draw sample k from label maps: a slice with lesions, a window, a timestep that sets their severity, noise.
 
     As in cold diffusion, the timestep tells the network how much to undo: lesions of a small timestep are faint, those
-    of the largest one may be opaque. [ours] For method disyre, slices are drawn healthy and get that method's
-    anomalies, with the texture of another drawn slice.
+    of the largest one may be opaque. [ours] If the method brings its own anomalies, slices are drawn
+    healthy and get those, with the texture of another drawn slice.
 
     Args:
         source: Label maps and lesion masks.
@@ -96,6 +97,7 @@ class HeadStream(Dataset[Sample]):
         self.config = config
         self.length = length
         self.purpose = "train" if augmented else "validation"
+        self.anomalies = own_anomalies(config)
 
     def __len__(self) -> int:
         return self.length
@@ -104,10 +106,10 @@ class HeadStream(Dataset[Sample]):
         config = self.config
         rng, t, drawn = self._start(index)
         image, clean = drawn.image[None], drawn.healthy[None]
-        if config.method == "disyre":
+        if self.anomalies is not None:
             other = self._draw(int(t), rng)
             foreign, brain = (other.healthy[None], other.brain[None]), drawn.brain[None]
-            image = corrupt(clean, brain, foreign, rng, severity=_share(t, config), clip=config.data.clip)
+            image = self.anomalies(clean, brain, foreign, rng, severity=_share(t, config), clip=config.data.clip)
         lesion = drawn.lesion > _LESION
         aim = lesion if chance(_ON_LESION, rng) and bool(lesion.any()) else drawn.brain
         window, shape = config.partition.window, config.data.size
@@ -141,7 +143,7 @@ class HeadStream(Dataset[Sample]):
             rng,
             severity=severity(t, config.diffusion.train_timesteps),
             faintest=config.heads.faintest,
-            lesions=config.method != "disyre" and chance(config.heads.lesions, rng),
+            lesions=self.anomalies is None and chance(config.heads.lesions, rng),
             random_share=config.heads.random_contrasts,
             orientation=planes[int(torch.randint(len(planes), (), generator=rng))],
             percentiles=config.data.percentiles,
@@ -155,7 +157,7 @@ def _draw_timestep(config: Config, rng: torch.Generator) -> Tensor:
 
 
 def _share(t: Tensor, config: Config) -> float:
-    """Return a timestep as a share of the last one: the severity of method disyre's anomalies."""
+    """Return a timestep as a share of the last one: the severity of a method's own anomalies."""
     return int(t) / config.diffusion.train_timesteps[1]
 
 

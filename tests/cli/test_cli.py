@@ -25,6 +25,7 @@ from maediff.errors import ConfigError, InputError, ModelError, TrainingInterrup
 from maediff.inference import plan as planning
 from maediff.inference.cohort import CaseOutcome, InferSummary, PlannedCase
 from maediff.inference.cost import Cost
+from maediff.jobs.infer import InferJob
 
 HEAVY = {"torch", "numpy", "scipy", "monai", "nibabel", "nilearn", "pandas", "matplotlib", "pydantic", "rich", "yaml"}
 
@@ -342,25 +343,25 @@ class TestInfer:
     @pytest.fixture
     def infer(self, run, monkeypatch):
         def start(*statuses, flags=(), notes=()):
-            calls = {}
+            jobs = []
             outcomes = [
                 CaseOutcome(f"s{i}", status, 0.5, 1.5, 0.1, "holds NaN", notes) for i, status in enumerate(statuses)
             ]
 
-            def fake_infer(*_arguments, on_case, on_batch, **options):
-                calls.update(options)
+            def score(job, on_case, on_batch):
+                jobs.append(job)
                 for outcome in outcomes:
                     on_batch(outcome.case, 1, 2)
                     on_case(outcome)
                 return InferSummary(*(statuses.count(name) for name in ("done", "skipped", "failed")), tuple(outcomes))
 
             plan = [PlannedCase(outcome.case, Path(f"{outcome.case}.nii.gz"), "infer") for outcome in outcomes]
-            monkeypatch.setattr(maediff, "plan_inference", lambda *_a, **_o: plan, raising=False)
-            monkeypatch.setattr(maediff, "infer", fake_infer, raising=False)
+            monkeypatch.setattr(InferJob, "plan", lambda _job: plan)
+            monkeypatch.setattr(InferJob, "run", score)
             monkeypatch.setattr(planning, "check_planned", lambda items: items)
             cost = Cost(2, 120, 180.4, 32, 950.2, 6.4)
-            monkeypatch.setattr(maediff, "estimate_inference", lambda *_a, **_o: cost, raising=False)
-            return run("infer", "-m", "x", "-i", "y", "-o", "z", *flags), calls
+            monkeypatch.setattr(InferJob, "estimate", lambda _job, _plan: cost)
+            return run("infer", "-m", "x", "-i", "y", "-o", "z", *flags), jobs
 
         return start
 
@@ -397,8 +398,8 @@ class TestInfer:
         assert (summary["done"], summary["failed"], summary["cases"][1]["message"]) == (1, 1, "holds NaN")
 
     def test_dry_run_does_nothing(self, infer):
-        result, calls = infer("done", "done", flags=["--dry-run"])
-        assert calls == {}
+        result, jobs = infer("done", "done", flags=["--dry-run"])
+        assert jobs == []
         assert result.stdout.splitlines() == ["infer\ts0\ts0.nii.gz", "infer\ts1\ts1.nii.gz"]
         assert (
             "2 scans to compute: 120 windows in batches of 32, 180 GFLOP, 950 MiB of memory, about 6 s" in result.stderr
@@ -406,11 +407,9 @@ class TestInfer:
 
     def test_options_arrive(self, infer):
         flags = ["--shard", "2/4", "--mask", "m.nii", "--set", "infer.draws=2", "--seed", "5", "-d", "cpu", "--preview"]
-        _, calls = infer("done", flags=flags)
+        _, jobs = infer("done", flags=flags)
         expected = {"shard": (2, 4), "mask": Path("m.nii"), "overrides": ("infer.draws=2",), "seed": 5, "device": "cpu"}
-        assert calls.items() >= expected.items()
-        assert calls["preview"] is True
-        assert calls["overwrite"] is False
+        assert jobs == [InferJob("x", Path("y"), Path("z"), preview=True, **expected)]
 
     def test_notes_are_printed_below_the_line(self, infer):
         result, _ = infer("done", "skipped", notes=("looks like noise", "another modality; check it"))
@@ -433,7 +432,7 @@ class TestInfer:
         return folder
 
     def test_dry_run_lists_what_cannot_be_used_and_exits_with_3(self, run, model, scans, tmp_path, monkeypatch):
-        monkeypatch.setattr(maediff, "estimate_inference", lambda *_a, **_o: None, raising=False)
+        monkeypatch.setattr(InferJob, "estimate", lambda _job, _plan: None)
         result = run("infer", "-m", model, "-i", scans, "-o", tmp_path / "out", "--dry-run")
         assert result.exit_code == 3
         actions = dict(reversed(line.split("\t")[:2]) for line in result.stdout.splitlines())

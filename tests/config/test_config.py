@@ -34,9 +34,10 @@ def test_documented_presets_and_sections():
         "diffusion",
         "model",
         "train",
+        "lesions",
         "infer",
         "score",
-        "peer",
+        "baselines",
         "heads",
     }
 
@@ -66,9 +67,9 @@ def test_unknown_key_names_the_nearest(wrong, right):
         "diffusion.test_timesteps=[1001]",
         "diffusion.test_timesteps=[]",
         "diffusion.train_timesteps=[500, 100]",
-        "train.lesion_size=[0.3, 0.1]",
-        "train.lesion_size=[0, 0.1]",
-        "train.lesion_size=[0.1, 1.5]",
+        "lesions.size=[0.3, 0.1]",
+        "lesions.size=[0, 0.1]",
+        "lesions.size=[0.1, 1.5]",
         "infer.context=-1",
         "infer.context=9223372036854775808",
         "diffusion.objective=noise",
@@ -142,7 +143,7 @@ def test_hash_changes_with_every_section():
         "infer.draws=2",
         "infer.context=16",
         "score.locations=true",
-        "peer.latent=7",
+        "baselines.latent=7",
     ]
     hashes = {config_hash(load_config("tiny", [override])) for override in overrides}
     assert len(hashes | {config_hash(load_config("tiny"))}) == len(overrides) + 1

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from maediff.cli import app
 
 from maediff.calibration import Calibration
-from maediff.dicom import convert_dicom, export_dicom, frames, headers, holds_dicom, read_dicom
+from maediff.dicom import convert, convert_dicom, export_dicom, frames, headers, holds_dicom, read_dicom
 from maediff.errors import ConfigError, GeometryError, InputError
 from maediff.rawhead import PrepareSettings, prepare_cohort, restore_cohort
 from maediff.volume import read_nifti, write_like
@@ -706,6 +706,22 @@ class TestPipeline:
         assert sorted(grid.spatial_shape) == sorted(scan.data.shape)
         files = [path for path in Path("out").rglob("*") if path.is_file()]
         assert not any("SECRET" in _content(path) for path in files)
+
+    def test_the_plan_of_a_run_hands_on_the_series_that_it_converted(self, tmp_path, monkeypatch, make_model, tiny):
+        monkeypatch.chdir(tmp_path)
+        for case in ("a", "b"):
+            write_series(Path("in", case), change=_brain_only)
+        make_model(Path("model"), tiny(), CALIBRATION)
+        converted = []
+
+        def counted(folder, series):
+            converted.append(folder.name)
+            return read_dicom(folder, series)
+
+        monkeypatch.setattr(convert, "read_dicom", counted)
+        result = CliRunner().invoke(app, ["infer", "-m", "model", "-i", "in", "-o", "out", "--jobs", "1"])
+        assert "2 done" in result.output
+        assert sorted(converted) == ["a", "b"]
 
     def test_a_run_whose_results_lie_below_its_input_can_be_resumed(self, tmp_path, monkeypatch, make_model, tiny):
         monkeypatch.chdir(tmp_path)

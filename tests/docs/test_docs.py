@@ -21,7 +21,7 @@ import yaml
 from maediff.cli import app
 
 import maediff
-from maediff.config import parse_config
+from maediff.config import Config, parse_config
 from maediff.data.phantom import subject
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -322,7 +322,7 @@ class TestSite:
         for name in app.list_commands(click.Context(app)):
             assert f"maediff {name}" in commands
         settings = site.pages[site.folder / "configuration.html"]
-        assert {"data", "partition", "diffusion", "model", "peer", "train", "infer", "score"} <= settings.ids
+        assert set(Config.model_fields) - {"method"} <= settings.ids
 
     def test_formulas_are_mathml(self, site):
         method = (site.folder / "method.html").read_text(encoding="utf-8")

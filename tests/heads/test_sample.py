@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from maediff.config import load_config, override
+from maediff.diffusion.noise import chance, generator, noise_field
 from maediff.heads.headset import read_head_set, split_heads
 from maediff.heads.sample import draw_slice
 from maediff.heads.scan import draw_scan
+from maediff.methods.foreign_anomalies import corrupt
+from maediff.methods.maediff.partition import random_window, window_masks
 from maediff.training.stream import HeadStream, sample_stream, severity
 
 SHAPE = (48, 56)
@@ -143,6 +146,47 @@ def test_disyre_trains_on_healthy_slices_of_label_maps_with_its_own_anomalies(so
         assert 0 < float(change.max()) <= 2.5 * int(sample["t"]) / last
         assert not change[sample["clean"] == -1].gt(2.5 * int(sample["t"]) / last).any()
         assert torch.equal(sample["image"], stream[k]["image"])
+
+
+@pytest.mark.parametrize("method", ["maediff", "disyre"])
+def test_the_order_of_random_draws_is_fixed(source, config, method):
+    """Timestep, whether there are lesions, orientation, slice; a method's own anomaly; where the window is; noise."""
+    config = override(config, [f"method={method}", "heads.lesions=0.5"])
+    stream = HeadStream(source, config, 6, augmented=True)
+    first, last = config.diffusion.train_timesteps
+
+    def slice_at(t, rng):
+        return draw_slice(
+            source.heads,
+            source.masks,
+            config.data.size,
+            config.data.spacing_mm,
+            rng,
+            severity=severity(t, (first, last)),
+            faintest=config.heads.faintest,
+            lesions=method == "maediff" and chance(0.5, rng),
+            random_share=config.heads.random_contrasts,
+            orientation=config.heads.orientations[torch.randint(len(config.heads.orientations), (), generator=rng)],
+            percentiles=config.data.percentiles,
+            clip=config.data.clip,
+        )
+
+    for k in range(6):
+        rng = generator("train", config.train.seed, k)
+        t = torch.randint(first, last + 1, (), generator=rng)
+        drawn = slice_at(int(t), rng)
+        image, clean = drawn.image[None], drawn.healthy[None]
+        if method == "disyre":
+            other = slice_at(int(t), rng)
+            foreign = (other.healthy[None], other.brain[None])
+            image = corrupt(clean, drawn.brain[None], foreign, rng, severity=int(t) / last, clip=config.data.clip)
+        lesion = drawn.lesion > 0.2
+        aim = lesion if chance(0.7, rng) and lesion.any() else drawn.brain
+        window = window_masks(random_window(aim, 32, rng)[None], 32, (48, 64))[0]
+        noise = noise_field(config.noise, (48, 64), rng)
+        wanted = {"image": image, "clean": clean, "mask": window, "noise": noise, "t": t}
+        sample = stream[k]
+        assert all(torch.equal(sample[name], wanted[name]) for name in wanted)
 
 
 def test_label_maps_of_two_grids_train_together(head_folder, write, labels, tmp_path, config):

@@ -212,10 +212,10 @@ def test_lesions_among_the_healthy_are_named(tiny, scans, tmp_path, caplog):
 
 
 def test_a_model_of_label_maps_keeps_removing_lesions(tiny):
-    config = tuning_config(tiny("heads.enabled=true", "train.pseudo_lesions=0"), 3)
-    assert config.train.pseudo_lesions == 0.8
+    config = tuning_config(tiny("heads.enabled=true", "lesions.share=0"), 3)
+    assert config.lesions.share == 0.8
     assert not config.heads.enabled
-    assert tuning_config(tiny("train.pseudo_lesions=0.3"), 3).train.pseudo_lesions == 0.3
+    assert tuning_config(tiny("lesions.share=0.3"), 3).lesions.share == 0.3
 
 
 # The short training

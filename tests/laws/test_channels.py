@@ -129,7 +129,7 @@ def test_channels_move_together_and_share_the_shapes_of_lesions(discs):
 
 
 def test_samples_hold_all_channels(table, tiny):
-    config = tiny(TWO, "train.pseudo_lesions=1")
+    config = tiny(TWO, "lesions.share=1")
     slices = healthy_slices(find_cases(table, channels=("t1", "t2")), config.data)
     assert slices.images.shape[1:] == (2, 32, 32)
     sample = SampleStream(slices, config, 4, augmented=True)[0]

@@ -24,7 +24,7 @@ from maediff.volume import check_common_space, read_nifti
 
 CPU = torch.device("cpu")
 TRAINED = [name for name in METHODS if name not in UNTRAINED]
-PEERS = [name for name in TRAINED if name != "maediff"]
+BASELINES = [name for name in TRAINED if name != "maediff"]
 KEY = (0, "a")
 
 
@@ -78,8 +78,8 @@ def test_a_method_is_set_like_any_setting():
         (["method=vae", "diffusion.noise=simplex"], "vae needs diffusion.noise gaussian"),
         (["diffusion.variance=learned", "diffusion.bound_weight=1"], "go with method ddpm"),
         (["method=ddpm", "diffusion.variance=learned"], "set diffusion.bound_weight"),
-        (["peer.latent_channels=5"], "5 latent channels after 2 halvings"),
-        (["method=autoddpm", "peer.repaint_timestep=2000"], "above timesteps"),
+        (["baselines.latent_channels=5"], "5 latent channels after 2 halvings"),
+        (["method=autoddpm", "baselines.repaint_timestep=2000"], "above timesteps"),
     ],
 )
 def test_impossible_combinations_are_refused(overrides, message):
@@ -102,7 +102,7 @@ def test_every_preset_makes_every_method():
 @pytest.mark.parametrize("method", TRAINED)
 def test_reconstruction_does_not_depend_on_the_batch(tiny, discs, method):
     short = ["partition.stride=16", "diffusion.sampler=ancestral", "diffusion.test_timesteps=[2,3]"]
-    config = tiny(f"method={method}", *short, "peer.repaint_timestep=3", "peer.repaint_rounds=2")
+    config = tiny(f"method={method}", *short, "baselines.repaint_timestep=3", "baselines.repaint_rounds=2")
     network = shaken(config)
     if method == "autoddpm":
         network.suspect.fill_(0)
@@ -157,7 +157,7 @@ def test_a_baseline_without_a_network_neither_trains_nor_reconstructs(tiny, meth
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", PEERS)
+@pytest.mark.parametrize("method", BASELINES)
 def test_it_overfits_a_few_slices(tiny, blobs, tmp_path, method):
     steps = 400 if method in {"ae", "vae", "dae", "disyre"} else 250
     config = tiny(
@@ -167,12 +167,12 @@ def test_it_overfits_a_few_slices(tiny, blobs, tmp_path, method):
         f"train.checkpoint_every={steps}",
         "train.lr=5e-3",
         "train.augment=false",
-        "train.pseudo_lesions=0",
+        "lesions.share=0",
         "diffusion.objective=x0",
         "diffusion.train_timesteps=[1,300]",
         "diffusion.test_timesteps=[100]",
-        "peer.latent=32",
-        "peer.noise_std=0.1",
+        "baselines.latent=32",
+        "baselines.noise_std=0.1",
         "partition.stride=16",
         "train.batch_size=4",
     )
@@ -235,7 +235,7 @@ def test_cddpm_depends_on_the_scan_and_ddpm_does_not(tiny, discs):
 
 
 def test_autoddpm_keeps_what_is_not_suspect(tiny, blobs):
-    config = tiny("method=autoddpm", "peer.repaint_timestep=3", "peer.repaint_rounds=2")
+    config = tiny("method=autoddpm", "baselines.repaint_timestep=3", "baselines.repaint_rounds=2")
     network = shaken(config)
     images, masks = tensors(blobs)
     run = network.engine(config, CPU, bf16=False)
@@ -247,7 +247,7 @@ def test_autoddpm_keeps_what_is_not_suspect(tiny, blobs):
 
 def test_disyre_is_told_each_severity_once_and_averages_their_residuals(tiny, blobs):
     """Given a reconstruction that is off by t / 1000, above or below, the map is the mean of all t / 1000."""
-    config = tiny("method=disyre", "diffusion.train_timesteps=[1, 1000]", "peer.severities=4", "infer.draws=3")
+    config = tiny("method=disyre", "diffusion.train_timesteps=[1, 1000]", "baselines.severities=4", "infer.draws=3")
     network = shaken(config)
     images, masks = tensors(blobs)
     told = []
@@ -298,7 +298,7 @@ def test_a_learned_variance_learns_from_the_bound_alone(tiny, discs):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    return synthesise(tmp_path_factory.mktemp("peers"), subjects=10, lesions=("tumour",), seed=5, spacing_mm=4.0)
+    return synthesise(tmp_path_factory.mktemp("baselines"), subjects=10, lesions=("tumour",), seed=5, spacing_mm=4.0)
 
 
 @pytest.mark.parametrize("method", ["intensity", "zscore", "ae", "ddpm", "pddpm", "disyre"])

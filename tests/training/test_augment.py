@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maediff.config import TrainConfig
+from maediff.config import LesionsConfig
 from maediff.diffusion.noise import chance, generator, uniform
 from maediff.training.augment import augment
 from maediff.training.pseudo_lesions import add_pseudo_lesions
@@ -84,7 +84,7 @@ def test_a_sign_makes_lesions_of_that_sign_alone(brain, sign, least, most):
     _, mask, donor = brain
     flat = torch.where(mask, 0.2, -1.0)  # where tissue has no structure, none is blurred away either
     changes = [
-        add_pseudo_lesions(flat, mask, donor, CLIP, generator(k), look=TrainConfig(lesion_sign=sign)) - flat
+        add_pseudo_lesions(flat, mask, donor, CLIP, generator(k), look=LesionsConfig(sign=sign)) - flat
         for k in range(60)
     ]
     strongest = torch.stack([change.flatten()[change.abs().argmax()] for change in changes]).abs()
@@ -97,7 +97,7 @@ def test_blobs_are_as_large_and_as_many_as_asked(brain):
     image, mask, donor = brain
 
     def area(size, spots):
-        look = TrainConfig(lesion_sign="bright", lesion_size=size, lesion_spots=spots)
+        look = LesionsConfig(sign="bright", size=size, spots=spots)
         return [
             int(((add_pseudo_lesions(image, mask, donor, CLIP, generator(k), look=look) - image) > 0.03).sum())
             for k in range(40)

@@ -245,7 +245,7 @@ def test_a_validation_that_is_not_a_number_gives_no_model(tiny, discs, tmp_path)
 def test_a_loss_that_is_not_a_number_stops_the_run(tiny, discs, tmp_path):
     good = discs()
     bad = SliceSet(np.full_like(good.images, np.nan), good.masks, good.subjects, 0, ())
-    config = tiny("train.augment=false", "train.pseudo_lesions=0")
+    config = tiny("train.augment=false", "lesions.share=0")
     with pytest.raises(MAEDiffError, match=r"the loss is .*nan.* at step 1; lower train.lr"):
         fit(config, bad, good, tmp_path, device=CPU)
     assert not (tmp_path / "checkpoints").exists()

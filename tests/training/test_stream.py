@@ -6,6 +6,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from maediff.diffusion.noise import chance, generator, noise_field
+from maediff.methods.ddpm import DDPM
+from maediff.methods.foreign_anomalies import corrupt
+from maediff.methods.maediff.partition import random_window, window_masks
+from maediff.training.augment import augment
+from maediff.training.pseudo_lesions import add_pseudo_lesions
 from maediff.training.stream import SampleStream, Span
 
 
@@ -45,7 +51,7 @@ def test_seeds_and_purposes_differ(tiny, discs):
 
 
 def test_samples_have_the_documented_form(tiny, discs):
-    config = tiny("diffusion.train_timesteps=[20, 40]", "train.pseudo_lesions=1")
+    config = tiny("diffusion.train_timesteps=[20, 40]", "lesions.share=1")
     stream = SampleStream(discs(), config, 40, augmented=True)
     for k in range(40):
         sample = stream[k]
@@ -65,9 +71,7 @@ def test_samples_have_the_documented_form(tiny, discs):
 
 
 def test_pseudo_lesions_change_the_input_and_never_the_answer(tiny, discs):
-    with_them, without = (
-        SampleStream(discs(), tiny(f"train.pseudo_lesions={share}"), 16, augmented=True) for share in (1, 0)
-    )
+    with_them, without = (SampleStream(discs(), tiny(f"lesions.share={share}"), 16, augmented=True) for share in (1, 0))
     for k in range(16):
         assert torch.equal(with_them[k]["clean"], without[k]["clean"])
         assert torch.equal(without[k]["image"], without[k]["clean"])
@@ -76,7 +80,7 @@ def test_pseudo_lesions_change_the_input_and_never_the_answer(tiny, discs):
 
 @pytest.mark.parametrize("augmented", [True, False])
 def test_disyre_corrupts_every_sample_the_more_the_later_its_timestep(tiny, discs, augmented):
-    settings = ("method=disyre", "train.pseudo_lesions=1", "diffusion.train_timesteps=[1, 100]")
+    settings = ("method=disyre", "lesions.share=1", "diffusion.train_timesteps=[1, 100]")
     stream = SampleStream(discs(), tiny(*settings), 60, augmented=augmented)
     samples = [stream[k] for k in range(60)]
     assert same(samples[7], SampleStream(discs(), tiny(*settings), 9, augmented=augmented)[7])
@@ -87,11 +91,56 @@ def test_disyre_corrupts_every_sample_the_more_the_later_its_timestep(tiny, disc
     assert (changes <= times / 100 * 2.5).all()  # a_t bounds what can change, of a range of 2.5
 
 
+@pytest.mark.parametrize("method", ["maediff", "disyre"])
+def test_the_order_of_random_draws_is_fixed(tiny, discs, method):
+    """Slice, augmentation, window, pseudo-lesions, noise, timestep, then the anomaly of a method that brings its own.
+
+    Another order would give every seed other samples, and a resumed run would go on with samples of another run.
+    """
+    config = tiny(f"method={method}", "lesions.share=0.5", "diffusion.train_timesteps=[1, 100]")
+    slices = discs()
+    images = torch.from_numpy(slices.images).float()[:, None]
+    brains = torch.from_numpy(slices.masks)[:, None]
+    stream = SampleStream(slices, config, 16, augmented=True)
+    for k in range(16):
+        rng = generator("train", config.train.seed, k)
+        first = torch.randint(len(images), (), generator=rng)
+        clean, brain = augment(images[first], brains[first], config.data.clip, rng)
+        window = window_masks(random_window(brain[0], 16, rng)[None], 16, (32, 32))[0]
+        image = clean
+        if method == "maediff" and chance(0.5, rng):
+            donor = images[torch.randint(len(images), (), generator=rng)]
+            image = add_pseudo_lesions(clean, brain, donor, config.data.clip, rng, window=window, look=config.lesions)
+        noise = noise_field("gaussian", (32, 32), rng, 1)
+        t = torch.randint(1, 101, (), generator=rng)
+        if method == "disyre":
+            other = torch.randint(len(images), (), generator=rng)
+            foreign = (images[other], brains[other])
+            image = corrupt(clean, brain, foreign, rng, severity=int(t) / 100, clip=config.data.clip)
+        assert same(stream[k], {"image": image, "clean": clean, "mask": window, "noise": noise, "t": t})
+
+
+def test_any_method_may_bring_its_own_anomalies(tiny, discs, monkeypatch):
+    """They replace pseudo-lesions; the timestep as a share of the last one is their severity."""
+
+    def shifted(clean, brain, foreign, rng, *, severity, clip):
+        assert foreign[0].shape == clean.shape
+        assert clip == 1.5
+        return clean + severity * brain
+
+    monkeypatch.setattr(DDPM, "anomalies", staticmethod(shifted))
+    config = tiny("method=ddpm", "lesions.share=1", "diffusion.train_timesteps=[1, 100]")
+    stream = SampleStream(discs(), config, 8, augmented=True)
+    for sample in (stream[k] for k in range(8)):
+        brain = sample["clean"] > -1
+        torch.testing.assert_close((sample["image"] - sample["clean"])[brain].mean(), sample["t"] / 100)
+
+
 def test_validation_is_not_augmented(tiny, discs):
     slices = discs()
-    stream = SampleStream(slices, tiny("train.pseudo_lesions=0"), 6, augmented=False)
+    stream = SampleStream(slices, tiny("lesions.share=0"), 6, augmented=False)
     images = torch.from_numpy(slices.images).float()
     for k in range(6):
         assert any(torch.equal(stream[k]["clean"][0], image) for image in images)
-    plain = SampleStream(slices, tiny("train.augment=false", "train.pseudo_lesions=0"), 6, augmented=True)
+    plain = SampleStream(slices, tiny("train.augment=false", "lesions.share=0"), 6, augmented=True)
     assert any(torch.equal(plain[0]["clean"][0], image) for image in images)

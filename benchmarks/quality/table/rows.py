@@ -15,7 +15,7 @@ from maediff.data.lesions import KINDS
 from maediff.data.synthesis import synthesise
 
 PUBLISHED = (
-    "train.pseudo_lesions=0",
+    "lesions.share=0",
     "train.lesion_weight=0",
     "model.input_skip=false",
     "diffusion.loss=x0_l1",
@@ -55,7 +55,7 @@ class Row:
 
 REAL = ("lgg_flair", "mslub")
 MASKED = "model.mask_channel=true"
-ANY_LESION = ("train.lesion_sign=any", "train.lesion_size=[0.015, 0.25]", "train.lesion_spots=0.5")
+ANY_LESION = ("lesions.sign=any", "lesions.size=[0.015, 0.25]", "lesions.spots=0.5")
 """Pseudo-lesions that know nothing of the lesions looked for: brighter, darker, holes, half of them small spots."""
 
 
@@ -88,7 +88,9 @@ ROWS = (
     _published("pddpm", "pDDPM", "method=pddpm"),
     _published("cddpm", "cDDPM-like", "method=cddpm"),
     _published("latent_diffusion", "latent diffusion", "method=latent_diffusion"),
-    _published("autoddpm", "AutoDDPM-like", "method=autoddpm", "diffusion.sampler_steps=5", "peer.repaint_rounds=2"),
+    _published(
+        "autoddpm", "AutoDDPM-like", "method=autoddpm", "diffusion.sampler_steps=5", "baselines.repaint_rounds=2"
+    ),
     _published("disyre", "DISYRE", "method=disyre", timesteps=ONCE),
     _published("maediff-plain", "MAEDiff, mask channel, no pseudo-lesions", MASKED),
     _aided("dae", "DAE", ONCE),

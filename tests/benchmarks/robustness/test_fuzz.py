@@ -81,7 +81,7 @@ def test_nothing_but_errors_of_ours_comes_out(mutations, name, tmp_path):
         "data.percentiles=[-5,200]",
         "diffusion.timesteps=1000000000000",
         "model.mae_depth=1000000000",
-        "peer.latent_levels=1000000000",
+        "baselines.latent_levels=1000000000",
         "train.seed=" + "9" * 400,
         "train.lr=.inf",
         "train.workers=1000000",

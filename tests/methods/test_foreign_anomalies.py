@@ -8,8 +8,8 @@ import torch
 from scipy import ndimage
 from sklearn.cluster import KMeans
 
-from maediff.training import foreign_anomalies
-from maediff.training.foreign_anomalies import CLUSTERS, corrupt, draw_shape, matched_texture, some_tissues
+from maediff.methods import foreign_anomalies
+from maediff.methods.foreign_anomalies import CLUSTERS, corrupt, draw_shape, matched_texture, some_tissues
 
 
 def rng(seed):
