@@ -76,10 +76,17 @@ def detection_at(
     if thresholds is None:
         inside = np.concatenate([values[mask] for values, _, mask in scans])
         thresholds = np.quantile(inside, 1 - np.geomspace(1e-5, 0.2, 60))
-    best, found = np.inf, [lesion_metrics(np.zeros_like(mask), label, mask) for _, label, mask in scans]
+    boxes = [tuple(map(_extent, np.nonzero(mask))) for _, _, mask in scans]
+    cut = [(values[box], label[box], mask[box]) for (values, label, mask), box in zip(scans, boxes, strict=True)]
+    best, found = np.inf, [lesion_metrics(np.zeros_like(mask), label, mask) for _, label, mask in cut]
     for threshold in np.unique(thresholds)[::-1]:
-        tried = [lesion_metrics(values > threshold, label, mask) for values, label, mask in scans]
+        tried = [lesion_metrics(values > threshold, label, mask) for values, label, mask in cut]
         if sum(metrics.n_false for metrics in tried) > false_per_scan * len(scans):
             break
         best, found = float(threshold), tried
     return best, found
+
+
+def _extent(places: npt.NDArray[np.intp]) -> slice:
+    """Cover the places along one axis; nothing lies outside the brain that counts."""
+    return slice(int(places.min(initial=0)), int(places.max(initial=-1)) + 1)

@@ -261,18 +261,18 @@ def test_detection_at_a_rate_of_false_findings_is_that_of_scipys_components():
     for _ in range(2):
         values = ndimage.gaussian_filter(rng.standard_normal((14, 14, 8)), 1.2).astype(np.float32)
         label = ndimage.gaussian_filter(rng.standard_normal(values.shape), 1.5) > 0.2
-        scans.append((values + 0.1 * label, label, np.ones(values.shape, bool)))
+        scans.append((values + 0.1 * label, label, np.pad(np.ones((11, 14, 7), bool), ((1, 2), (0, 0), (1, 0)))))
     corners, thresholds = np.ones((3, 3, 3)), np.linspace(0.5, -0.1, 25)
 
-    def count(threshold, values, label):
-        findings, lesions = (ndimage.label(part, corners) for part in (values > threshold, label))
+    def count(threshold, values, label, brain):
+        findings, lesions = (ndimage.label(part & brain, corners) for part in (values > threshold, label))
         touching = {(int(a), int(b)) for a, b in zip(findings[0].ravel(), lesions[0].ravel(), strict=True) if a and b}
         return findings[1] - len({a for a, _ in touching}), len({b for _, b in touching}) / lesions[1]
 
     for allowed in (0.5, 2.0, 3.5):
         expected = None
         for threshold in thresholds:
-            counts = [count(threshold, values, label) for values, label, _ in scans]
+            counts = [count(threshold, *scan) for scan in scans]
             if np.mean([wrong for wrong, _ in counts]) > allowed:
                 break
             expected = threshold, [rate for _, rate in counts]
@@ -280,8 +280,7 @@ def test_detection_at_a_rate_of_false_findings_is_that_of_scipys_components():
         assert best == pytest.approx(expected[0])
         assert [metrics.detection_rate for metrics in found] == pytest.approx(expected[1])
         assert 0 < np.mean(expected[1]) < 1
-    merged = count(-10, *scans[0][:2])
-    assert merged == (0, 1)  # one finding that covers all would be perfect, and is not reached
+    assert count(-10, *scans[0]) == (0, 1)  # one finding that covers all would be perfect, and is not reached
     nothing, none = detection_at(scans, [0.0], 0.0)
     assert nothing == np.inf
     assert [metrics.detection_rate for metrics in none] == [0, 0]
