@@ -200,7 +200,7 @@ def test_a_stored_cell_of_another_budget_or_of_other_masks_is_refused(tmp_path):
     folds, command = module("folds"), module("__main__")
     path = cell(tmp_path, "maediff", 0, (0.5, 0.7))
     command.check(path, folds.Protocol(20.0, "abc"))
-    for other in (folds.Protocol(0.2, "abc"), folds.Protocol(20.0, "abd")):
+    for other in (folds.Protocol(0.2, "abc"), folds.Protocol(20.0, "xyz")):
         with pytest.raises(InputError, match=r"maediff/fold0\.json was computed with .*20\.0.*'abc'.*--results"):
             command.check(path, other)
 
