@@ -7,14 +7,15 @@ import logging
 import math
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maediff.errors import MAEDiffError
+from maediff.errors import InputError, MAEDiffError
 from maediff.evaluation import Estimate
-from maediff.files import write_json
+from maediff.files import write_json, write_text
 from maediff.provenance import machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,6 +172,30 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         padded = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
     return "\n".join(lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out text as a table of Markdown, numbers to the right."""
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """Wrap prose at 120 columns, as all pages are."""
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def write_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Put rendered text between two marker lines of a page, in place of what is there.
+
+    Raises:
+        InputError: The page lacks the markers.
+    """
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise InputError(f"{page} lacks the lines {begin!r} and {end!r}, between which the table belongs")
+    write_text(page, f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def say(text: str) -> None:

@@ -163,7 +163,7 @@ class ModelConfig(Section):
     gate: bool = Field(
         False,
         description="The change of the input is a gate from 0 to 1 times a difference; pseudo-lesions teach the gate "
-        "where to be 1 (method maediff).",
+        "where to be 1 (methods maediff, pddpm, ddpm, cddpm, autoddpm).",
     )
     mask_channel: bool = Field(True, description="The U-Net sees the mask of the window as an input channel.")
     condition: Literal["residual", "cross_attention", "none"] = Field(

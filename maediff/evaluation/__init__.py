@@ -6,7 +6,7 @@ from maediff.evaluation.bootstrap import Estimate, bootstrap_ci
 from maediff.evaluation.case import case_auroc
 from maediff.evaluation.choice import Choice
 from maediff.evaluation.evaluate import Evaluation, evaluate, measure
-from maediff.evaluation.lesion import LesionMetrics, lesion_metrics
+from maediff.evaluation.lesion import LesionMetrics, detection_at, lesion_metrics
 from maediff.evaluation.voxel import VoxelMetrics, dice, dice_oracle, voxel_metrics
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "VoxelMetrics",
     "bootstrap_ci",
     "case_auroc",
+    "detection_at",
     "dice",
     "dice_oracle",
     "evaluate",

@@ -12,7 +12,16 @@ from maediff.config import Config
 from maediff.diffusion import variational
 from maediff.methods.base import Draw
 from maediff.methods.folded_unet import FoldedUNet, unet_multiple
-from maediff.methods.objective import Noised, denoising_loss, estimate_of, perturb, sampler_times, whole
+from maediff.methods.objective import (
+    Noised,
+    denoising_loss,
+    estimate_of,
+    gate_loss,
+    perturb,
+    read_output,
+    sampler_times,
+    whole,
+)
 from maediff.methods.whole_slices import WholeSliceMethod
 
 
@@ -30,18 +39,21 @@ class DDPM(WholeSliceMethod):
 
     def __init__(self, config: Config, embedding: int = 0) -> None:
         super().__init__()
-        self.kind, self.lesion_weight = config.diffusion, config.train.lesion_weight
-        self.skip = config.model.input_skip
+        self.kind, self.train_config = config.diffusion, config.train
+        self.skip, self.gate = config.model.input_skip, config.model.gate
         self.learned = config.diffusion.variance == "learned"
         self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
-        self.net = FoldedUNet(config.model, (1, 2 if self.learned else 1), embedding=embedding)
+        self.net = FoldedUNet(config.model, (1, 1 + self.gate + self.learned), embedding=embedding)
         self.multiple = unet_multiple(config.model)
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Compute the loss over the whole slice; nothing is auxiliary."""
         noised = perturb(batch, whole(batch["clean"]), self.abar)
-        prediction, share = self.predict(noised.image, batch["t"], self.condition(batch["image"]))
-        loss = denoising_loss(self.kind, prediction, noised, batch["image"], self.lesion_weight)
+        prediction, share, gate = self.predict(noised.image, batch["t"], self.condition(batch["image"]))
+        train = self.train_config
+        loss = denoising_loss(self.kind, prediction, noised, batch["image"], train.lesion_weight)
+        if gate is not None:
+            loss = loss + train.gate_weight * gate_loss(gate, noised, batch["image"], train)
         self.observe(prediction, noised)
         if self.kind.bound_weight:
             loss = loss + self.kind.bound_weight * self._bound(prediction, share, noised)
@@ -68,15 +80,16 @@ class DDPM(WholeSliceMethod):
 
     def estimate(self, x_t: Tensor, t: int, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Estimate x_0, and the share of a learned variance, at one timestep."""
-        prediction, share = self.predict(x_t, torch.full((len(x_t),), t, device=x_t.device), condition)
+        prediction, share, _ = self.predict(x_t, torch.full((len(x_t),), t, device=x_t.device), condition)
         abar_t, abar_s = self.abar[t].to(x_t), self.abar[t - 1].to(x_t)
         return diffusion.x0_from(self.kind.objective, prediction, x_t, abar_t, abar_s), share
 
-    def predict(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Run the network: its prediction and, if it is learned, the share of the variance."""
+    def predict(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Run the network: its prediction, the share of a learned variance or None, the gate's logits or None."""
         output = self.net(x_t, t, condition).float()
-        prediction = output[:, :1] + x_t if self.skip else output[:, :1]
-        return prediction, output[:, 1:] if self.learned else None
+        image = output[:, : 1 + self.gate]
+        prediction, gate = read_output(image, x_t, skip=self.skip, gated=self.gate)
+        return prediction, output[:, -1:] if self.learned else None, gate
 
     def condition(self, images: Tensor) -> Tensor | None:
         """Describe the scan to the network; plain DDPM does not."""

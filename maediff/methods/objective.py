@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from maediff import diffusion
-from maediff.config import DiffusionConfig
+from maediff.config import DiffusionConfig, TrainConfig
 
 VISIBLE_LESION = 0.1
 """Change of a pixel, working units, from which on it counts as part of a pseudo-lesion."""
@@ -30,6 +31,22 @@ def perturb(batch: Mapping[str, Tensor], mask: Tensor, abar: Tensor) -> Noised:
     clean, t = batch["clean"], batch["t"]
     abar_t, abar_s = diffusion.level(abar, t, clean), diffusion.level(abar, t - 1, clean)
     return Noised(diffusion.partially_noise(batch["image"], batch["noise"], mask, abar_t), mask, clean, abar_t, abar_s)
+
+
+def read_output(output: Tensor, image: Tensor, *, skip: bool, gated: bool) -> tuple[Tensor, Tensor | None]:
+    """Read the prediction, and the gate's logits, from the output of a U-Net.
+
+    Args:
+        output: (B, C, H, W), or (B, 2C, H, W) with a gate: the difference, then the logits.
+        image: (B, C, H, W), input of the network.
+        skip: `model.input_skip`: the output is the change of the input.
+        gated: `model.gate`: the change is a share from 0 to 1 times a difference. [ours]
+    """
+    gate = None
+    if gated:
+        output, gate = output.chunk(2, 1)
+        output = output * torch.sigmoid(gate)
+    return output + image if skip else output, gate
 
 
 def estimate_of(kind: DiffusionConfig, prediction: Tensor, noised: Noised) -> Tensor:
@@ -71,6 +88,23 @@ def denoising_loss(
         lesion = where * ((image - noised.clean).abs() > VISIBLE_LESION)
         loss = loss + lesion_weight * diffusion.x0_loss(estimate, noised.clean, lesion, norm)
     return loss
+
+
+def gate_loss(logits: Tensor, noised: Noised, image: Tensor, train: TrainConfig) -> Tensor:
+    """Compute the cross-entropy between the gate and the visible pseudo-lesions, weighted like the diffusion loss.
+
+    The squared error of a faint or small lesion is close to zero, and teaches its place only late. [ours]
+
+    Args:
+        logits: (B, C, H, W).
+        noised: Input of the network.
+        image: The image before noising, pseudo-lesions included.
+        train: Weights of pseudo-lesions and of pixels outside the window.
+    """
+    seen = (image - noised.clean).abs() > VISIBLE_LESION
+    entropy = functional.binary_cross_entropy_with_logits(logits, seen.float(), reduction="none")
+    where = loss_region(noised, train.outside_weight)
+    return diffusion.patch_mean(entropy, where) + train.lesion_weight * diffusion.patch_mean(entropy, where * seen)
 
 
 def loss_region(noised: Noised, outside_weight: float) -> Tensor:

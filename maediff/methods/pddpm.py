@@ -14,7 +14,7 @@ from maediff.methods.folded_unet import FoldedUNet
 from maediff.methods.maediff.loss import Reconstruction
 from maediff.methods.maediff.partition import origins, window_masks
 from maediff.methods.maediff.sliding import SlidingReconstructor
-from maediff.methods.objective import denoising_loss, perturb
+from maediff.methods.objective import denoising_loss, gate_loss, perturb, read_output
 
 
 class PatchedDDPM(Method):
@@ -31,15 +31,25 @@ class PatchedDDPM(Method):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.kind, self.grid = config.diffusion, config.partition
-        self.lesion_weight, self.skip = config.train.lesion_weight, config.model.input_skip
+        self.train_config = config.train
+        self.skip, self.gate = config.model.input_skip, config.model.gate
         self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
-        self.net = FoldedUNet(config.model)
+        self.net = FoldedUNet(config.model, (1, 2 if self.gate else 1))
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Compute the loss in the window of the grid that is nearest to the sample's; nothing is auxiliary."""
         noised = perturb(batch, nearest_windows(batch["mask"], self.grid.window, self.grid.stride), self.abar)
-        prediction = self(noised.image, noised.mask, batch["t"]).prediction.float()
-        loss = denoising_loss(self.kind, prediction, noised, batch["image"], self.lesion_weight)
+        found, train = self(noised.image, noised.mask, batch["t"]), self.train_config
+        loss = denoising_loss(
+            self.kind,
+            found.prediction.float(),
+            noised,
+            batch["image"],
+            train.lesion_weight,
+            outside_weight=train.outside_weight,
+        )
+        if found.gate is not None:
+            loss = loss + train.gate_weight * gate_loss(found.gate.float(), noised, batch["image"], train)
         return loss, loss.new_zeros(())
 
     def engine(self, config: Config, device: torch.device, *, bf16: bool) -> SlidingReconstructor:
@@ -48,8 +58,8 @@ class PatchedDDPM(Method):
 
     def forward(self, perturbed: Tensor, mask: Tensor, t: Tensor) -> Reconstruction:
         """Predict the target of every pixel; `mask` is there for the sliding engine and is not looked at."""
-        prediction = self.net(perturbed, t)
-        return Reconstruction(prediction + perturbed if self.skip else prediction, None)
+        prediction, gate = read_output(self.net(perturbed, t), perturbed, skip=self.skip, gated=self.gate)
+        return Reconstruction(prediction, None, gate)
 
 
 def nearest_windows(mask: Tensor, window: int, stride: int) -> Tensor:

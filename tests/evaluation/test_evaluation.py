@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from maediff.cli import app
+from scipy import ndimage
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from maediff.config import ScoreConfig
@@ -21,6 +22,7 @@ from maediff.errors import ConfigError, InputError
 from maediff.evaluation import (
     bootstrap_ci,
     case_auroc,
+    detection_at,
     dice,
     dice_oracle,
     evaluate,
@@ -250,6 +252,38 @@ def test_lesion_metrics_count_components():
     assert result.precision == pytest.approx(1 / 3)
     assert result.f1 == pytest.approx(2 / 6)
     assert math.isnan(lesion_metrics(found, np.zeros_like(label), brain).f1)
+
+
+def test_detection_at_a_rate_of_false_findings_is_that_of_scipys_components():
+    """Blobs of noise on two scans; components, hits and the falling threshold counted by hand."""
+    rng = np.random.default_rng(0)
+    scans = []
+    for _ in range(2):
+        values = ndimage.gaussian_filter(rng.standard_normal((14, 14, 8)), 1.2).astype(np.float32)
+        label = ndimage.gaussian_filter(rng.standard_normal(values.shape), 1.5) > 0.2
+        scans.append((values + 0.1 * label, label, np.pad(np.ones((11, 14, 7), bool), ((1, 2), (0, 0), (1, 0)))))
+    corners, thresholds = np.ones((3, 3, 3)), np.linspace(0.5, -0.1, 25)
+
+    def count(threshold, values, label, brain):
+        findings, lesions = (ndimage.label(part & brain, corners) for part in (values > threshold, label))
+        touching = {(int(a), int(b)) for a, b in zip(findings[0].ravel(), lesions[0].ravel(), strict=True) if a and b}
+        return findings[1] - len({a for a, _ in touching}), len({b for _, b in touching}) / lesions[1]
+
+    for allowed in (0.5, 2.0, 3.5):
+        expected = None
+        for threshold in thresholds:
+            counts = [count(threshold, *scan) for scan in scans]
+            if np.mean([wrong for wrong, _ in counts]) > allowed:
+                break
+            expected = threshold, [rate for _, rate in counts]
+        best, found = detection_at(scans, rng.permutation(thresholds), allowed)
+        assert best == pytest.approx(expected[0])
+        assert [metrics.detection_rate for metrics in found] == pytest.approx(expected[1])
+        assert 0 < np.mean(expected[1]) < 1
+    assert count(-10, *scans[0]) == (0, 1)  # one finding that covers all would be perfect, and is not reached
+    nothing, none = detection_at(scans, [0.0], 0.0)
+    assert nothing == np.inf
+    assert [metrics.detection_rate for metrics in none] == [0, 0]
 
 
 def test_evaluate_writes_the_documented_keys_and_means(cohort):

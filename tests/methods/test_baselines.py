@@ -18,6 +18,7 @@ from maediff.jobs.infer import infer
 from maediff.jobs.train import train
 from maediff.methods.build import build_network
 from maediff.methods.maediff.partition import window_masks
+from maediff.methods.objective import gate_loss, perturb, whole
 from maediff.methods.pddpm import nearest_windows
 from maediff.training.loop import Losses, fit
 from maediff.volume import check_common_space, read_nifti
@@ -197,7 +198,7 @@ def test_ddpm_with_oracle_noise_inverts_exactly(tiny, blobs):
 
         def oracle(x_t, t, _, abar=network.abar):
             level = abar[t].reshape(-1, 1, 1, 1).to(x_t)
-            return diffusion.eps_from_x0(x_t, images[:, None], level), None
+            return diffusion.eps_from_x0(x_t, images[:, None], level), None, None
 
         network.predict = oracle
         found = network.engine(config, CPU, bf16=False)(images, masks, KEY).mean
@@ -291,6 +292,49 @@ def test_a_learned_variance_learns_from_the_bound_alone(tiny, discs):
     torch.testing.assert_close(mean[0], mean[1])
     torch.testing.assert_close(1000 * share[0], share[1], rtol=1e-3, atol=1e-6)
     assert (share[1] != 0).any()
+
+
+GATED = ("diffusion.objective=x0", "model.input_skip=true", "model.gate=true", "train.outside_weight=0.5")
+
+
+@pytest.mark.parametrize("method", ["ddpm", "cddpm", "pddpm"])
+def test_a_closed_gate_returns_the_noised_slice_and_an_open_one_the_whole_change(tiny, discs, method):
+    config = tiny(f"method={method}", *GATED)
+    network = shaken(config)
+    images, t = tensors(discs(2))[0][:, None], torch.tensor([5, 7])
+    last = network.net.unet.out[-1].conv
+    found = {}
+    with torch.inference_mode():
+        for bias in (-100.0, 0.0, 100.0):
+            last.bias[len(last.bias) // 2 :] = bias
+            if method == "pddpm":
+                found[bias] = network(images, whole(images), t)
+            else:
+                found[bias] = network.predict(images, t, network.condition(images))
+    change = found[100.0][0] - images
+    assert torch.equal(found[-100.0][0], images)
+    assert change.abs().max() > 0.01
+    torch.testing.assert_close(found[0.0][0] - images, torch.sigmoid(found[0.0][2]) * change, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ddpm", "pddpm"])
+def test_a_gate_learns_from_the_loss_that_maediffs_learns_from(tiny, discs, method):
+    images = tensors(discs(3))[0][:, None]
+    windows = window_masks(torch.tensor([[0, 8], [8, 8], [16, 0]]), 16, (32, 32))
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    batch = {"image": images + 0.3 * windows, "clean": images, "noise": noise, "t": torch.tensor([3, 50, 700])}
+    losses = {}
+    for weight in (0.0, 0.5):
+        config = tiny(f"method={method}", *GATED, f"train.gate_weight={weight}")
+        network = shaken(config)
+        losses[weight] = network.losses(batch | {"mask": windows})[0]
+    noised = perturb(batch, windows if method == "pddpm" else whole(images), network.abar)
+    if method == "pddpm":
+        gate = network(noised.image, noised.mask, batch["t"]).gate
+    else:
+        gate = network.predict(noised.image, batch["t"], None)[2]
+    expected = gate_loss(gate, noised, batch["image"], config.train)
+    torch.testing.assert_close(losses[0.5] - losses[0.0], 0.5 * expected, rtol=1e-4, atol=1e-5)
 
 
 # Whole jobs

@@ -22,7 +22,7 @@ from maediff.calibration import Calibration, calibrate
 from maediff.config import UNTRAINED, Config, ScoreConfig, load_config, override
 from maediff.data.cases import find_cases
 from maediff.errors import InputError
-from maediff.evaluation import voxel_metrics
+from maediff.evaluation import detection_at, voxel_metrics
 from maediff.files import read_json, write_json
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
@@ -34,6 +34,8 @@ from maediff.working.spatial import to_working
 
 MOST_SAMPLES = 4
 """Largest number of samples of a method, relative to MAEDiff's, however cheap its samples are."""
+FALSE_PER_SCAN = 2.0
+"""False components per test scan, on average, at which lesion-wise sensitivity is measured."""
 Rows = list[dict[str, Any]]
 
 
@@ -273,13 +275,15 @@ def _thresholds(maps: Sequence[FloatMap], validation: Sequence[Patient]) -> dict
 
 def _test(predictor: Predictor, data: DataSet, cases: Path, t: int, thresholds: dict[str, Any]) -> Rows:
     kinds = lesion_kinds(cases)
-    rows = []
+    rows, scans = [], []
     for number, case in enumerate(find_cases(cases, split="test"), start=1):
         patient = Patient(case)
         found = maps(predictor, patient, data.score, t)
         facts = {"number": number, "kind": kinds.get(case.subject, ""), "healthy_l1": found.healthy_l1}
         rows.append(facts | _metrics(found, patient, thresholds) | {"seconds_a_slice": found.seconds_a_slice})
-    return rows
+        scans.append((found.filtered, patient.label, patient.brain))
+    _, detections = detection_at(scans, false_per_scan=FALSE_PER_SCAN)
+    return [row | {"sensitivity": here.detection_rate} for row, here in zip(rows, detections, strict=True)]
 
 
 def _metrics(found: Maps, patient: Patient, thresholds: dict[str, Any]) -> dict[str, float]:

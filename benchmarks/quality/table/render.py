@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import cell as shown
+from benchmarks.common import markdown_table, wrapped, write_between
 from benchmarks.quality.table.rows import DATA_SETS, ROWS, DataSet, Row, cell_path, seed_cells
 from maediff.errors import InputError
 from maediff.evaluation import Estimate, bootstrap_ci
 from maediff.evaluation.bootstrap import paired_p_value
-from maediff.files import atomic_path, read_json, write_text
+from maediff.files import atomic_path, read_json
 
 RESAMPLES = 2000
 BEGIN, END = "<!-- begin: python -m benchmarks.quality.table --render -->", "<!-- end -->"
@@ -75,12 +75,7 @@ def write_markdown(page: Path, results: Path) -> None:
     Raises:
         InputError: The page lacks the markers.
     """
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise InputError(f"{page} lacks the lines {BEGIN!r} and {END!r}, between which the table belongs")
-    write_text(page, f"{before}{BEGIN}\n\n{markdown(results)}\n\n{END}{after}")
+    write_between(page, BEGIN, END, markdown(results))
 
 
 def draw(path: Path, results: Path) -> None:
@@ -129,7 +124,7 @@ def _data_set(results: Path, data: DataSet, cells: Cells) -> list[str]:
     rows = [row for row in ROWS if row.name in cells]
     scored = [row for row in rows if "patients" in cells[row.name]]
     refused = [
-        _wrapped(f"- {row.title}: {cells[row.name]['refused']}", indent="  ")
+        wrapped(f"- {row.title}: {cells[row.name]['refused']}", indent="  ")
         for row in rows
         if "refused" in cells[row.name]
     ]
@@ -155,7 +150,7 @@ def _data_set(results: Path, data: DataSet, cells: Cells) -> list[str]:
 
 def _quality(rows: Sequence[Row], cells: Cells) -> str:
     lines = [[row.title, *(shown(estimate(cells[row.name], name)) for name in COLUMNS)] for row in rows]
-    return _table(["method", *COLUMNS.values()], lines)
+    return markdown_table(["method", *COLUMNS.values()], lines)
 
 
 def _other_seeds(results: Path, data: DataSet, rows: Sequence[Row], cells: Cells) -> str:
@@ -172,12 +167,14 @@ def _other_seeds(results: Path, data: DataSet, rows: Sequence[Row], cells: Cells
         tried = [max(cell["validation_auprc"].values()) for cell in trainings]
         each = " ".join(f"{value:.3f}" for value in means)
         lines.append([titles[name], each, f"{np.mean(means):.3f}", " ".join(f"{value:.3f}" for value in tried)])
-    return _table(["method", "AUPRC of each training", "mean", "validation AUPRC of each"], lines) if lines else ""
+    return (
+        markdown_table(["method", "AUPRC of each training", "mean", "validation AUPRC of each"], lines) if lines else ""
+    )
 
 
 def _by_kind(rows: Sequence[Row], cells: Cells, kinds: Sequence[str]) -> str:
     lines = [[row.title, *(shown(estimate(cells[row.name], "auprc", kind)) for kind in kinds)] for row in rows]
-    return _table(["method", *kinds], lines)
+    return markdown_table(["method", *kinds], lines)
 
 
 def _cost(rows: Sequence[Row], cells: Cells) -> str:
@@ -197,7 +194,7 @@ def _cost(rows: Sequence[Row], cells: Cells) -> str:
             ]
         )
     header = ["method", "t chosen", "training steps", "training TFLOP", "parameters, M", "GFLOP a slice", "s a slice"]
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def _differences(rows: Sequence[Row], cells: Cells, compared: Sequence[str]) -> str:
@@ -211,7 +208,7 @@ def _differences(rows: Sequence[Row], cells: Cells, compared: Sequence[str]) -> 
             gap = bootstrap_ci(np.subtract(ours, other), RESAMPLES)
             found += ["-", "-"] if name == row.name else [shown(gap), f"{paired_p_value(ours, other):.4f}"]
         lines.append([row.title, *found])
-    return _table(["method", *(head for name in compared for head in (f"minus {titles[name]}", "p"))], lines)
+    return markdown_table(["method", *(head for name in compared for head in (f"minus {titles[name]}", "p"))], lines)
 
 
 def _published() -> str:
@@ -220,14 +217,4 @@ def _published() -> str:
         "**Others' numbers on other data**, Dice / AUPRC in %, trained on IXI T2 (Behrendt et al., cDDPM, Table 3); "
         "outside runs of pDDPM got 39.5 to 41.6 Dice on BraTS21. Nothing above can be compared with them directly."
     )
-    return f"{_wrapped(note)}\n\n{_table(['method', 'BraTS21', 'MSLUB', 'ATLAS', 'WMH'], lines)}"
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    """Wrap prose at 120 columns, as all pages are."""
-    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+    return f"{wrapped(note)}\n\n{markdown_table(['method', 'BraTS21', 'MSLUB', 'ATLAS', 'WMH'], lines)}"

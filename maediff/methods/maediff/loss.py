@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.nn import functional
 
 from maediff import diffusion
 from maediff.config import DiffusionConfig, TrainConfig
-from maediff.methods.objective import VISIBLE_LESION, Noised, denoising_loss, loss_region, perturb
+from maediff.methods.objective import denoising_loss, gate_loss, perturb
 
 
 class Reconstruction(NamedTuple):
@@ -59,20 +58,3 @@ def losses(
     if mae_image is None:
         return loss, loss.new_zeros(())
     return loss, diffusion.x0_loss(mae_image.float(), noised.clean, noised.mask, "l1")
-
-
-def gate_loss(logits: Tensor, noised: Noised, image: Tensor, train: TrainConfig) -> Tensor:
-    """Compute the cross-entropy between the gate and the visible pseudo-lesions, weighted like the diffusion loss.
-
-    The squared error of a faint or small lesion is close to zero, and teaches its place only late. [ours]
-
-    Args:
-        logits: (B, C, H, W).
-        noised: Input of the network.
-        image: The image before noising, pseudo-lesions included.
-        train: Weights of pseudo-lesions and of pixels outside the window.
-    """
-    seen = (image - noised.clean).abs() > VISIBLE_LESION
-    entropy = functional.binary_cross_entropy_with_logits(logits, seen.float(), reduction="none")
-    where = loss_region(noised, train.outside_weight)
-    return diffusion.patch_mean(entropy, where) + train.lesion_weight * diffusion.patch_mean(entropy, where * seen)

@@ -22,6 +22,7 @@ from maediff.methods.maediff.loss import Reconstruction, losses
 from maediff.methods.maediff.mae import MaskedAutoencoder
 from maediff.methods.maediff.partition import visible_cells
 from maediff.methods.maediff.sliding import SlidingReconstructor
+from maediff.methods.objective import read_output
 
 
 class Reconstructor(Method):
@@ -98,12 +99,9 @@ class Reconstructor(Method):
         image = None
         if self.mae is not None and self.wants_pixels and self.training and features is not None:
             image = self.mae.pixels(features)
-        prediction = F.pixel_shuffle(output, self.patch)
-        gate = None
-        if self.gate:
-            prediction, gate = prediction.chunk(2, 1)
-            prediction = prediction * torch.sigmoid(gate)
-        return Reconstruction(prediction + perturbed if self.input_skip else prediction, image, gate)
+        unfolded = F.pixel_shuffle(output, self.patch)
+        prediction, gate = read_output(unfolded, perturbed, skip=self.input_skip, gated=self.gate)
+        return Reconstruction(prediction, image, gate)
 
     def _denoise(self, x: Tensor, t: Tensor, features: Tensor | None) -> Tensor:
         output: Tensor

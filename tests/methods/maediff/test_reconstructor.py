@@ -8,11 +8,10 @@ from sklearn.metrics import log_loss
 
 from maediff.config import TrainConfig, load_config, presets
 from maediff.diffusion.noise import generator
-from maediff.methods.maediff.loss import gate_loss
 from maediff.methods.maediff.mae import gather_visible, sincos_position
 from maediff.methods.maediff.partition import visible_cells, window_masks
 from maediff.methods.maediff.reconstructor import Reconstructor
-from maediff.methods.objective import Noised
+from maediff.methods.objective import Noised, gate_loss
 from maediff.training.loop import Losses
 from maediff.training.stream import SampleStream
 

@@ -1,0 +1,128 @@
+"""The protocol: which patients train, choose and test in a fold, which rows compete, what makes cells comparable."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import AbsentError, data_folder
+from benchmarks.quality.patients import row as case_row
+from benchmarks.quality.table.rows import DATA_SETS, ROWS, Cases, DataSet, Row, cell_path
+from maediff.data.cases import Case, find_cases
+from maediff.files import file_sha256
+
+FOLDS, VALIDATION = 5, 10
+KEY = 16
+"""Seed of the shuffle of patients."""
+GATE, SEE_ALL = "model.gate=true", "train.outside_weight=1"
+_TABLE = {row.name: row for row in ROWS}
+_MAEDIFF = _TABLE["maediff"]
+
+
+def _ours(name: str, title: str, *overrides: str) -> Row:
+    return Row(name, title, (*_MAEDIFF.overrides, *overrides), _MAEDIFF.timesteps)
+
+
+def _gated(name: str) -> Row:
+    row = _TABLE[f"{name}-lesions"]
+    return replace(row, name=f"{name}-gate", title=f"{row.title}, gate", overrides=(*row.overrides, GATE))
+
+
+COMPARED = (
+    *(_TABLE[name] for name in ("intensity", "disyre", "ddpm-lesions", "pddpm-lesions")),
+    _gated("ddpm"),
+    _gated("pddpm"),
+    _MAEDIFF,
+    _ours("maediff-all", "MAEDiff, the loss sees everything", SEE_ALL),
+    _ours("maediff-gate", "MAEDiff, gate", GATE),
+    _ours("maediff-all-gate", "MAEDiff, the loss sees everything, gate", SEE_ALL, GATE),
+)
+"""Rows of the table as they are, and each hypothesis as few settings on top of one of them."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all cells that are compared must share besides the code.
+
+    Attributes:
+        budget_tflop: Training operations that every method may spend in a fold.
+        masks: First digits of the SHA-256 of all brain masks.
+    """
+
+    budget_tflop: float
+    masks: str
+
+    @property
+    def name(self) -> str:
+        """Name of the folder of its trainings."""
+        return f"{self.budget_tflop:g}tflop-{self.masks}"
+
+
+def patients(data: Path, masks: Path | None) -> list[Case]:
+    """List all patients, by name, with the brain masks of another folder if one is given.
+
+    Args:
+        data: Folder of real scans.
+        masks: Folder with a mask for each patient, of the same file name as the old one.
+
+    Raises:
+        AbsentError: The scans are not there, or some masks are not.
+    """
+    cases = sorted(find_cases(data_folder("lgg_flair", data) / "cases.csv"), key=lambda case: case.subject)
+    if masks is None:
+        return cases
+    cases = [replace(case, mask=masks / Path(str(case.mask)).name) for case in cases]
+    absent = [str(case.mask) for case in cases if not Path(str(case.mask)).is_file()]
+    if absent:
+        raise AbsentError(
+            f"{len(absent)} of {len(cases)} brain masks are missing, the first is {absent[0]}; make them: "
+            f"python -m benchmarks.quality.new_masks --out {masks}"
+        )
+    return cases
+
+
+def fingerprint(cases: Sequence[Case]) -> str:
+    """Hash the brain masks: eight hexadecimal digits that change if any of them does."""
+    together = hashlib.sha256()
+    for case in cases:
+        together.update(file_sha256(str(case.mask)).encode())
+    return together.hexdigest()[:8]
+
+
+def split(cases: Sequence[Case], fold: int) -> Cases:
+    """Make the table of a fold: a fifth is tested, :data:`VALIDATION` of the others validate, and the rest train.
+
+    The patients are shuffled once; a fold tests its own stretch of them, and the next ones validate.
+
+    Args:
+        cases: All patients, one scan each; their own splits are not looked at.
+        fold: From 0 to :data:`FOLDS` - 1.
+    """
+    ordered = sorted(cases, key=lambda case: case.subject)
+    order = np.random.default_rng(KEY).permutation(len(ordered))
+    first, last = (number * len(ordered) // FOLDS for number in (fold, fold + 1))
+    turned = np.roll(order, -first)
+    names = ["test"] * (last - first) + ["val"] * VALIDATION
+    names += ["train"] * (len(ordered) - len(names))
+    return [case_row(ordered[index], name) for index, name in zip(turned, names, strict=True)]
+
+
+def data_set(cases: Sequence[Case], fold: int, budget_tflop: float) -> DataSet:
+    """Make a column of the table of a fold: settings and scoring are those of ``lgg_flair``."""
+    return replace(
+        DATA_SETS["lgg_flair"],
+        name=f"fold{fold}",
+        title=f"real FLAIR, fold {fold}",
+        cases=lambda _folder, _data: split(cases, fold),
+        budget_tflop=budget_tflop,
+        choose=VALIDATION,
+    )
+
+
+def path_of(results: Path, row: str, fold: int, seed: int = 0) -> Path:
+    """Name the stored cell of a row, a fold and a seed of the training."""
+    return cell_path(results, row, f"fold{fold}", seed)
