@@ -1,14 +1,14 @@
 """Export a model as a MONAI Bundle, which MONAI's own ``bundle`` command verifies and runs.
 
-The bundle holds the whole model folder and calls MAEDiff, so that its maps are those of ``maediff infer``,
-preprocessing, calibration and native space included. Layout::
+The bundle contains the whole model folder and calls MAEDiff, so that its maps equal those of ``maediff infer``,
+including preprocessing, calibration and native space. Layout::
 
-    configs/metadata.json   what the network takes and gives, versions, intended use
+    configs/metadata.json   inputs and outputs of the network, versions, intended use
     configs/inference.json  ``network_def`` and ``run``
     models/maediff/         the model folder, verified whenever it is loaded
     models/model.pt         the state of ``network_def`` (MONAI's specification asks for it; MAEDiff never reads it)
     docs/README.md          the model card
-    docs/license.txt        whose weights these are
+    docs/license.txt        licence of the weights
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from maediff.provenance import versions
 from maediff.staging import CARD
 
 SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-"""Schema that `verify_metadata` fetches unless it is given a copy of it; MAEDiff itself fetches nothing."""
+"""Schema that `verify_metadata` downloads unless it is given a copy; MAEDiff itself downloads nothing."""
 
 _USE = "Research use only: not a medical device, not for diagnosis or treatment."
 _DESCRIPTION = (
@@ -47,7 +47,7 @@ _PAPER = (
 
 
 class HealthySlices(nn.Module):
-    """The network of a model as MONAI sees it: slices in, their healthy versions out.
+    """The network of a model as MONAI sees it: it maps slices to their healthy versions.
 
     Args:
         model: Model folder.
@@ -59,7 +59,7 @@ class HealthySlices(nn.Module):
         self.network, self.config = predictor.network, predictor.config
 
     def forward(self, slices: Tensor) -> Tensor:
-        """Reconstruct scaled slices (B, 1, H, W), -1 outside the brain; their noise depends on their place in B."""
+        """Reconstruct scaled slices (B, 1, H, W), -1 outside the brain; its index seeds the noise of a slice."""
         reconstruct = self.network.engine(self.config, slices.device, bf16=False)
         images = slices.squeeze(1)
         return reconstruct(images, images > -1, (0, "")).mean.unsqueeze(1).to(slices.device)
@@ -70,15 +70,15 @@ def export_bundle(model: str | Path, out_dir: str | Path) -> Path:
 
     Args:
         model: Model folder, a training run or the name of a packaged model.
-        out_dir: Folder to make; it must not exist or be empty.
+        out_dir: Folder to create; it must not exist yet, or be empty.
 
     Returns:
         ``out_dir``.
 
     Raises:
         ModelError: The model cannot be used.
-        ConfigError: Its method has no network, or it sees several channels.
-        OutputError: The folder holds something already or cannot be written.
+        ConfigError: The method has no network, or the model takes several channels.
+        OutputError: The folder is not empty or cannot be written.
     """
     folder, out_dir = resolve_model(model), Path(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):

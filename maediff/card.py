@@ -1,7 +1,7 @@
 """The model card: ``README.md`` of a model folder, in the layout that Hugging Face reads.
 
-What MAEDiff writes later (calibration, measured results) stands between comments, so that it can be replaced without
-touching what a person wrote around it.
+What MAEDiff adds later (calibration, measured results) is enclosed in comments, so that it can be replaced without
+changing what a person wrote around it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ METRICS = {
     "lesion.f1": ("lesion_f1", "Lesion-wise F1"),
     "case.auroc": ("scan_roc_auc", "AUROC of scans, with a lesion against healthy"),
 }
-"""Which keys of ``metrics.json`` a card shows, with the name in its front matter and the name for people."""
+"""The keys of ``metrics.json`` that a card shows, each with its name in the front matter and its name for readers."""
 
 NOT_STATED = "not stated"
 
@@ -45,12 +45,12 @@ _SIGNS = {
 
 @dataclass(frozen=True)
 class Scope:
-    """What a model's card says of its use, in words; "not stated" where it says nothing.
+    """What a model's card says about its use, in words; "not stated" if it says nothing.
 
     Attributes:
         trained_on: What it learned from.
         finds: What it has been shown to find.
-        misses: What it is known to miss, or was not tried on.
+        misses: What it is known to miss, or has not been tried on.
     """
 
     trained_on: str = NOT_STATED
@@ -65,7 +65,7 @@ class Scope:
 def scope_of(card: str) -> Scope:
     r"""Read what a card's front matter states under ``trained_on``, ``finds`` and ``misses``.
 
-    Measured results stand for ``finds`` if nobody wrote it.
+    If ``finds`` is missing, measured results take its place.
 
     Example:
         >>> scope_of("---\nfinds: large tumours\n---\n# A\n")
@@ -78,12 +78,12 @@ def scope_of(card: str) -> Scope:
 
 
 def with_scope(card: str, scope: Mapping[str, str | None]) -> str:
-    """State ``trained_on``, ``finds`` or ``misses`` in a card's front matter; what is None stays as it is."""
+    """Set ``trained_on``, ``finds`` or ``misses`` in a card's front matter; None leaves an entry unchanged."""
     return with_front_matter(card, {name: text for name, text in scope.items() if text is not None})
 
 
 def _measured(front: Mapping[str, Any]) -> str:
-    """Say in a line what the results in the front matter measured; empty without any."""
+    """Summarise the results in the front matter in one line; empty if there are none."""
     try:
         result = front["model-index"][0]["results"][0]
         values = "; ".join(f"{item['name']} {item['value']:.3f}" for item in result["metrics"])
@@ -158,12 +158,12 @@ treatment, triage or any decision about a patient.
 
 
 def with_calibration(card: str, calibration: Calibration, locations: str | None = None) -> str:
-    """Put a calibration into a card; results that were measured with another one go.
+    """Put a calibration into a card, and remove results that were measured with an earlier one.
 
     Args:
         card: The card before.
-        calibration: What is in force now.
-        locations: What its healthy residuals by place are made of, in words, where it has them.
+        calibration: The current calibration.
+        locations: What the healthy residuals by place were collected from, in words; None if there are none.
     """
     scores = calibration.case_scores
     measured = f" Their scan-level scores: {min(scores):.3f} to {max(scores):.3f}." if scores else ""
@@ -184,10 +184,10 @@ def with_results(card: str, metrics: Mapping[str, Any], model_hash: str, data: s
         card: The card before.
         metrics: Content of ``metrics.json`` of ``maediff evaluate``.
         model_hash: Of the model as it is.
-        data: What was measured on, such as the name of a data set.
+        data: What the results were measured on, such as the name of a data set.
 
     Raises:
-        InputError: The results are another model's, or there are none.
+        InputError: The results belong to another model, or there are none.
     """
     measured = {str(value) for value in (metrics.get("settings") or {}).get("model_hashes", [])}
     if len(measured) != 1 or not (model_hash in measured or _hidden(next(iter(measured))) in _section(card, "earlier")):
@@ -223,19 +223,19 @@ On {data}: {counted}; 95 % intervals by bootstrap over patients. Measured with t
 
 
 def with_earlier_hash(card: str, model_hash: str) -> str:
-    """Note, out of sight, the hash that a model had before its card was changed: results that name it are its own."""
+    """Record, in a comment, the model's hash before its card was changed: results that name this hash belong to it."""
     return _with_section(card, "earlier", _section(card, "earlier") + _hidden(model_hash))
 
 
 def without_results(card: str) -> str:
-    """Take measured results out of a card."""
+    """Remove measured results from a card."""
     if not _section(card, "results"):
         return card
     return with_front_matter(_with_section(card, "results", ""), {"metrics": None, "model-index": None})
 
 
 def with_front_matter(card: str, values: Mapping[str, Any]) -> str:
-    r"""Set keys of a card's front matter; None takes one away.
+    r"""Set keys of a card's front matter; a value of None removes the key.
 
     Example:
         >>> with_front_matter("---\nlicense: other\n---\n# A\n", {"license": "mit"})
@@ -247,7 +247,7 @@ def with_front_matter(card: str, values: Mapping[str, Any]) -> str:
 
 
 def front_matter(card: str) -> dict[str, Any]:
-    """Read a card's front matter; empty if there is none that can be read."""
+    """Read a card's front matter; empty if it is missing or unreadable."""
     match = _FRONT.match(card)
     try:
         found = yaml.safe_load(match[1]) if match else None
@@ -257,7 +257,7 @@ def front_matter(card: str) -> dict[str, Any]:
 
 
 def readable(card: str) -> str:
-    """Return a card as a person reads it: without front matter and marks."""
+    """Return a card as people read it: without its front matter and hidden comments."""
     return _MARKS.sub("", _FRONT.sub("", card, count=1) if _FRONT.match(card) else card).strip() + "\n"
 
 

@@ -22,40 +22,40 @@ _NAMES = [*FILES, LOCATIONS, CHECKSUMS]
 
 
 class HubApi(Protocol):
-    """What is used of ``huggingface_hub.HfApi``."""
+    """The methods of ``huggingface_hub.HfApi`` that are used."""
 
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> Any:
-        """Make a repository, or find it."""
+        """Create a repository, if it does not exist yet."""
         ...
 
     def upload_folder(self, *, repo_id: str, folder_path: str, allow_patterns: list[str], commit_message: str) -> Any:
-        """Send files."""
+        """Upload files of a folder."""
         ...
 
     def snapshot_download(
         self, repo_id: str, *, revision: str | None, local_dir: str, allow_patterns: list[str]
     ) -> Any:
-        """Fetch files."""
+        """Download files into a folder."""
         ...
 
 
 def push_model(model: str | Path, repo: str, *, private: bool = True, api: HubApi | None = None) -> str:
-    """Send a model folder to the Hugging Face Hub.
+    """Upload a model folder to the Hugging Face Hub.
 
-    The folder is verified first, and only its own files go: whatever else lies in it stays.
+    The folder is verified first. Only the files of the model are uploaded, whatever else the folder holds.
 
     Args:
         model: Model folder, a training run or the name of a packaged model.
         repo: ``OWNER/NAME`` on the Hub.
-        private: Whether a new repository is private; one that exists stays as it is.
-        api: Client, logged in by Hugging Face's own means; its default one if not given.
+        private: Whether a new repository is private; an existing one keeps its visibility.
+        api: Client that is logged in to the Hub; by default a new ``HfApi``.
 
     Returns:
-        The hash of the model that was sent.
+        The hash of the uploaded model.
 
     Raises:
-        ModelError: The folder is not a sound model.
-        OutputError: The Hub did not take it.
+        ModelError: The folder is not a valid model.
+        OutputError: The upload failed.
         ConfigError: ``huggingface_hub`` is not installed.
     """
     folder = resolve_model(model)
@@ -75,21 +75,22 @@ def push_model(model: str | Path, repo: str, *, private: bool = True, api: HubAp
 
 
 def pull_model(repo: str, folder: str | Path, *, revision: str | None = None, api: HubApi | None = None) -> str:
-    """Fetch a model folder from the Hugging Face Hub; it is present only when whole and verified.
+    """Download a model folder from the Hugging Face Hub; it appears only once it is complete and verified.
 
     Args:
         repo: ``OWNER/NAME`` on the Hub.
-        folder: Where to write; it must not exist or be empty.
-        revision: Branch, tag or commit; the main branch if not given.
+        folder: Where to write; it must not exist yet, or be empty.
+        revision: Branch, tag or commit; the main branch if None.
         api: As for :func:`push_model`.
 
     Returns:
-        The model's hash. Compare it with the one that its author names: the checksums inside tell damage, not forgery.
+        The model's hash. Compare it with the one that its author published: the checksums inside detect damage, not
+            forgery.
 
     Raises:
-        OutputError: ``folder`` holds something already or cannot be written.
-        InputError: The Hub did not give it.
-        ModelError: What it gave is not a sound model.
+        OutputError: ``folder`` is not empty or cannot be written.
+        InputError: The download failed.
+        ModelError: The downloaded folder is not a valid model.
         ConfigError: ``huggingface_hub`` is not installed.
     """
     folder = Path(folder)

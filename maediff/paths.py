@@ -1,9 +1,9 @@
 """Paths that one command stores and another opens, and how they are shown to people.
 
-A stored path is never shortened: it is relative to the folder of the file that names it, so that a study can be moved
-as a whole, or absolute if the two share nothing but the root. :data:`WRITTEN_IN` keeps the folder's own place, so
-that the path can still be followed after the file that names it was moved alone. Only :func:`without_names` hides
-something, and what it returns is for people and never opened.
+A stored path is never shortened. It is relative to the folder of the file that names it, so that a study can be moved
+as a whole; it is absolute if the two share only the root. :data:`WRITTEN_IN` records where that folder was, so that the
+path can still be resolved after only the file that names it has been moved. Only :func:`without_names` hides anything;
+its result is shown to people and never opened.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Any
 
 WRITTEN_IN = "written_in"
-"""Key of a sidecar under which it names the folder, absolute, in which it was written."""
+"""Key of a sidecar whose value is the absolute path of the folder in which the sidecar was written."""
 _HOME = re.compile(r"(?P<before>[^\s'\"=(,\[]?)(?P<root>/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\\s'\"]+")
 
 
 def stored_path(path: str | Path, folder: str | Path) -> str:
     """Write a path so that a file in `folder` can name it.
 
-    Links in the path's folders are followed, the file's own name is kept (a git-annex link keeps its name).
+    Links among the path's folders are resolved. The file itself is not resolved, so a git-annex link keeps its name.
 
     Args:
-        path: What to name; relative paths are those of the working directory.
+        path: Path to store; if it is relative, it starts at the working directory.
         folder: Folder of the file that names it; it need not exist yet.
 
     Returns:
-        Relative to `folder`, with forward slashes; absolute if only the root is shared.
+        The path relative to `folder`, with forward slashes; absolute if the two share only the root.
 
     Example:
         >>> stored_path("/study/raw/a.nii.gz", "/study/out")
@@ -47,20 +47,20 @@ def found_path(text: object, folder: str | Path, record: Mapping[str, Any]) -> P
     """Find a file that a record names with :func:`stored_path`.
 
     Args:
-        text: The stored path; anything but text names nothing.
-        folder: Folder in which the record lies now.
+        text: The stored path; a value that is not text names no file.
+        folder: Folder in which the record is now.
         record: The record; its :data:`WRITTEN_IN` says where it was written.
 
     Returns:
-        The first of :func:`stored_places` that is a file; else None.
+        The first of :func:`stored_places` that is a file; None if none is.
     """
     return next((place for place in stored_places(text, folder, record) if _is_file(place)), None)
 
 
 def stored_places(text: object, folder: str | Path, record: Mapping[str, Any]) -> list[Path]:
-    """List where a stored path may lead: seen from where its record was written, then from where that lies now.
+    """List where a stored path may lead, starting at the folder where its record was written, then where it is now.
 
-    The place of writing comes first: after outputs were moved alone, another study's scan may have the same name.
+    The original folder comes first: if only the outputs were moved, a scan of another study may have the same name.
 
     Arguments are those of :func:`found_path`.
     """
@@ -72,7 +72,7 @@ def stored_places(text: object, folder: str | Path, record: Mapping[str, Any]) -
 
 
 def readable(text: str) -> str:
-    r"""Make a file name that is not UTF-8 fit for output: such bytes are read as Windows-1252, like most of them are.
+    r"""Make a file name that is not UTF-8 printable: its bytes are read as Windows-1252, the most common case.
 
     Example:
         >>> readable("M\udcfcller"), readable("Müller")
@@ -86,9 +86,10 @@ def readable(text: str) -> str:
 
 
 def without_names(text: str) -> str:
-    """Hide user names in a text for people: the own home folder and others become ``~``.
+    """Hide user names in a text that people read: the user's home folder, and any other, becomes ``~``.
 
-    Below another folder than the root (``/mnt/home/…``), only the name is hidden. Never store what this returns.
+    If the home folders are not directly below the root (``/mnt/home/…``), only the name is hidden. Never store the
+    result.
 
     Example:
         >>> without_names("/home/jane/scans/a.nii.gz"), without_names("/mnt/home/jane/scans/a.nii.gz")

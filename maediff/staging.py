@@ -1,12 +1,12 @@
-"""Checksums of a model folder, and the replacement of its files: all of them or none.
+"""Checksums of a model folder, and the replacement of its files: either all or none.
 
-A replacement has two phases, and a process may be killed between any two moves::
+A replacement has two phases, and the process may be killed between any two moves::
 
     old        SHA256SUMS lists the old files
-     |         stage: each new file as .NAME.next, then .SHA256SUMS.next, the commit
-    staged     everything new is on disk; killed before this, the folder is old, and the next writer clears up
-     |         move in: .NAME.next -> NAME, one after another
-    half-way   SHA256SUMS fits no more, .SHA256SUMS.next does once the moves are finished: every reader finishes them
+     |         stage: write each new file as .NAME.next, then .SHA256SUMS.next, which commits
+    staged     all new files are on disk; if killed before this, the folder is old, and the next writer cleans up
+     |         move: .NAME.next -> NAME, one after another
+    half-way   SHA256SUMS no longer matches; .SHA256SUMS.next will once all moves are done, and any reader does them
      |         .SHA256SUMS.next -> SHA256SUMS
     new        SHA256SUMS lists the new files
 """
@@ -32,19 +32,19 @@ WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST = (
 )
 FILES = (WEIGHTS, CONFIG, CALIBRATION, CARD, MANIFEST)
 LOCATIONS = "locations.safetensors"
-"""The one file that a model folder may lack."""
+"""The only optional file of a model folder."""
 ADAPTER = "adapter.safetensors"
-"""What an adapted model has instead of weights: low-rank updates, and which base they belong to."""
+"""Replaces the weights in an adapted model: low-rank updates, and the base that they belong to."""
 CHECKSUMS = "SHA256SUMS"
 _ALLOWED = (*FILES, LOCATIONS, ADAPTER)
-_MAX_TEXT_BYTES = 64 * 1024**2  # no file of a model folder but the weights is anywhere near
+_MAX_TEXT_BYTES = 64 * 1024**2  # far more than any file of a model folder except the weights
 
 
 def sums_in_force(folder: Path) -> str:
-    """Verify a model folder and return the text of the checksums that fit it.
+    """Verify a model folder and return the text of the checksums that its files match.
 
-    They are those of SHA256SUMS or, if :func:`replace_files` was killed while it moved its files in, the next ones; the
-    moves are finished then.
+    These are the checksums in SHA256SUMS. If :func:`replace_files` was killed while it moved files, the remaining moves
+    are done first, and these are the next checksums.
     """
     try:
         return _fitting_sums(folder, CHECKSUMS)
@@ -56,7 +56,7 @@ def sums_in_force(folder: Path) -> str:
 
 
 def _rolled_forward(folder: Path) -> str:
-    """Move in what a killed replacement had staged; nothing is moved unless all files fit afterwards."""
+    """Move the files that a killed replacement had staged, if all files match their checksums afterwards."""
     sums = parse_sums(read_text(folder / staged_name(CHECKSUMS)), folder)
     staged = [name for name, digest in sums.items() if _has(folder / staged_name(name), digest)]
     for name in sums.keys() - staged:
@@ -72,19 +72,19 @@ def _rolled_forward(folder: Path) -> str:
             "write there run `maediff info` on it"
         ) from error
     text = _fitting_sums(folder, staged_name(CHECKSUMS))
-    with suppress(OSError):  # who may not write has the text
+    with suppress(OSError):  # without permission to write, the text is enough
         os.replace(folder / staged_name(CHECKSUMS), folder / CHECKSUMS)
     return text
 
 
 def _move_staged(folder: Path, names: Iterable[str]) -> None:
     for name in names:
-        with suppress(FileNotFoundError):  # who reads the folder finishes the moves, too, and may be faster
+        with suppress(FileNotFoundError):  # another reader of the folder may have moved it already
             os.replace(folder / staged_name(name), folder / name)
 
 
 def staged_name(name: str) -> str:
-    """Name the hidden file that waits to replace another."""
+    """Return the name of the hidden file that will replace another."""
     return f".{name}.next"
 
 
@@ -98,7 +98,7 @@ def _has(path: Path, digest: str) -> bool:
 def _fitting_sums(folder: Path, sums: str) -> str:
     text = read_text(folder / sums)
     for name, expected in parse_sums(text, folder).items():
-        if not (folder / name).is_file():  # a device or a pipe would be read for ever
+        if not (folder / name).is_file():  # a device or a pipe would be read forever
             raise ModelError(f"{folder / name} is listed in {CHECKSUMS} but is missing or is not a file")
         _check_size(folder / name)
         try:
@@ -116,11 +116,11 @@ def _fitting_sums(folder: Path, sums: str) -> str:
 
 
 def settled_sums(folder: Path, text: str) -> dict[str, str]:
-    """Clear away what a killed replacement left; for the one process that writes there.
+    """Clean up after a killed replacement; only the process that writes to the folder may call this.
 
     Args:
         folder: A verified model folder.
-        text: The checksums in force, see :func:`sums_in_force`.
+        text: The current checksums, see :func:`sums_in_force`.
 
     Returns:
         Checksum of each file.
@@ -132,8 +132,8 @@ def settled_sums(folder: Path, text: str) -> dict[str, str]:
 
 
 def remove_staged(folder: Path) -> None:
-    """Remove what a killed replacement of files of a model folder left; for the one process that writes there."""
-    for name in (CHECKSUMS, *_ALLOWED):  # the checksums first: without them nothing that is staged counts
+    """Remove the staged files of a killed replacement; only the process that writes to the folder may call this."""
+    for name in (CHECKSUMS, *_ALLOWED):  # the checksums first: without them, staged files are ignored
         with suppress(OSError):
             (folder / staged_name(name)).unlink()
         remove_leftovers(folder / staged_name(name))
@@ -141,10 +141,21 @@ def remove_staged(folder: Path) -> None:
 
 
 def replace_files(folder: Path, sums: Mapping[str, str], contents: Mapping[str, bytes | None]) -> str:
-    """Replace files of a model folder, or remove those without content, all or none of them.
+    """Replace files of a model folder, and remove those whose content is None: either all or none.
 
-    The new files are staged under hidden names, their checksums last. Once these are there, the files are moved in,
-    and whoever finds the folder half-way finishes the moves: killed at any moment, it is the old model or the new one.
+    The new files are staged under hidden names, and their checksums last. Then the files are moved. Whoever finds the
+    folder half-way does the remaining moves, so that a kill at any moment leaves the old model or the new one.
+
+    Args:
+        folder: Model folder.
+        sums: Current checksum of each file.
+        contents: New content by file name; None removes the file.
+
+    Returns:
+        The hash of the new model.
+
+    Raises:
+        OutputError: The folder cannot be written.
     """
     kept = {name: digest for name, digest in sums.items() if name not in contents}
     new = {name: content for name, content in contents.items() if content is not None}
@@ -162,7 +173,7 @@ def replace_files(folder: Path, sums: Mapping[str, str], contents: Mapping[str, 
 
 
 def _put_in_force(folder: Path, text: str, staged: Iterable[str] = ()) -> None:
-    """Move staged files in, let the next checksums be those of the folder, and remove what they do not list."""
+    """Move staged files and then their checksums, and remove the optional file that these do not list."""
     try:
         _move_staged(folder, staged)
         with suppress(FileNotFoundError):
@@ -175,7 +186,7 @@ def _put_in_force(folder: Path, text: str, staged: Iterable[str] = ()) -> None:
 
 
 def _check_size(path: Path) -> None:
-    """Refuse a file of a model folder before it is read: a sparse one can claim any size."""
+    """Refuse a file of a model folder before it is read if it is too large: a sparse file can claim any size."""
     size, limit = path.stat().st_size, _MAX_TEXT_BYTES if path.name != WEIGHTS else memory_bytes()
     if limit is not None and size > limit:
         raise ModelError(f"{path} has {size} bytes; at most {limit} are read: it is damaged, or no MAEDiff model")
@@ -185,7 +196,7 @@ def read_text(path: Path) -> str:
     """Read a text file of a model folder.
 
     Raises:
-        ModelError: It is missing, no text, or larger than any such file is.
+        ModelError: It is missing, not text, or larger than any such file.
     """
     try:
         if path.is_file():

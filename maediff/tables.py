@@ -1,4 +1,4 @@
-"""CSV and TSV tables; cells are read as text, so that ids such as ``007`` stay what they are."""
+"""CSV and TSV tables; cells are read as text, so that ids such as ``007`` are kept as they are."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", 
 
 
 class Table(NamedTuple):
-    """What a file says: the names of its columns and its rows, cells by column."""
+    """Content of a table: the names of its columns, and its rows as cells by column."""
 
     columns: list[str]
     rows: list[dict[str, str]]
 
 
 def given(row: Mapping[str, str], name: str) -> str | None:
-    """Return a cell, or None if it is missing or empty; ``n/a``, ``NaN``, ``none`` and their like are empty.
+    """Return a cell, or None if it is missing or empty; ``n/a``, ``NaN``, ``none`` and the like count as empty.
 
     Example:
         >>> given({"mask": "N/A", "label": "a.nii"}, "mask"), given({"mask": "N/A", "label": "a.nii"}, "label")
@@ -50,22 +50,22 @@ def given(row: Mapping[str, str], name: str) -> str | None:
 def read_table(path: Path, required: Iterable[str] = (), *, lenient: bool = False) -> Table:
     """Read a table with a line of column names.
 
-    Text is UTF-8 or UTF-16 with its mark, else Windows-1252. Cells are separated by commas (CSV) or tabs (TSV), or by
-    what the header is separated by: spreadsheets of many countries write semicolons, some a first line ``sep=;``.
-    Lines above the header that start with ``#`` are no part of the table.
+    Text is UTF-8, or UTF-16 with a byte order mark, else Windows-1252. Cells are separated by commas (CSV) or tabs
+    (TSV), or by whatever separates the header: in many countries spreadsheets write semicolons, some with a first line
+    ``sep=;``. Lines above the header that start with ``#`` are skipped.
 
     Args:
         path: CSV, or TSV by its suffix.
-        required: Columns that must be there.
-        lenient: Cut rows that are longer than the header, and leave out columns that are named twice and differ.
+        required: Columns that the table must have.
+        lenient: Truncate rows that are longer than the header, and drop columns that are named twice and differ.
 
     Returns:
-        Stripped text, missing cells empty; rows without any text are left out. Column names are in lower case, and
-        columns without a name are left out.
+        Stripped text; missing cells are empty. Rows without any text and columns without a name are dropped. Column
+        names are in lower case.
 
     Raises:
-        InputError: Unreadable, empty, rows longer than the header, a column twice, or a required one missing; more
-            columns, or longer cells, than any table has; or null bytes.
+        InputError: The file is unreadable or empty, has null bytes, rows longer than the header, a column twice, too
+            many columns or too long cells; or a required column is missing.
     """
     required = tuple(required)
     lines, separator = _cells(_decoded(path), path, required)
@@ -88,7 +88,7 @@ def read_table(path: Path, required: Iterable[str] = (), *, lenient: bool = Fals
 
 
 def _columns(names: Sequence[str], rows: Sequence[Sequence[str]], path: Path, *, lenient: bool) -> dict[str, int]:
-    """Place columns by name; one that is named twice is kept if all its cells agree, and refused or left out if not."""
+    """Locate columns by name; a column that is named twice is kept if all its cells agree, else refused or dropped."""
     places: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         if name:
@@ -129,7 +129,7 @@ def _guessed(data: bytes) -> str:
 
 
 def _cells(text: str, path: Path, required: Iterable[str]) -> tuple[list[tuple[int, list[str]]], str]:
-    """Split text into lines that hold anything, each with its number in the file, and name the separator."""
+    """Split text into its lines that are not empty, each with its number in the file; also return the separator."""
     if "\0" in text:
         raise InputError(f"table {path} has null bytes; save it as UTF-8 text")
     first, _, rest = text.partition("\n")
@@ -154,7 +154,7 @@ def _cells(text: str, path: Path, required: Iterable[str]) -> tuple[list[tuple[i
 
 
 def _without_comments(text: str) -> tuple[int, str]:
-    """Leave out the lines above the header that start with ``#``, and count them; one that names columns is it."""
+    """Drop the lines above the header that start with ``#`` and count them; if one names columns, it is the header."""
     lines = text.splitlines(keepends=True)
     count = next((number for number, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
     named = [number for number in range(count) if _USUAL.intersection(re.findall(r"\w+", lines[number].lower()))]
@@ -165,7 +165,7 @@ def _without_comments(text: str) -> tuple[int, str]:
 
 
 def _separator_of(header: str, default: str, known: Iterable[str]) -> str:
-    """Choose the separator that finds most of the usual columns in the header; the default if there is no other."""
+    """Choose the separator that yields the most usual columns in the header; by default that of the suffix."""
     known = frozenset(known)
 
     def found(separator: str) -> tuple[int, bool, bool]:
@@ -181,9 +181,9 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence
 
     Args:
         path: CSV, or TSV by its suffix.
-        rows: Cells by column; yes and no become 1 and 0.
+        rows: Cells by column; True and False become 1 and 0.
         columns: Their order.
-        missing: What stands for None and NaN.
+        missing: Text for None and NaN.
 
     Raises:
         OutputError: The file cannot be written.
@@ -207,7 +207,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _check_cells(lines: Sequence[Sequence[str]], path: Path) -> None:
-    """Refuse what no table of scans holds, so that messages stay short and paths can be looked up."""
+    """Refuse sizes that no table of scans has, so that messages stay short and paths can be looked up."""
     width = max(map(len, lines))
     if width > _MAX_COLUMNS:
         raise InputError(f"table {path} has {width} columns, at most {_MAX_COLUMNS} are read; is it a table?")

@@ -142,7 +142,7 @@ def bound(network: DDPM, variance: str, images: Tensor) -> float:
         t = torch.randint(1, network.kind.timesteps + 1, (len(images),), generator=rng)
         levels = diffusion.level(abar, t, images), diffusion.level(abar, t - 1, images)
         x_t = diffusion.add_noise(images, torch.randn(images.shape, generator=rng), levels[0])
-        prediction, share = network.predict(x_t, t, None)
+        prediction, share, _ = network.predict(x_t, t, None)
         x0 = diffusion.x0_from(network.kind.objective, prediction, x_t, *levels).clamp(-1, 1)
         step = variational.step_variance(variance, *levels, share, least)
         terms.append(float(variational.bound_term(x_t, images, x0, levels, step).mean()))

@@ -49,7 +49,7 @@ class Lesion:
 
     @property
     def core_or_more(self) -> BoolArray:
-        """Voxels that are at least a quarter lesion: what can be seen, thin oedema and soft edges included."""
+        """Voxels that are at least a quarter lesion: all that is visible, including thin oedema and soft edges."""
         inside: BoolArray = np.max([part.alpha for part in self.parts], axis=0) >= 0.25
         return inside
 
@@ -67,7 +67,7 @@ def make_lesion(kind: str, site: Site, rng: np.random.Generator) -> Lesion:
 
 
 def _ms(site: Site, rng: np.random.Generator) -> Lesion:
-    """Five to twenty-five spots of 3 to 10 mm in white matter, most of them near the ventricles."""
+    """Draw five to twenty-five spots of 3 to 10 mm in white matter, most of them near the ventricles."""
     fluid = (1 - site.grey - site.white) * site.brain
     depth = ndimage.distance_transform_edt(site.brain) * site.spacing_mm
     ventricle = (fluid > 0.7) & (depth > 25)
@@ -92,7 +92,7 @@ def _ms(site: Site, rng: np.random.Generator) -> Lesion:
 
 
 def _tumour(site: Site, rng: np.random.Generator) -> Lesion:
-    """A core of 12 to 39 mm in an oedema of 26 to 56 mm that follows white matter and pushes tissue aside."""
+    """Draw a core of 12 to 39 mm in an oedema of 26 to 56 mm that follows white matter and displaces tissue."""
     depth = ndimage.distance_transform_edt(site.brain) * site.spacing_mm
     centre = _pick(((depth > 14) & (depth < 40)) * _above_skull_base(site), rng)
     outer = float(rng.uniform(13, 28))
@@ -133,7 +133,7 @@ def _tumour(site: Site, rng: np.random.Generator) -> Lesion:
 
 
 def _dark(site: Site, rng: np.random.Generator) -> Lesion:
-    """An old infarct, bleeding or cavity near the cortex, 12 to 36 mm, darker than healthy grey and white matter."""
+    """Draw an old infarct, bleeding or cavity near the cortex, 12 to 36 mm, darker than healthy tissue."""
     depth = ndimage.distance_transform_edt(site.brain) * site.spacing_mm
     centre = _pick(((depth > 8) & (depth < 24)) * _above_skull_base(site), rng)
     alpha = _ellipsoid(site, centre, float(rng.uniform(6, 18)), 0.35, rng) * site.brain
@@ -160,7 +160,7 @@ def _pick(weight: FloatArray, rng: np.random.Generator) -> DoubleArray:
 
 
 def _grids(shape: tuple[int, ...], centre: DoubleArray, spacing_mm: float) -> list[FloatMap]:
-    """Distances from the centre along each axis, mm, ready to broadcast."""
+    """Return the distances from the centre along each axis, mm, ready to broadcast."""
     axes = [((np.arange(n) - c) * spacing_mm).astype(np.float32) for n, c in zip(shape, centre, strict=True)]
     return list(np.meshgrid(*axes, indexing="ij", sparse=True))
 

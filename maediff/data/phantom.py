@@ -49,7 +49,7 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Atlas:
-    """Tissue maps of the template, 0 to 1, (X, Y, Z), and what the template shows beyond their mixture."""
+    """Tissue maps of the template, 0 to 1, (X, Y, Z), and the detail that their mixture does not explain."""
 
     grey: FloatMap
     white: FloatMap
@@ -65,10 +65,10 @@ def atlas(spacing_mm: float = 2.0) -> Atlas:
     """Load the ICBM-152 2009a maps that nilearn bundles; nothing is downloaded.
 
     Args:
-        spacing_mm: Isotropic voxel size, whole mm, as nilearn resamples to nothing else.
+        spacing_mm: Isotropic voxel size, whole mm, since nilearn resamples to whole mm only.
 
     Raises:
-        ConfigError: A spacing that is not whole, or below 1 mm.
+        ConfigError: The spacing is not a whole number, or is below 1 mm.
     """
     if not (spacing_mm >= 1 and float(spacing_mm).is_integer()):
         raise ConfigError(f"spacing {spacing_mm} mm is not possible; the template comes in whole mm, 1 or more")
@@ -101,7 +101,7 @@ def subject(key: tuple[int, ...], modality: str = "t2", lesion: str | None = Non
     """Synthesise one subject.
 
     Args:
-        key: Integers such as (seed, subject number); the anatomy and the scan depend on nothing else.
+        key: Integers such as (seed, subject number), which alone determine the anatomy and the scan.
         modality: "t1", "t2", "flair", or "random": tissue intensities in random order.
         lesion: "ms", "tumour", "dark", or None for a healthy brain.
         spacing_mm: Isotropic voxel size, whole mm.
@@ -110,7 +110,7 @@ def subject(key: tuple[int, ...], modality: str = "t2", lesion: str | None = Non
         The scan on the template's grid.
 
     Raises:
-        ConfigError: Unknown modality or lesion kind, or a spacing that is not whole.
+        ConfigError: Unknown modality or kind of lesion, or a spacing that is not a whole number.
     """
     if modality not in MODALITIES:
         raise ConfigError(f"modality {modality!r} is unknown; use {', '.join(MODALITIES)}")
@@ -143,7 +143,7 @@ def _crisp(grey: FloatMap, white: FloatMap, brain: FloatMap) -> tuple[FloatMap, 
 
 
 def _deep_grey(shape: tuple[int, ...], affine: DoubleArray) -> FloatMap:
-    """Mark where grey matter is thalamus, putamen and their neighbours: a soft box in MNI space."""
+    """Mark deep grey matter, such as thalamus and putamen, by a soft box in MNI space."""
     grids = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij", sparse=True)
     x, y, z = (affine[i, i] * grids[i] + affine[i, 3] for i in range(3))
     distance = np.maximum(np.maximum(np.abs(x) / 34, np.abs(y + 3) / 26), np.abs(z - 4) / 17)
@@ -170,7 +170,7 @@ def _identity(shape: tuple[int, ...]) -> FloatMap:
 
 
 def _deformation(base: Atlas, rng: np.random.Generator) -> FloatMap:
-    """Draw where each voxel comes from: affine change, smooth shape change of a few mm, and fine folding."""
+    """Draw the source of each voxel: affine change, smooth shape change of a few mm, and fine folding."""
     shape, step = base.brain.shape, base.spacing_mm
     centre = (np.array(shape, np.float32)[:, None, None, None] - 1) / 2
     turn = np.eye(3) + rng.uniform(-0.05, 0.05, (3, 3)) * (1 - np.eye(3))
@@ -203,7 +203,7 @@ def _levels(modality: str, rng: np.random.Generator) -> DoubleArray:
 
 
 def _contrast(maps: tuple[FloatMap, FloatMap, FloatMap, FloatMap], modality: str, rng: np.random.Generator) -> FloatMap:
-    """Mix grey, white and deep grey matter, with a texture of their own, and the template's detail."""
+    """Mix grey, white and deep grey matter, each with its own texture, and the detail of the template."""
     grey, white, deep, detail = maps
     csf_level, grey_level, white_level, deep_level = _levels(modality, rng)
     grey_map = grey_level + (deep_level - grey_level) * deep

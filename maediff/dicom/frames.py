@@ -1,7 +1,8 @@
 """The slices of a series: the frames of its objects, whether each object holds one frame or many.
 
-A vendor may store what belongs to a frame at the top of the object, in functional groups that all frames share, or in
-functional groups per frame; the frame's own groups count first (DICOM PS3.3 C.7.6.16). Private groups never count.
+Vendors store the attributes of a frame at the top level of the object, in functional groups that all frames share, or
+in functional groups per frame. The frame's own groups take precedence (DICOM PS3.3 C.7.6.16); private groups are
+ignored.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Frame:
     """A slice of a scan.
 
     Attributes:
-        image: pydicom data set that holds it.
-        index: Its place among the frames of the data set, from 0.
+        image: pydicom data set that contains it.
+        index: Its index among the frames of the data set, from 0.
         spacing_mm: Distance between rows and between columns (2,).
         orientation: Direction cosines along a row and along a column (6,).
         position_mm: LPS mm of the centre of the first voxel (3,).
@@ -82,7 +83,8 @@ def stack(images: Sequence[Any], folder: Path) -> Stack:
         folder: Name of the series in messages.
 
     Raises:
-        InputError: Attributes that are missing or cannot be used, colour, phase images only, a single slice.
+        InputError: Attributes are missing or unusable, the images are in colour, there are only phase images, or there
+            is a single slice.
         GeometryError: The frames do not form a regular grid.
     """
     _check_objects(images, folder)
@@ -108,7 +110,7 @@ def stack(images: Sequence[Any], folder: Path) -> Stack:
 
 
 def lookup(image: Any, index: int, name: str, group: str) -> Any:
-    """Return an attribute of a frame: of its functional group, else of the shared one, else of the object."""
+    """Return an attribute of a frame: from its functional group, else from the shared group, else from the object."""
     for item in (*_item(image, "PerFrameFunctionalGroupsSequence", index), *_item(image, _SHARED, 0)):
         for macro in item.get(group) or ():
             if name in macro:
@@ -131,7 +133,7 @@ def numbers(value: Any, count: int) -> DoubleArray | None:
         >>> numbers(["1", "2.5"], 2), numbers([1], 2), numbers("left", 1)
         (array([1. , 2.5]), None, None)
     """
-    if isinstance(value, str):  # of a text type, as some GE scanners store what should be decimal strings
+    if isinstance(value, str):  # text: some GE scanners store decimal strings as such
         value = value.split("\\")
     try:
         found = np.atleast_1d(np.asarray(value, np.float64))
@@ -208,7 +210,7 @@ def _geometry(image: Any, index: int, name: str, folder: Path) -> DoubleArray:
     """Read an attribute that places a frame.
 
     Raises:
-        InputError: It is missing, or does not hold the numbers that it should.
+        InputError: It is missing, or does not hold the expected numbers.
     """
     count, group = _GEOMETRY[name]
     try:
@@ -241,7 +243,7 @@ def _orthonormal(orientation: DoubleArray, folder: Path) -> DoubleArray:
     """Orthonormalise rounded direction cosines.
 
     Raises:
-        GeometryError: They are no directions of a picture.
+        GeometryError: They are not two perpendicular unit vectors.
     """
     along_row, along_column = orientation[:3], orientation[3:]
     lengths = np.linalg.norm(along_row), np.linalg.norm(along_column)
@@ -256,7 +258,7 @@ def _orthonormal(orientation: DoubleArray, folder: Path) -> DoubleArray:
 
 
 def _check_distances(along_mm: DoubleArray, frames: Sequence[Frame], folder: Path) -> None:
-    """Refuse slices that share a place, and places without a slice."""
+    """Refuse slices that share a position, and gaps between slices."""
     steps = np.diff(along_mm)
     if (steps < _SAME_PLACE_MM).any():
         places = 1 + int((steps >= _SAME_PLACE_MM).sum())
@@ -277,7 +279,7 @@ def _check_distances(along_mm: DoubleArray, frames: Sequence[Frame], folder: Pat
 
 
 def _what_differs(frames: Sequence[Frame]) -> str:
-    """Describe how the volumes of a series differ, as far as its headers show it."""
+    """Describe how the volumes of a series differ, as far as its headers tell."""
     kinds = (
         ("echo times", "EffectiveEchoTime", "MREchoSequence"),
         ("echo times", "EchoTime", ""),

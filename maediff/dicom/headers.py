@@ -1,8 +1,8 @@
-"""Header values that an exported object takes over from its series, in the form of the standard.
+"""Header values that an exported object copies from its series, in the form that the standard requires.
 
 Scanners, archives and anonymisers write values that highdicom refuses or that cannot be stored: partial dates, times
-with colons, sexes as words, character sets of several parts. Such a value is mapped if its meaning is clear, else it
-is cleared; both are reported, and neither stops an export. Identifiers are never shortened.
+with colons, sexes as words, character sets of several parts. Such a value is converted if its meaning is clear, else it
+is cleared. Both are reported, and neither stops an export. Identifiers are never shortened.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from maediff.dicom.objects import series_number
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 UTF_8 = "ISO_IR 192"
-# Attributes that an image must have, if only empty, and that de-identified ones often lack.
+# Attributes that an image must have, though they may be empty; de-identified images often lack them.
 _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName"),
 )
-# Other attributes of patient and study that are taken over as they are, and of the scanner, if an image has them.
+# Other attributes of patient, study and scanner that are copied unchanged if an image has them.
 _TAKEN_OVER = (
     *("IssuerOfPatientID", "OtherPatientIDs", "PatientBirthTime", "PatientAge", "PatientSize", "PatientWeight"),
     *("EthnicGroup", "PatientIdentityRemoved", "DeidentificationMethod", "StudyDescription", "StudyInstanceUID"),
@@ -44,7 +44,7 @@ _SEXES = {
 }
 _TIME = re.compile(r"(?P<hours>\d\d):?(?:(?P<minutes>\d\d):?(?:(?P<seconds>\d\d)(?P<part>[.,]\d+)?)?)?")
 _DATE_DIGITS = 8
-_BASE_NUMBER = 90000  # far from what scanners count
+_BASE_NUMBER = 90000  # above the numbers that scanners use
 _MAX_IS = 2**31 - 1  # DICOM's integer string
 
 
@@ -57,7 +57,8 @@ def export_headers(frames: Sequence[Frame], grid: Any, pydicom: Any) -> tuple[li
         pydicom: The package.
 
     Returns:
-        Headers, whose SOP Instance UID is ``1.<place of the slice>``, and what was mapped or cleared, without values.
+        Headers, whose SOP Instance UID is that of :func:`placeholder`, and notes on what was converted or cleared,
+        without values.
     """
     common, notes = _common(frames[0].image, pydicom)
     common.SliceThickness = _decimal(_thickness_mm(frames[0], grid), pydicom)
@@ -76,7 +77,7 @@ def export_headers(frames: Sequence[Frame], grid: Any, pydicom: Any) -> tuple[li
 
 
 def placeholder(place: int) -> str:
-    """Name a slice while an object is made; :func:`name_sources` puts the real name in its place."""
+    """Name a slice while an object is built; :func:`name_sources` replaces this name by the real one."""
     return f"1.2.{place + 1}"
 
 
@@ -84,7 +85,7 @@ def name_sources(made: Any, frames: Sequence[Frame], pydicom: Any) -> None:
     """Make an object refer to the images and frames of its series, each image once.
 
     Args:
-        made: What highdicom made from :func:`export_headers`.
+        made: Object that highdicom built from :func:`export_headers`.
         frames: Slices of the series, in the order of the grid.
         pydicom: The package.
     """
@@ -117,12 +118,12 @@ def _name(reference: Any, frame: Frame, *, with_frame: bool) -> None:
 
 
 def export_number(header: Any, offset: int) -> int:
-    """Number an exported series: 90000, an offset and the number of its source."""
+    """Return the number of an exported series: 90000 plus an offset plus the number of its source."""
     return _BASE_NUMBER + offset + int(header.get("SeriesNumber") or 0)
 
 
 def _number(image: Any) -> tuple[int | None, str]:
-    """Return the Series Number if 90000 can be added to it, and what was done to it."""
+    """Return the Series Number if 90000 can be added to it, else None, and a note if it was cleared."""
     number = series_number(image)
     if number is not None and 0 <= number < _MAX_IS - _BASE_NUMBER:
         return number, ""
@@ -143,7 +144,7 @@ def _thickness_mm(frame: Frame, grid: Any) -> float:
 
 
 def _common(image: Any, pydicom: Any) -> tuple[Any, list[str]]:
-    """Take over what all slices share."""
+    """Copy the attributes that all slices share."""
     header, notes = pydicom.Dataset(), []
     for name in (*_MAY_BE_EMPTY, *_TAKEN_OVER):
         value, note = _value(image, name, pydicom)
@@ -209,7 +210,7 @@ def _time(text: str) -> str | None:
 
 
 def _decimals(text: str) -> str | None:
-    """Return decimal strings, several joined by backslashes, with points for commas; None if one is not a number."""
+    """Return decimal strings, joined by backslashes, with decimal points; None if one is not a number."""
     points = text.replace(",", ".")
     return points if numbers(points, points.count("\\") + 1) is not None else None
 
@@ -219,7 +220,7 @@ def _sex(text: str) -> str | None:
 
 
 def _character_set(header: Any, wanted: Any, pydicom: Any) -> str | None:
-    """Choose the character set: that of the series if it has one part, which holds all text; else UTF-8, or none."""
+    """Choose the character set: None for ASCII, that of the series if it is a single one and fits, else UTF-8."""
     text = "".join(str(element.value) for element in header)
     if text.isascii():
         return None

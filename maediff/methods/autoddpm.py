@@ -18,16 +18,16 @@ _MOMENTUM = 0.02
 
 
 class AutoDDPM(DDPM):
-    """DDPM whose first reconstruction only tells what to repaint (after Bercea et al., AutoDDPM, 2023).
+    """DDPM whose first reconstruction only determines what to repaint (after Bercea et al., AutoDDPM, 2023).
 
     1. Reconstruct as DDPM does. 2. Suspect pixels are those whose residual is above the `baselines.suspect_quantile` of
     healthy residuals, widened by one pixel. 3. Stitch the reconstruction into the scan there. 4. Noise the stitched
     slice to `baselines.repaint_timestep` and walk back. Each step is renewed `baselines.repaint_rounds` times with the
     scan's own noised pixels around the suspects, so that both harmonise (RePaint; Lugmayr et al. 2022).
 
-    Differences from AutoDDPM: the residual alone finds suspects (theirs is multiplied by a perceptual distance); the
-    healthy quantile is a running mean over training batches, at training's timesteps; the harmonising walk takes
-    `diffusion.sampler_steps` steps.
+    Differences from AutoDDPM: only the residual determines suspects (theirs is multiplied by a perceptual distance);
+    the healthy quantile is a running mean over training batches, at the timesteps of training; the harmonising walk
+    takes `diffusion.sampler_steps` steps.
     """
 
     suspect: Tensor
@@ -39,14 +39,14 @@ class AutoDDPM(DDPM):
 
     @torch.no_grad()
     def observe(self, prediction: Tensor, noised: Noised) -> None:
-        """Follow the quantile of healthy residuals."""
+        """Update the running quantile of healthy residuals."""
         residual = (estimate_of(self.kind, prediction, noised) - noised.clean).abs()[noised.clean > -1]
         if self.training and residual.numel():
             found = torch.quantile(residual[:: 1 + residual.numel() // 100_000].float(), self.settings.suspect_quantile)
             self.suspect.lerp_(found, _MOMENTUM)
 
     def reconstruct(self, images: Tensor, brain: Tensor, t: int, draw: Draw) -> Tensor:
-        """Reconstruct, stitch and harmonise; what is not suspect stays as scanned."""
+        """Reconstruct, stitch and harmonise; pixels that are not suspect keep their values."""
         first = super().reconstruct(images, brain, t, draw)
         suspects = ((images - first).abs() > self.suspect) & brain
         mask = F.max_pool2d(suspects.float(), 3, 1, 1)

@@ -28,13 +28,13 @@ from maediff.methods.whole_slices import WholeSliceMethod
 class DDPM(WholeSliceMethod):
     """Noise the whole slice to t and walk back (AnoDDPM; Wyatt et al. 2022, after Ho et al. 2020).
 
-    `diffusion.noise` is Gaussian or simplex, `diffusion.sampler` the full chain (ancestral, AnoDDPM's), DDIM, or the
-    single-step estimate (pDDPM's way to test). `diffusion.variance` may be fixed or learned, and
-    `diffusion.bound_weight` adds the variational bound, through which only the variance learns (the hybrid loss of
-    Nichol and Dhariwal 2021) if the variance is learned.
+    `diffusion.noise` is Gaussian or simplex. `diffusion.sampler` is the full chain (ancestral, as in AnoDDPM), DDIM, or
+    the single-step estimate (as pDDPM tests). `diffusion.variance` may be fixed or learned. `diffusion.bound_weight`
+    adds the variational bound to the loss; if the variance is learned, only the variance learns from the bound (the
+    hybrid loss of Nichol and Dhariwal 2021).
 
-    Differences from AnoDDPM: MONAI's U-Net, the objective and schedule of the configuration (theirs: eps, linear), the
-    timesteps of `diffusion.train_timesteps`, brains scaled by percentiles.
+    Differences from AnoDDPM: MONAI's U-Net; objective and schedule of the configuration (theirs: eps, linear);
+    timesteps of `diffusion.train_timesteps`; brains are scaled by percentiles.
     """
 
     def __init__(self, config: Config, embedding: int = 0) -> None:
@@ -65,7 +65,7 @@ class DDPM(WholeSliceMethod):
         return self.walk(x_t, images, sampler_times(self.kind, t), draw)
 
     def walk(self, x_t: Tensor, images: Tensor, times: list[int], draw: Draw) -> Tensor:
-        """Sample from x_t down a list of timesteps, conditioned on the scan where the method is."""
+        """Sample from x_t down a list of timesteps, conditioned on the scan if the method is."""
         condition = self.condition(images)
 
         def estimate(x: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
@@ -92,14 +92,14 @@ class DDPM(WholeSliceMethod):
         return prediction, output[:, -1:] if self.learned else None, gate
 
     def condition(self, images: Tensor) -> Tensor | None:
-        """Describe the scan to the network; plain DDPM does not."""
+        """Compute what the network is told about the scan; None for the plain DDPM."""
         return None
 
     def observe(self, prediction: Tensor, noised: Noised) -> None:
-        """Learn from a training step without a gradient; plain DDPM has nothing to learn so."""
+        """Learn from a training step without a gradient; the plain DDPM does nothing."""
 
     def _bound(self, prediction: Tensor, share: Tensor | None, noised: Noised) -> Tensor:
-        """Average the bound's term over pixels; if the variance is learned, the mean learns nothing from it."""
+        """Average the term of the bound over pixels; only the variance learns from it, if it is learned."""
         estimate = estimate_of(self.kind, prediction, noised)
         levels = (noised.abar_t, noised.abar_s)
         least = variational.step_variance("posterior", self.abar[2], self.abar[1])
@@ -110,13 +110,13 @@ class DDPM(WholeSliceMethod):
 
 
 class ConditionedDDPM(DDPM):
-    """DDPM told by a global code of the scan what is normal for it (after Behrendt et al., cDDPM, 2023 and 2025).
+    """DDPM that is conditioned on a global code of the scan (after Behrendt et al., cDDPM, 2023 and 2025).
 
-    The code keeps brightness and layout, but is too small for a lesion's place and shape. Several
-    `diffusion.test_timesteps` are averaged, as theirs are.
+    The code holds brightness and layout, but is too small for the place and shape of a lesion. Several
+    `diffusion.test_timesteps` are averaged, as in cDDPM.
 
-    Differences from cDDPM: the encoder is a small convolutional one, trained with the network from the start (theirs is
-    a ResNet, pretrained by masked modelling); its code is added to the embedding of the timestep.
+    Differences from cDDPM: the encoder is a small convolutional network, trained with the U-Net from the start (theirs
+    is a ResNet, pretrained by masked modelling); its code is added to the embedding of the timestep.
     """
 
     def __init__(self, config: Config) -> None:

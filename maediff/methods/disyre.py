@@ -15,16 +15,16 @@ from maediff.methods.whole_slices import Pass, WholeSliceMethod
 
 
 class DISYRE(WholeSliceMethod):
-    """Restore synthetic anomalies, told how severe they are (DISYRE; Naval Marimont et al., ISBI 2024, MICCAI 2024).
+    """Restore synthetic anomalies of known severity (DISYRE; Naval Marimont et al., ISBI 2024, MICCAI 2024).
 
-    Every training slice carries an anomaly of `maediff.methods.foreign_anomalies`; the timestep tells its severity
-    a_t, and the network predicts the healthy slice with plain squared error. At test the scan goes in as it is, once
-    for each of `baselines.severities` severities, and the map is the mean of their |x - x^|. Pseudo-lesions,
-    `train.lesion_weight`, `diffusion.test_timesteps` and noise play no part.
+    Every training slice carries an anomaly of `maediff.methods.foreign_anomalies`. The timestep gives its severity a_t,
+    and the network predicts the healthy slice with plain squared error. At test time the unchanged scan is the input,
+    once for each of `baselines.severities` severities, and the map is the mean of their |x - x^|. Pseudo-lesions,
+    `train.lesion_weight`, `diffusion.test_timesteps` and noise are not used.
 
     Differences from the original: MONAI's U-Net of the diffusion methods; a_t = t over the last of
     `diffusion.train_timesteps`, and test severities evenly spaced up to 1 [ours]; shapes grow with the slice; brains
-    scaled by percentiles; what `foreign_anomalies` labels as ours. Written from descriptions of the papers.
+    are scaled by percentiles; and what `foreign_anomalies` labels as ours. Written from descriptions of the papers.
     """
 
     anomalies = staticmethod(corrupt)
