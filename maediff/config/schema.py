@@ -241,7 +241,9 @@ class TrainConfig(Section):
     warmup_steps: int = Field(500, ge=0, le=_STEPS)
     grad_clip: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 if the hardware supports it.")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="auto: bf16 if the hardware supports it; fp16: with a loss scale, on CUDA devices only."
+    )
     seed: int = Field(0, ge=0, lt=2**63)
     init: str | None = Field(None, description="Model folder, or phantom: initial weights, for the same network.")
     augment: bool = Field(True, description="Flips, small affine changes, brightness, contrast and gamma.")
@@ -263,7 +265,12 @@ class TrainConfig(Section):
     val_every: int = Field(500, ge=1, le=_STEPS)
     checkpoint_every: int = Field(500, ge=1, le=_STEPS)
     log_every: int = Field(50, ge=1, le=_STEPS)
-    tensorboard: bool = Field(False, description="Also log to TensorBoard (extra: tensorboard).")
+    pictures: int = Field(
+        4, ge=0, le=64, description="Slices drawn at each validation, into RUN/pictures and the tracker; 0: none."
+    )
+    report_to: Literal["none", "tensorboard", "wandb"] = Field(
+        "none", description="Tracker that losses and pictures are also reported to (extras: tensorboard, wandb)."
+    )
 
 
 class LesionsConfig(Section):
