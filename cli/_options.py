@@ -32,8 +32,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "ratings", "cards",
     ),
     "Run": (
-        "overwrite", "dry_run", "resume", "merge", "quick", "shard", "scheduler", "workers", "device", "jobs", "seed",
-        "overrides", "port", "browser", "thorough", "reader",
+        "overwrite", "dry_run", "resume", "report_to", "push_to", "merge", "join", "quick", "shard", "scheduler",
+        "workers", "device", "jobs", "seed", "overrides", "port", "browser", "thorough", "reader",
     ),
     "Messages": ("as_json", "quiet", "verbose", "help"),
 }  # fmt: skip

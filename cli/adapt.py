@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -28,6 +29,8 @@ from ._options import (
         "maediff infer -m adapted -i scans/ -o out",
         "maediff infer -m adapted -i scans/ -o out_base --set infer.adapter=false",
         "maediff adapt -m adapted --merge -o model_of_our_site",
+        "maediff adapt -m flair/model -i cases.csv --channel flair --kind controlnet --guide t1 -o steered",
+        "maediff adapt -m steered --join with_edges -o both",
     ),
 )
 @model_option()
@@ -39,10 +42,23 @@ from ._options import (
     help="3 to 20 healthy scans of the site: a folder, a CSV/TSV table or a BIDS data set.",
 )
 @output_option("Folder of the adapted model: a small adapter beside a reference to its base.")
-@click.option("--rank", type=click.IntRange(min=1), default=4, help="Rank of the updates; sets the file's size.")
+@click.option(
+    "--kind",
+    type=click.Choice(["lora", "controlnet", "t2i"]),
+    default="lora",
+    show_default=True,
+    help="Low-rank updates, or a side network that a second image steers the model through.",
+)
+@click.option(
+    "--guide",
+    metavar="edges|CHANNEL",
+    help="What a side network sees: edges of the scan (the default), or this channel of the table.",
+)
+@click.option("--rank", type=click.IntRange(min=1), default=4, help="Rank of low-rank updates; sets the file's size.")
 @click.option("--steps", type=click.IntRange(min=1), default=400, help="Most training steps; it may stop early.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=1e-3, help="Learning rate.")
 @click.option("--merge", is_flag=True, help="Only merge the adapted MODEL into a stand-alone model.")
+@click.option("--join", multiple=True, metavar="MODEL", help="Only join the side networks of MODELs of the same base.")
 @split_option
 @channel_option
 @pattern_option
@@ -55,33 +71,34 @@ def command(  # noqa: PLR0913  click passes each option by its name
     model: str,
     source: Path | None,
     out: Path,
+    kind: Literal["lora", "controlnet", "t2i"],
+    guide: str | None,
     rank: int,
     steps: int,
     lr: float,
     merge: bool,
+    join: tuple[str, ...],
     split: str | None,
     channel: str | None,
     pattern: str | None,
     seed: int,
     device: str,
 ) -> None:
-    """Adapt a model to a site with a few healthy scans.
+    """Adapt a model with a few healthy scans: to a site, or to be steered by a second image.
 
-    MODEL is not changed. Low-rank updates of its layers are learned and stored with a reference to it and a threshold
-    for the site. Three tenths of the subjects are held out: they decide when to stop, and set the threshold.
+    MODEL is not changed. Low-rank updates of its layers, or a side network beside it, are learned and stored with a
+    reference to it and a threshold for the site. Three tenths of the subjects are held out: they decide when to stop,
+    and set the threshold.
     """
     from ._console import say
 
-    if merge:
-        from maediff.model_folder import merge_adapter
-
-        if source is not None:
-            raise click.UsageError("--merge takes no scans: leave -i/--input out")
-        merge_adapter(model, out)
-        say(f"model: {out}")
+    if merge or join:
+        _combine(model, join, source, out)
         return
     if source is None:
         raise click.UsageError("Missing option '-i' / '--input': healthy scans of the site.")
+    if guide is not None and kind == "lora":
+        raise click.UsageError("--guide goes with --kind controlnet or t2i: low-rank updates see no second image")
     from maediff.jobs.adapt import adapt_model
     from maediff.training.tune import Schedule
 
@@ -93,6 +110,8 @@ def command(  # noqa: PLR0913  click passes each option by its name
         model,
         source,
         out,
+        kind=kind,
+        guide=guide or "edges",
         rank=rank,
         schedule=Schedule(max_steps=steps, lr=lr),
         seed=seed,
@@ -111,3 +130,22 @@ def command(  # noqa: PLR0913  click passes each option by its name
         say(f"  {line}")
     say(f"model: {adapted.folder}")
     say(f"next: maediff infer -m {adapted.folder} -i SCANS -o OUT")
+
+
+def _combine(model: str, join: tuple[str, ...], source: Path | None, out: Path) -> None:
+    """Merge an adapted model with its base, or join side networks of several."""
+    from ._console import say
+
+    if source is not None:
+        raise click.UsageError("--merge and --join take no scans: leave -i/--input out")
+    if join:
+        from maediff.jobs.join import join_adapted
+
+        join_adapted([model, *join], out)
+        say(f"model: {out}")
+        say(f"next: maediff calibrate -m {out} -i HEALTHY_SCANS")
+        return
+    from maediff.model_folder import merge_adapter
+
+    merge_adapter(model, out)
+    say(f"model: {out}")

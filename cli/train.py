@@ -27,14 +27,22 @@ from ._options import (
     epilog=examples(
         "maediff train -c tiny -i healthy/ -o runs/first",
         "maediff train -c base -i cases.csv --split train -o runs/base --set train.lr=1e-4",
+        "maediff train -c small -i healthy/ -o runs/watched --report-to tensorboard",
+        "accelerate launch --multi_gpu --num_processes 4 -m maediff train -c base -i cases.csv -o runs/base",
         "torchrun --nproc-per-node 4 --max-restarts 3 -m maediff train -c base -i cases.csv -o runs/base",
     ),
 )
 @config_option
 @input_option("Healthy scans: a folder, a CSV/TSV table or a BIDS data set.")
-@output_option("Run folder: model/, log.csv, checkpoints/, config.yaml and run.json.")
+@output_option("Run folder: model/, log.csv, pictures/, checkpoints/, config.yaml and run.json.")
 @set_option("train.lr=1e-3")
 @click.option("--resume", is_flag=True, help="Continue exactly from the run's last checkpoint.")
+@click.option(
+    "--report-to",
+    type=click.Choice(["none", "tensorboard", "wandb"]),
+    help="Tracker for losses and pictures; sets train.report_to.",
+)
+@click.option("--push-to", metavar="OWNER/NAME", help="Send the finished model to this repository of the Hub.")
 @split_option
 @channel_option
 @pattern_option
@@ -48,6 +56,8 @@ def command(  # noqa: PLR0913  click passes each option by its name
     out: Path,
     overrides: tuple[str, ...],
     resume: bool,
+    report_to: str | None,
+    push_to: str | None,
     split: str | None,
     channel: str | None,
     pattern: str | None,
@@ -64,7 +74,12 @@ def command(  # noqa: PLR0913  click passes each option by its name
 
     from ._console import say, step_progress
 
-    settings = load_config(config, overrides)
+    if push_to is not None:
+        from maediff.hub import check_target
+
+        check_target(push_to)  # before hours of training, not after
+    told = () if report_to is None else (f"train.report_to={report_to}",)
+    settings = load_config(config, (*overrides, *told))
     with step_progress() as progress:
         folder = train(
             settings,
@@ -81,4 +96,8 @@ def command(  # noqa: PLR0913  click passes each option by its name
     if not is_main():
         return
     say(f"model: {folder}")
+    if push_to is not None:
+        from maediff.hub import push_model
+
+        say(f"sent model {push_model(folder, push_to)} to {push_to}")
     say(f"next: maediff infer -m {folder} -i SCANS -o OUT")

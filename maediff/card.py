@@ -92,6 +92,17 @@ def _measured(front: Mapping[str, Any]) -> str:
         return ""
 
 
+def _scan(config: Config) -> str:
+    """Say which images of a patient the model takes."""
+    names, guides = config.data.channels, config.structure.contrasts
+    if not names:
+        return "one brain MRI"
+    own = names[: config.reconstructed_channels]
+    steered = f"; {', '.join(guides)} only steers the reconstruction" if guides else ""
+    mean = " (the map is their mean residual)" if len(own) > 1 else f" (the map is that of {own[0]})"
+    return f"the channels {', '.join(names)} of a brain MRI on one grid{mean}{steered}"
+
+
 def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
     """Write the card of a trained model.
 
@@ -114,12 +125,7 @@ def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
         if grid.scaling == "percentile"
         else f"0 to -1 and the in-mask median to 0, cut at {grid.clip:g}"
     )
-    names = ", ".join(grid.channels)
-    scan = (
-        f"the channels {names} of a brain MRI on one grid (the map is their mean residual)"
-        if names
-        else "one brain MRI"
-    )
+    scan = _scan(config)
     result = f" Best validation loss (for MAEDiff: x0, in the patch, working units): {loss:.4f}."
     return f"""---
 {front}---

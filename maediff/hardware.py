@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Literal
 
 import torch
 
@@ -134,6 +135,26 @@ def has_fast_bf16(device: torch.device) -> bool:
 def use_bf16(device: torch.device, precision: str) -> bool:
     """Resolve "auto", "bf16" or "fp32" on a device."""
     return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+
+
+def mixed_precision(device: torch.device, precision: str) -> Literal["no", "bf16", "fp16"]:
+    """Resolve "auto", "bf16", "fp16" or "fp32" of a training on a device, to accelerate's names.
+
+    Raises:
+        ConfigError: fp16 without a CUDA device.
+
+    Example:
+        >>> mixed_precision(torch.device("cpu"), "fp32")
+        'no'
+    """
+    if precision == "fp16":
+        if device.type != "cuda":
+            raise ConfigError(
+                f"train.precision=fp16 needs a CUDA device, and this training is on {device.type!r}; "
+                "use train.precision=bf16, fp32 or auto"
+            )
+        return "fp16"
+    return "bf16" if use_bf16(device, precision) else "no"
 
 
 def available_bytes(device: torch.device) -> int | None:

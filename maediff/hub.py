@@ -6,6 +6,7 @@ Needs the extra ``hub``. Nothing else in MAEDiff reaches the network.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -72,6 +73,17 @@ def push_model(model: str | Path, repo: str, *, private: bool = True, api: HubAp
     except Exception as error:  # whatever the client or the network says
         raise OutputError(f"cannot push to {repo}: {_told(error)}; check the name and `hf auth login`") from error
     return model_hash
+
+
+def check_target(repo: str) -> None:
+    """Check what :func:`push_model` needs before anything is computed: the client, and a name of the right form.
+
+    Raises:
+        ConfigError: ``huggingface_hub`` is not installed, or ``repo`` is not ``OWNER/NAME``.
+    """
+    _default_api()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ConfigError(f"{repo!r} is not the name of a repository; give OWNER/NAME")
 
 
 def pull_model(repo: str, folder: str | Path, *, revision: str | None = None, api: HubApi | None = None) -> str:

@@ -28,10 +28,11 @@ _DOWN, _UP = ".down", ".up"
 
 @dataclass(frozen=True)
 class Adapter:
-    """Low-rank updates of weights, and what they are made of.
+    """Low-rank updates of weights, or the weights of a side network, and what they are made of.
 
     Attributes:
-        updates: A (rank, n) as ``NAME.down`` and B (m, rank) as ``NAME.up``, for each weight NAME.
+        updates: A (rank, n) as ``NAME.down`` and B (m, rank) as ``NAME.up``, for each weight NAME that is updated; all
+            other tensors are those of side networks, which the base does not have.
         facts: Plain values, such as the base that the updates belong to.
     """
 
@@ -51,11 +52,13 @@ class Adapter:
         return save(halves, metadata={FACTS: json.dumps(dict(self.facts), sort_keys=True)})
 
     def check_size(self) -> None:
-        """Refuse an adapter whose file would be larger than 1 MiB.
+        """Refuse low-rank updates whose file would be larger than 1 MiB; side networks may be larger.
 
         Raises:
             ConfigError: It would be; the message names the rank that fits.
         """
+        if not self.names:
+            return
         size = len(self.to_bytes()) + _MAX_FACTS_BYTES
         if size > MAX_BYTES:
             rank = len(self.updates[f"{self.names[0]}{_DOWN}"])
@@ -83,7 +86,7 @@ class Adapter:
         return cls({name: value.float() for name, value in updates.items()}, facts)
 
     def merged(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Add the updates to weights: W0 + B A.
+        """Add the updates to weights, W0 + B A, and put the weights of side networks beside them.
 
         Raises:
             ModelError: They belong to another network.
@@ -92,7 +95,11 @@ class Adapter:
         for name in self.names:
             update = (self.updates[name + _UP], self.updates.get(name + _DOWN))
             result[name] = _updated(name, weights.get(name), *update)
-        return result
+        beside = {name: value for name, value in self.updates.items() if not name.endswith((_DOWN, _UP))}
+        replaced = sorted(beside.keys() & weights.keys())
+        if replaced:
+            raise ModelError(f"the adapter would replace {replaced[0]} of its base: it belongs to another network")
+        return {**result, **beside}
 
 
 class LowRank(nn.Module):

@@ -8,7 +8,8 @@ A model folder is data only; nothing in it is unpickled::
     README.md           the model card
     model.json          the schema number and the version that wrote the folder
     locations.safetensors   healthy residuals by place, if the calibration uses them; else absent
-    adapter.safetensors     of an adapted model, instead of model.safetensors: low-rank updates of its base's weights
+    adapter.safetensors     of an adapted model, instead of model.safetensors: low-rank updates of its base's weights,
+                            or side networks that steer it
     SHA256SUMS          a checksum for each of the above, as `sha256sum -c` reads it
 
 The model hash is the SHA-256 of the text of SHA256SUMS.
@@ -121,13 +122,13 @@ def save_model(
 
 
 def save_adapted(folder: str | Path, adapter: Adapter, base: str | Path, config: Config, card: str) -> str:
-    """Write an adapted model: low-rank updates beside a reference to their base, by the hash of its weights.
+    """Write an adapted model: an adapter beside a reference to its base, by the hash of the base's weights.
 
     Args:
         folder: Where to write, as :func:`save_model` does.
-        adapter: Updates and what they are made of; where the base is, is added.
+        adapter: Its tensors and what they are made of; where the base is, is added.
         base: Model folder of the base, which is not adapted itself.
-        config: The base's configuration.
+        config: The base's configuration, with the side networks if there are any.
         card: The model card, Markdown.
 
     Returns:
@@ -425,7 +426,11 @@ def _describe_locations(folder: Path) -> dict[str, Any]:
 def _describe_adapter(folder: Path, adapter: Adapter) -> dict[str, Any]:
     """Describe an adapter and its size."""
     facts = {name: value for name, value in adapter.facts.items() if name != WRITTEN_IN}
-    return {**facts, "layers": len(adapter.names), "mib": round((folder / ADAPTER).stat().st_size / 1024**2, 3)}
+    if adapter.names:
+        facts["layers"] = len(adapter.names)
+    else:
+        facts["parameters"] = sum(value.numel() for value in adapter.updates.values())
+    return {**facts, "mib": round((folder / ADAPTER).stat().st_size / 1024**2, 3)}
 
 
 def _packaged_hint(name: str) -> str:

@@ -124,3 +124,26 @@ def _checked(real, stand_in):
         return stand_in(*arguments, **named)
 
     return call
+
+
+def test_a_training_is_pushed_only_if_asked_and_asked_before_it_starts(api, tiny, discs, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    import maediff
+
+    model_folder.save_model(tmp_path / "model", {}, tiny(), None, "# Card\n")
+    trained = []
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda **_: api)
+    monkeypatch.setattr(maediff, "train", lambda *_, **__: trained.append(1) or tmp_path / "model")
+    command = ["train", "-c", "tiny", "-i", str(tmp_path), "-o", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert api.calls == []
+    pushed = CliRunner().invoke(app, [*command, "--push-to", "me/model"])
+    assert pushed.exit_code == 0, pushed.output
+    assert (tmp_path / "hub" / "me" / "model" / staging.CHECKSUMS).is_file()
+    assert f"sent model {model_folder.verify_model_folder(tmp_path / 'model')} to me/model" in pushed.output
+    refused = CliRunner().invoke(app, [*command, "--push-to", "model"])
+    assert refused.exit_code == 2
+    assert len(trained) == 2
+    with pytest.raises(ConfigError, match="'model' is not the name of a repository; give OWNER/NAME"):
+        hub.check_target("model")

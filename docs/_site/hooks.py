@@ -21,8 +21,8 @@ from mkdocs.structure.pages import Page
 NAVIGATION: dict[str, list[str]] = {
     "Tutorial": ["tutorial", "first-scan"],
     "How to": [
-        "own-data", "prepare", "dicom", "bids", "own-site", "thresholds", "input-check", "read-a-report", "view",
-        "cluster", "docker", "slicer", "monai-label", "xnat", "model-card", "bundle",
+        "own-data", "prepare", "dicom", "bids", "own-site", "adapters", "thresholds", "input-check", "read-a-report",
+        "view", "cluster", "docker", "slicer", "monai-label", "xnat", "model-card", "bundle",
     ],
     "Reference": ["commands", "configuration", "api", "files", "robustness"],
     "Explanation": [

@@ -2,6 +2,7 @@
 
 from maediff.config.load import config_hash, dump_yaml, load_config, maps_hash, override, parse_config, presets
 from maediff.config.schema import (
+    EDGES,
     METHODS,
     UNTRAINED,
     BaselineConfig,
@@ -17,10 +18,12 @@ from maediff.config.schema import (
     PartitionConfig,
     ScoreConfig,
     Section,
+    StructureConfig,
     TrainConfig,
 )
 
 __all__ = [
+    "EDGES",
     "METHODS",
     "UNTRAINED",
     "BaselineConfig",
@@ -36,6 +39,7 @@ __all__ = [
     "PartitionConfig",
     "ScoreConfig",
     "Section",
+    "StructureConfig",
     "TrainConfig",
     "config_hash",
     "dump_yaml",

@@ -28,6 +28,8 @@ METHODS: tuple[str, ...] = get_args(Method)
 Orientation = Literal["axial", "coronal", "sagittal"]
 UNTRAINED = frozenset({"intensity", "zscore"})
 """Methods without a network."""
+EDGES = "edges"
+"""The guide that is computed from the scan itself."""
 # Upper limits, far above usual values: larger ones are slips or attacks and are refused before memory is allocated.
 # Whether a network of allowed size fits into memory is checked when it is built.
 _MANY, _STEPS, _WIDTH, _DEPTH = 2**16, 2**40, 8192, 64
@@ -210,6 +212,36 @@ class HeadsConfig(Section):
     )
 
 
+class StructureConfig(Section):
+    """Side networks that steer the reconstruction by a second image; `maediff adapt` trains them (docs/adapters.md)."""
+
+    kinds: tuple[Literal["controlnet", "t2i"], ...] = Field(
+        (), max_length=8, description="Kind of each: a copy of the U-Net's encoder, or a light encoder."
+    )
+    guides: tuple[Channel, ...] = Field(
+        (), max_length=8, description="What each sees: edges of the scan, or a channel of the last data.channels."
+    )
+    omega: tuple[float, ...] = Field((), max_length=8, description="Factor of each; empty: 1 each; 0 switches one off.")
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """Factor of each side network."""
+        return self.omega or (1.0,) * len(self.kinds)
+
+    @property
+    def contrasts(self) -> tuple[str, ...]:
+        """Channels that only side networks see, each once, in the order of `data.channels`."""
+        return tuple(dict.fromkeys(guide for guide in self.guides if guide != EDGES))
+
+    @model_validator(mode="after")
+    def _match(self) -> StructureConfig:
+        if len(self.guides) != len(self.kinds):
+            raise ValueError(f"guides names {len(self.guides)} for {len(self.kinds)} kinds; name one each")
+        if self.omega and len(self.omega) != len(self.kinds):
+            raise ValueError(f"omega has {len(self.omega)} factors for {len(self.kinds)} side networks; give one each")
+        return self
+
+
 class BaselineConfig(Section):
     """Further settings of the baselines, the methods that MAEDiff is compared with."""
 
@@ -241,7 +273,9 @@ class TrainConfig(Section):
     warmup_steps: int = Field(500, ge=0, le=_STEPS)
     grad_clip: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 if the hardware supports it.")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="auto: bf16 if the hardware supports it; fp16: with a loss scale, on CUDA devices only."
+    )
     seed: int = Field(0, ge=0, lt=2**63)
     init: str | None = Field(None, description="Model folder, or phantom: initial weights, for the same network.")
     augment: bool = Field(True, description="Flips, small affine changes, brightness, contrast and gamma.")
@@ -263,7 +297,12 @@ class TrainConfig(Section):
     val_every: int = Field(500, ge=1, le=_STEPS)
     checkpoint_every: int = Field(500, ge=1, le=_STEPS)
     log_every: int = Field(50, ge=1, le=_STEPS)
-    tensorboard: bool = Field(False, description="Also log to TensorBoard (extra: tensorboard).")
+    pictures: int = Field(
+        4, ge=0, le=64, description="Slices drawn at each validation, into RUN/pictures and the tracker; 0: none."
+    )
+    report_to: Literal["none", "tensorboard", "wandb"] = Field(
+        "none", description="Tracker that losses and pictures are also reported to (extras: tensorboard, wandb)."
+    )
 
 
 class LesionsConfig(Section):
@@ -363,6 +402,19 @@ class Config(Section):
     score: ScoreConfig = ScoreConfig()
     baselines: BaselineConfig = BaselineConfig()
     heads: HeadsConfig = HeadsConfig()
+    structure: StructureConfig = StructureConfig()
+
+    @property
+    def reconstructed_channels(self) -> int:
+        """Number C of channels that are reconstructed; those that only side networks see come after them."""
+        return self.data.channel_count - len(self.structure.contrasts)
+
+    @property
+    def guide_channels(self) -> tuple[tuple[int, ...], ...]:
+        """What each side network sees, as indices into a slice's channels followed by the edges of the first C."""
+        count = self.data.channel_count
+        edges = tuple(range(count, count + self.reconstructed_channels))
+        return tuple(edges if guide == EDGES else (self.data.channels.index(guide),) for guide in self.structure.guides)
 
     @property
     def noise(self) -> Literal["gaussian", "simplex", "coarse"]:
@@ -400,6 +452,18 @@ class Config(Section):
             )
         if self.method == "autoddpm" and other.repaint_timestep > kind.timesteps:
             raise ValueError(f"baselines.repaint_timestep {other.repaint_timestep} is above timesteps {kind.timesteps}")
+        return self
+
+    @model_validator(mode="after")
+    def _steers(self) -> Config:
+        contrasts, names = self.structure.contrasts, self.data.channels
+        if self.structure.kinds and self.method != "maediff":
+            raise ValueError(f"structure goes with method maediff, not {self.method!r}")
+        if contrasts and (len(names) <= len(contrasts) or names[len(names) - len(contrasts) :] != contrasts):
+            raise ValueError(
+                f"structure.guides {', '.join(contrasts)} must be the last of data.channels ({', '.join(names)}), "
+                "after the channels that are reconstructed"
+            )
         return self
 
     @model_validator(mode="after")

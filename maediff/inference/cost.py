@@ -115,7 +115,7 @@ def window_flops(network: Method, shape: tuple[int, int], window: int, part: flo
     """
     image, mask, t = window_inputs(network, shape, window, 1)
     with FlopCounterMode(display=False) as whole:
-        network(image, mask, t)
+        network(image, mask, t, **_guide(network, image))
     with FlopCounterMode(display=False) as condition:
         network.features(image, mask)
     return float(condition.get_total_flops() + part * (whole.get_total_flops() - condition.get_total_flops()))
@@ -129,10 +129,16 @@ def time_batch(network: Method, inputs: tuple[torch.Tensor, torch.Tensor, torch.
         synchronize(device)
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            network(*inputs)
+            network(*inputs, **_guide(network, inputs[0]))
         synchronize(device)
         seconds = time.perf_counter() - start
     return seconds / len(inputs[0])
+
+
+def _guide(network: Method, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Build the guide of side networks for windows (B, C, H, W), as a keyword; none without them."""
+    width = sum(map(len, network.guide_channels))
+    return {"guide": image.new_zeros(len(image), width, *image.shape[2:])} if width else {}
 
 
 def _first_usable(predictor: Predictor, todo: Sequence[PlannedCase]) -> LoadedScan:

@@ -61,7 +61,7 @@ def load_model(
     if _trained_as(config) != _trained_as(stored.config):
         raise ConfigError(
             f"overrides {', '.join(overrides)} change what the network was trained as; "
-            "allowed are infer.*, score.*, partition.stride, data.align and "
+            "allowed are infer.*, score.*, structure.omega, partition.stride, data.align and "
             f"diffusion.{{{', '.join(sorted(_FREE_DIFFUSION))}}}"
         )
     _check_shapes(config, stored.weights, model)
@@ -154,6 +154,7 @@ def _trained_as(config: Config) -> dict[str, Any]:
         "model": config.model,
         "method": config.method,
         "baselines": config.baselines.model_dump(exclude=set(_FREE_BASELINES)),
+        "structure": (config.structure.kinds, config.structure.guides),
     }
 
 
@@ -176,6 +177,7 @@ def _residuals_as(config: Config) -> dict[str, Any]:
         "partition": config.partition,
         "diffusion": config.diffusion,
         "baselines": config.baselines,
+        "omega": config.structure.factors,
         "infer": config.infer.model_dump(include={"draws", "blend", "context", "together"}),
         "sign": config.score.sign,
     }

@@ -1,4 +1,4 @@
-"""Adapt a model to a site with a few healthy scans: low-rank updates, early stopping, calibration."""
+"""Adapt a model with a few healthy scans: low-rank updates or a side network, early stopping, calibration."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from maediff import card
 from maediff.calibration import Calibration, count_scans
-from maediff.config import UNTRAINED, Config, override
+from maediff.config import EDGES, UNTRAINED, Config, override
 from maediff.data.cases import Case, search_cases
 from maediff.data.slices import SliceSet, healthy_slices
 from maediff.errors import ConfigError, InputError, ModelError
@@ -25,10 +26,12 @@ from maediff.jobs.train import describe_slices, split_cases
 from maediff.locking import folder_lock
 from maediff.low_rank import Adapter, attach, detached
 from maediff.methods.base import Method
+from maediff.methods.maediff.reconstructor import Reconstructor
 from maediff.model_folder import StoredModel, load_model_folder, resolve_model, save_adapted
 from maediff.training.tune import Schedule, Tuned, tune
 
 log = logging.getLogger(__name__)
+Kind = Literal["lora", "controlnet", "t2i"]
 _LEAST_SUBJECTS = 3
 _HELD_OUT = 0.3
 """Share of subjects held out for early stopping and for the threshold. [ours]"""
@@ -64,6 +67,8 @@ class AdaptJob:
     model: str | Path
     source: str | Path
     out: str | Path
+    kind: Kind = "lora"
+    guide: str = EDGES
     rank: int = 4
     schedule: Schedule = field(default_factory=Schedule)
     seed: int = 0
@@ -82,26 +87,52 @@ class AdaptJob:
         device, base, out = resolve_device(self.device), resolve_model(self.model), Path(self.out)
         stored = load_model_folder(base)
         check_adaptable(stored, base)
-        config = tuning_config(stored.config, self.seed)
-        network = load_model(base, self.device).network
-        with kept_random_state(device):
-            torch.manual_seed(self.seed)
-            parameters = attach(network, self.rank)
-        Adapter(detached(network), {}).check_size()
+        config = self._steered(tuning_config(stored.config, self.seed))
+        network, parameters = self._attached(base, stored, config, device)
+        Adapter(self._updates(network), {}).check_size()
         learn, held_out = self._cases(config)
         with folder_lock(out):
             suspects = suspicious(load_model(base, self.device), [*learn, *held_out], on_case)
             data = healthy_slices(learn, config.data), healthy_slices(held_out, config.data)
             tuned = tune(network, parameters, data, config, self.schedule, on_step=on_step)
-            self._save(base, stored.config, network, data, tuned)
+            self._save(base, self._steered(stored.config), network, data, tuned)
             unreadable = {name for name, _ in data[1].failed}
             healthy = [case for case in held_out if case.label is None and case.id not in unreadable]
             calibration = self._calibrated(out, healthy, on_case)
         return Adapted(out, tuned, calibration, suspects)
 
+    def _steered(self, config: Config) -> Config:
+        """Add the side network of this job to the base's configuration."""
+        return config if self.kind == "lora" else with_side(config, self.kind, self.guide, self.channel)
+
+    def _attached(
+        self, base: Path, stored: StoredModel, config: Config, device: torch.device
+    ) -> tuple[Method, list[nn.Parameter]]:
+        """Build the base with fresh updates, which leave it as it is, and list what is to be trained."""
+        if self.kind == "lora":
+            network = load_model(base, self.device).network
+            with kept_random_state(device):
+                torch.manual_seed(self.seed)
+                return network, attach(network, self.rank)
+        with kept_random_state(torch.device("cpu")):
+            torch.manual_seed(self.seed)
+            steered = Reconstructor(config)
+        steered.load_state_dict({name: value.float() for name, value in stored.weights.items()}, strict=False)
+        parameters = steered.start_side()
+        steered.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return steered.eval(), parameters
+
+    def _updates(self, network: Method) -> dict[str, Tensor]:
+        """Copy what was trained, by the names that its tensors have in the network."""
+        if self.kind == "lora":
+            return detached(network)
+        trained = {name for name, value in network.named_parameters() if value.requires_grad}
+        return {name: value.cpu().clone() for name, value in network.state_dict().items() if name in trained}
+
     def _cases(self, config: Config) -> tuple[list[Case], list[Case]]:
+        channel = None if self.kind != "lora" and self.guide != EDGES else self.channel  # one of data.channels then
         found = search_cases(
-            self.source, channel=self.channel, channels=config.data.channels, pattern=self.pattern, exclude=[self.out]
+            self.source, channel=channel, channels=config.data.channels, pattern=self.pattern, exclude=[self.out]
         )
         subjects = {case.subject for case in found.cases}
         if len(subjects) < _LEAST_SUBJECTS:
@@ -113,15 +144,18 @@ class AdaptJob:
 
     def _save(self, base: Path, config: Config, network: Method, data: tuple[SliceSet, SliceSet], tuned: Tuned) -> None:
         described = describe_slices(*data)
+        lora = self.kind == "lora"
+        what = f"low-rank updates (rank {self.rank})" if lora else f"a side network ({self.kind}, guide {self.guide})"
+        own = {"rank": self.rank} if lora else {"kind": self.kind, "guide": self.guide}
         text = card.model_card(
             config,
-            data=f"those of the base `{base.name}`, adapted with low-rank updates (rank {self.rank}) to {described}",
+            data=f"those of the base `{base.name}`, adapted with {what} to {described}",
             steps=tuned.steps,
             loss=tuned.loss_after,
         )
-        facts: dict[str, Any] = {"rank": self.rank, "seed": self.seed, "slices": described, **asdict(tuned)}
+        facts: dict[str, Any] = {**own, "seed": self.seed, "slices": described, **asdict(tuned)}
         measured = override(config, ["score.locations=false"])  # residuals by place are those of the base
-        save_adapted(self.out, Adapter(detached(network), facts), base, measured, text)
+        save_adapted(self.out, Adapter(self._updates(network), facts), base, measured, text)
 
     def _calibrated(
         self, out: Path, healthy: Sequence[Case], on_case: Callable[[str], None] | None
@@ -140,6 +174,8 @@ def adapt_model(  # noqa: PLR0913  the public door: a keyword per attribute of t
     source: str | Path,
     out: str | Path,
     *,
+    kind: Kind = "lora",
+    guide: str = EDGES,
     rank: int = 4,
     schedule: Schedule | None = None,
     seed: int = 0,
@@ -150,27 +186,31 @@ def adapt_model(  # noqa: PLR0913  the public door: a keyword per attribute of t
     on_case: Callable[[str], None] | None = None,
     on_step: Callable[[int, float | None], None] | None = None,
 ) -> Adapted:
-    """Adapt a model to a few healthy scans of a site, and write an adapted model.
+    """Adapt a model with a few healthy scans, and write an adapted model.
 
-    The base is frozen; its linear and convolution layers get low-rank updates. Subjects are held out as in a training
-    (`split`, or 30 % of them); they decide when to stop and set the threshold. Slices with a lesion label are left out.
+    The base is frozen. Its linear and convolution layers get low-rank updates, or a side network that sees a second
+    image steers it. Subjects are held out as in a training (`split`, or 30 % of them); they decide when to stop and set
+    the threshold. Slices with a lesion label are left out.
 
     Args:
         model: Base; not an adapted model.
         source: Healthy scans of at least three subjects.
         out: Where to write the adapted model.
-        rank: Rank of the updates.
+        kind: "lora" for low-rank updates; "controlnet" or "t2i" for a side network.
+        guide: What a side network sees: "edges" of the scan, or the name of another channel of the table.
+        rank: Rank of low-rank updates.
         schedule: How long and how fast to train.
         seed: Seed of the samples, the start and the choice of held-out subjects.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         split: Learn from rows of this split instead of "train".
-        channel: Which `image_<channel>` column of a table.
+        channel: Which `image_<channel>` column of a table; of a guide's table, the one that is reconstructed.
         pattern: Which files of a folder are scans, see :func:`maediff.data.cases.search_cases`.
         on_case: Called with the name of each scan.
         on_step: Called with each step, and the validation loss if there is a new one.
 
     Raises:
-        ConfigError: The method has no network, or the rank fits no layer or gives too large a file.
+        ConfigError: The method has no network, or none that can be steered; the rank fits no layer or gives too large
+            a file; or the guide cannot be told from what is reconstructed.
         ModelError: The base cannot be used, or is adapted itself.
         InputError: Too few scans, or none that can be used.
         OutputError: The folder cannot be written.
@@ -180,6 +220,8 @@ def adapt_model(  # noqa: PLR0913  the public door: a keyword per attribute of t
         model,
         source,
         out,
+        kind=kind,
+        guide=guide,
         rank=rank,
         schedule=chosen,
         seed=seed,
@@ -215,6 +257,32 @@ def tuning_config(config: Config, seed: int) -> Config:
     return override(config, changes)
 
 
+def with_side(config: Config, kind: Kind, guide: str, channel: str | None = None) -> Config:
+    """Add a side network to the configuration of a trained model.
+
+    Args:
+        config: Of the base.
+        kind: "controlnet" or "t2i".
+        guide: "edges", or the channel that it sees.
+        channel: Name of the one channel that the base reconstructs, if the guide is another one.
+
+    Raises:
+        ConfigError: The base's method cannot be steered, or the guide cannot be told from what it reconstructs.
+    """
+    kinds, guides = (*config.structure.kinds, kind), (*config.structure.guides, guide)
+    changes = [f"structure.kinds=[{', '.join(kinds)}]", f"structure.guides=[{', '.join(guides)}]", "structure.omega=[]"]
+    if guide not in {EDGES, *config.structure.contrasts}:
+        names = config.data.channels or ((channel,) if channel else ())
+        if not names or guide in names:
+            told = f"reconstructs {', '.join(names)}" if names else "does not name its channel"
+            raise ConfigError(
+                f"guide {guide!r} must be another channel than the model reconstructs, and this one {told}; choose "
+                "another guide, or name the channel that is reconstructed (--channel)"
+            )
+        changes += [f"data.channels=[{', '.join((*names, guide))}]", "heads.enabled=false"]
+    return override(config, changes)
+
+
 def suspicious(
     predictor: Predictor, cases: Sequence[Case], on_case: Callable[[str], None] | None = None
 ) -> tuple[str, ...]:
@@ -229,7 +297,8 @@ def suspicious(
             if on_case:
                 on_case(case.id)
             try:
-                scores[case.id] = predictor.predict(case.images, case.mask).score
+                own = case.images[: predictor.config.data.channel_count]  # without a guide that it does not know
+                scores[case.id] = predictor.predict(own, case.mask).score
             except (InputError, OSError) as error:
                 log.warning("no score of %s: %s", case.id, error)
     found = outliers(scores)

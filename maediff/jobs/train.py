@@ -21,7 +21,7 @@ from maediff.data.slices import SliceSet, healthy_slices
 from maediff.data.walk import LeftOut, as_facts
 from maediff.errors import InputError
 from maediff.files import remove_leftovers, write_text
-from maediff.hardware import resolve_device
+from maediff.hardware import mixed_precision, resolve_device
 from maediff.heads.headset import HeadSet, read_head_set, split_heads
 from maediff.inference.load import load_model
 from maediff.jobs.calibrate import calibrate_folder
@@ -32,6 +32,7 @@ from maediff.provenance import run_record, write_run
 from maediff.staging import remove_staged
 from maediff.training import processes
 from maediff.training.loop import FitResult, Progress, fit
+from maediff.training.trackers import check_tracker
 
 log = logging.getLogger(__name__)
 _VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev"})
@@ -57,6 +58,8 @@ class TrainJob:
         device = resolve_device(self.device)
         with processes.joined(device), _sole_training(self.run_dir):
             check_trainable(self.config)
+            mixed_precision(device, self.config.train.precision)  # refuse before the scans are read
+            check_tracker(self.config.train.report_to)
             data = self._read(on_case)
             level = logging.INFO if processes.is_main() else logging.DEBUG
             log.log(level, "%s", describe_slices(data.training, data.validation))
@@ -181,7 +184,7 @@ def train(  # noqa: PLR0913  the public door: a keyword per attribute of the job
     Args:
         config: Configuration.
         source: Scans, see :func:`maediff.data.cases.search_cases`.
-        run_dir: Gets `model/`, `log.csv`, `checkpoints/`, `config.yaml` and `run.json`.
+        run_dir: Gets `model/`, `log.csv`, `pictures/`, `checkpoints/`, `config.yaml` and `run.json`.
         resume: Continue exactly from the last checkpoint.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         split: Learn from rows of this split instead of "train".

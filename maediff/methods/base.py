@@ -40,7 +40,12 @@ class Healthy(NamedTuple):
     passes: Tensor | None = None
 
     def residual(self, slices: FloatArray, sign: Sign) -> FloatMap:
-        """Compare working slices with their healthy version (S, H, W), see :func:`maediff.scoring.channel_residual`."""
+        """Compare working slices with their healthy version (S, H, W), see :func:`maediff.scoring.channel_residual`.
+
+        Channels of the slices that were not reconstructed come last and are left out.
+        """
+        if slices.ndim == 4:
+            slices = slices[:, 0] if self.mean.ndim == 3 else slices[:, : self.mean.shape[1]]
         if self.passes is None:
             return channel_residual(slices, self.mean.numpy(), sign)
         values: FloatMap = np.mean([channel_residual(slices, one.numpy(), sign) for one in self.passes], axis=0)
@@ -90,11 +95,13 @@ class Method(nn.Module, ABC):
         channels: C, channels of a slice that it takes.
         anomalies: What is inserted into every training slice instead of pseudo-lesions; None if the method brings no
             anomalies of its own.
+        guide_channels: What each of its side networks sees, as indices of channels; empty without side networks.
     """
 
     anomalies: ClassVar[Anomalies | None] = None
     uses_every_parameter: bool = False
     channels: int = 1
+    guide_channels: tuple[tuple[int, ...], ...] = ()
 
     @abstractmethod
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -117,6 +124,10 @@ class Method(nn.Module, ABC):
             image: (B, C, H, W).
             mask: (B, 1, H, W), 1 inside the window.
         """
+        return None
+
+    def guides(self, images: Tensor) -> Tensor | None:
+        """Compute what side networks see of slices (B, C + further channels, H, W); None if there are none."""
         return None
 
     def scan_maps(self, volume: Volume, brain: BoolArray, score: ScoreConfig) -> tuple[FloatMap, FloatMap] | None:

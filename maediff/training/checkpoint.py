@@ -27,6 +27,7 @@ class TrainState:
         best: Averaged weights with the lowest validation loss so far.
         best_loss: That loss; infinite before the first validation.
         config_hash: Configuration that the run was started with.
+        scaler: State of the loss scale in fp16; else empty.
     """
 
     step: int
@@ -36,6 +37,7 @@ class TrainState:
     config_hash: str
     best: Weights = field(default_factory=dict)
     best_loss: float = float("inf")
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def save_state(path: Path, state: TrainState) -> None:

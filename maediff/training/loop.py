@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,16 +24,18 @@ from torch.utils.data import DataLoader
 
 from maediff.config import Config, config_hash
 from maediff.data.slices import SliceSet
-from maediff.errors import ConfigError, MAEDiffError, ModelError, TrainingInterrupted
-from maediff.extras import install_hint
-from maediff.hardware import kept_random_state, use_bf16, usual_defaults
+from maediff.errors import MAEDiffError, ModelError, TrainingInterrupted
+from maediff.hardware import kept_random_state, mixed_precision, usual_defaults
 from maediff.heads.headset import HeadSet
+from maediff.methods.base import Method
 from maediff.methods.build import build_network
 from maediff.training import processes
 from maediff.training.checkpoint import TrainState, Weights, load_state, save_state
 from maediff.training.losslog import LossLog
 from maediff.training.pace import Pace, Stopwatch
+from maediff.training.pictures import Pictures
 from maediff.training.stream import Sample, Span, sample_stream
+from maediff.training.trackers import Trackers, check_tracker
 
 log = logging.getLogger(__name__)
 _VALIDATION_SAMPLES = 64
@@ -99,7 +101,7 @@ def fit(
         config: Configuration.
         training: Healthy slices to learn from.
         validation: Healthy slices of other subjects, which choose the best averaged weights.
-        run_dir: Gets `log.csv` and `checkpoints/last.pt`.
+        run_dir: Gets `log.csv`, `checkpoints/last.pt` and `pictures/`.
         device: Where to compute (one process); with several processes, each places itself.
         resume: Continue from `checkpoints/last.pt` if there is one.
         initial: Weights to start from, of the same network; random ones if None.
@@ -137,7 +139,7 @@ class _Run:
             losses.parameters(), config.train.lr, weight_decay=config.train.weight_decay, fused=fused
         )
         self.losses, self.optimizer = self.accelerator.prepare(losses, optimizer)
-        self.network: nn.Module = self.accelerator.unwrap_model(self.losses).network
+        self.network: Method = self.accelerator.unwrap_model(self.losses).network
         self.ema = _copy(self.network)
         self.state = TrainState(0, {}, {}, {}, config_hash(config))
         if resume and self.checkpoint.is_file():
@@ -170,18 +172,18 @@ class _Run:
         """Train to the last step."""
         train = self.config.train
         start_step, watch = self.state.step, Stopwatch()
-        with _signals() as stop, self.log:
+        pictures = self._pictures(validation)
+        with _signals() as stop, self.log, Trackers(self.accelerator, self.config, self.run_dir) as trackers:
             for batches in watch.watch(self._batches(training)):
                 loss, mae_loss, norm, stopped = self._step(batches, bool(stop))
                 step = self.state.step = self.state.step + 1
-                val_loss = (
-                    self._validate(validation) if step % train.val_every == 0 or step == train.max_steps else None
-                )
+                due = step % train.val_every == 0 or step == train.max_steps
+                val_loss = self._validate(validation, pictures, trackers) if due else None
                 if step % train.log_every == 0 or val_loss is not None:
                     speed = (step - start_step) * self.batch / watch.seconds
                     self._report(Progress(step, train.max_steps, float(loss), val_loss, speed, 0), on_progress)
                     self.log.write(step, float(loss), float(mae_loss), val_loss, self._lr(), float(norm), speed)
-                    self._track(step, loss, val_loss)
+                    trackers.log(step, float(loss), val_loss, self._lr())
                 elif step == start_step + 1:  # so that the time left is known from the first step
                     speed = self.batch / watch.seconds
                     self._report(Progress(step, train.max_steps, float(loss), None, speed, 0), on_progress)
@@ -206,9 +208,9 @@ class _Run:
             loss, mae_loss = self.accelerator.unwrap_model(self.losses)(batch)
             (loss + self.config.model.mae_loss_weight * mae_loss).backward()
 
-        bf16 = self.accelerator.mixed_precision == "bf16"
+        half = self.accelerator.mixed_precision != "no"
         count, device = self.accelerator.num_processes, self.accelerator.device
-        pace = watch.pace(steps * self.batch, count, device, step, bf16=bf16)
+        pace = watch.pace(steps * self.batch, count, device, step, half=half)
         if self.accelerator.is_main_process:
             log.info("trained %d steps: %s", steps, pace)
         return pace
@@ -267,8 +269,8 @@ class _Run:
             self.ema[name].lerp_(value, 1 - decay)
 
     @torch.no_grad()
-    def _validate(self, validation: SliceSet | HeadSet) -> float:
-        """Compute the loss of the averaged weights on fixed samples, and keep the weights with the lowest one."""
+    def _validate(self, validation: SliceSet | HeadSet, pictures: Pictures | None, trackers: Trackers) -> float:
+        """Compute the loss of the averaged weights on fixed samples, draw what they reconstruct, and keep the best."""
         here = _copy(self.network)
         self.network.load_state_dict(self.ema)
         self.losses.eval()
@@ -279,6 +281,8 @@ class _Run:
             moved = {name: value.to(self.accelerator.device) for name, value in batch.items()}
             with self.accelerator.autocast():
                 losses.append(float(module(moved)[0]) * len(moved["t"]))
+        if pictures is not None:
+            trackers.show(self.state.step, pictures.draw(self.network, self.accelerator.device, self.state.step))
         self.network.load_state_dict(here)
         loss = sum(losses) / _VALIDATION_SAMPLES
         if loss < self.state.best_loss:
@@ -286,12 +290,20 @@ class _Run:
             self.state.best = {name: value.detach().cpu().clone() for name, value in self.ema.items()}
         return loss
 
+    def _pictures(self, validation: SliceSet | HeadSet) -> Pictures | None:
+        """Choose the slices to draw at each validation; None in all processes but the main one."""
+        if not (self.config.train.pictures and self.accelerator.is_main_process):
+            return None
+        return Pictures(validation, self.config, self.run_dir / "pictures", self.state.step)
+
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
             return
         self.state.model = self.network.state_dict()
         self.state.ema = self.ema
         self.state.optimizer = self.optimizer.state_dict()
+        if self.accelerator.scaler is not None:  # fp16
+            self.state.scaler = self.accelerator.scaler.state_dict()
         save_state(self.checkpoint, self.state)
 
     def _restore(self) -> None:
@@ -299,13 +311,9 @@ class _Run:
         self.network.load_state_dict(self.state.model)
         self.ema = {name: value.to(self.accelerator.device) for name, value in self.state.ema.items()}
         self.optimizer.load_state_dict(self.state.optimizer)
+        if self.accelerator.scaler is not None and self.state.scaler:
+            self.accelerator.scaler.load_state_dict(self.state.scaler)
         log.info("resumed after step %d", self.state.step)
-
-    def _track(self, step: int, loss: Tensor, val_loss: float | None) -> None:
-        """Log to TensorBoard if `train.tensorboard` is on."""
-        if self.config.train.tensorboard:
-            values = {"loss": float(loss), "lr": self._lr()}
-            self.accelerator.log(values if val_loss is None else {**values, "val_loss": val_loss}, step=step)
 
     def _report(self, progress: Progress, on_progress: Callable[[Progress], None] | None) -> None:
         if on_progress is None or not self.accelerator.is_main_process:
@@ -315,23 +323,21 @@ class _Run:
 
 
 def _accelerator(config: Config, device: torch.device, run_dir: Path, *, every_parameter: bool) -> Accelerator:
-    precision = "bf16" if use_bf16(device, config.train.precision) else "no"
-    tracker = "tensorboard" if config.train.tensorboard else None
-    if tracker and find_spec("tensorboard") is None:
-        raise ConfigError(f"train.tensorboard is on, but TensorBoard is not installed: {install_hint('tensorboard')}")
+    check_tracker(config.train.report_to)
+    precision = mixed_precision(device, config.train.precision)
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in {"no", precision}:
+        log.warning("precision %s of accelerate launch is not used; set train.precision=%s instead", asked, asked)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         AcceleratorState._reset_state(reset_partial_state=True)  # else a process keeps its first run's precision
     with processes.alone_unless_launched():
-        accelerator = Accelerator(
+        return Accelerator(
             mixed_precision=precision,
             cpu=device.type == "cpu",
-            log_with=tracker,
+            log_with=None if config.train.report_to == "none" else config.train.report_to,
             project_dir=str(run_dir),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=not every_parameter)],
         )
-    if tracker:
-        accelerator.init_trackers("tensorboard")
-    return accelerator
 
 
 def _first(stop: list[str]) -> str:

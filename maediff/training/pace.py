@@ -66,7 +66,7 @@ class Stopwatch:
         """Time since the start."""
         return time.perf_counter() - self.start
 
-    def pace(self, images: int, processes: int, device: torch.device, step: Callable[[], None], *, bf16: bool) -> Pace:
+    def pace(self, images: int, processes: int, device: torch.device, step: Callable[[], None], *, half: bool) -> Pace:
         """Compute the speed of a run.
 
         Args:
@@ -74,13 +74,13 @@ class Stopwatch:
             processes: Number of processes, with one device each.
             device: Where this one computes.
             step: Runs one image forward and backward, to count its operations.
-            bf16: Whether the precision is bf16.
+            half: Whether the precision is bf16 or fp16, whose peaks are the same.
         """
         seconds = self.seconds
         speed, share = images / seconds, None
         if seconds >= LEAST_SECONDS:
             with FlopCounterMode(display=False) as counter:
                 step()
-            top = matmul_flops(device, torch.bfloat16 if bf16 else torch.float32)
+            top = matmul_flops(device, torch.bfloat16 if half else torch.float32)
             share = speed / processes * counter.get_total_flops() / top
         return Pace(speed, self.waited / seconds, share)

@@ -1,4 +1,4 @@
-"""Training on several processes started by torchrun or accelerate: who writes, who waits, and how restarts work.
+"""Training on several processes, of torchrun or `accelerate launch`: who writes, who waits, and how restarts work.
 
 Only the main process writes; the others wait for its files. torchrun restarts all processes when one dies
 (`--max-restarts`); a restarted training continues from its last checkpoint.
@@ -38,15 +38,17 @@ def several() -> bool:
     if not size.isdigit() or (int(size) > 1 and missing):
         raise ConfigError(
             f"WORLD_SIZE={size!r} is set in the environment, but {', '.join(missing) or 'not as a number'}"
-            f"{' is not' if missing else ''}; start several processes with torchrun, or unset WORLD_SIZE"
+            f"{' is not' if missing else ''}; start several processes with torchrun or accelerate launch, or unset "
+            "WORLD_SIZE"
         )
     return int(size) > 1
 
 
 @contextmanager
 def alone_unless_launched() -> Iterator[None]:
-    """Hide variables that would make accelerate wait for other processes, unless a launcher started some."""
-    hidden = () if several() else [name for name in os.environ if name in _MISLEADING or name.startswith("ACCELERATE_")]
+    """Hide accelerate's own settings, since `train` holds them, and what looks like a launch unless there was one."""
+    misleading = () if several() else _MISLEADING
+    hidden = [name for name in os.environ if name in misleading or name.startswith("ACCELERATE_")]
     kept = {name: os.environ.pop(name) for name in hidden}
     try:
         yield

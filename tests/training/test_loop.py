@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from maediff.config import config_hash
 from maediff.data.slices import SliceSet
-from maediff.errors import MAEDiffError, ModelError, TrainingInterrupted
+from maediff.errors import ConfigError, MAEDiffError, ModelError, TrainingInterrupted
+from maediff.jobs.train import train as train_job
 from maediff.training import loop, pace
 from maediff.training.checkpoint import TrainState, load_state, save_state
 from maediff.training.loop import Losses, fit, learning_rate
@@ -86,6 +87,43 @@ def test_an_interrupted_run_continues_exactly(tiny, train, tmp_path, overrides):
     assert_same_weights(one.ema, other.ema)
     for name, moments in one.optimizer["state"].items():
         assert_same_weights(moments, other.optimizer["state"][name])
+
+
+@pytest.fixture
+def fp16_on_the_cpu(monkeypatch):
+    """Let the CPU train in fp16 with a loss scale that overflows at first, as a GPU would."""
+    real = loop._accelerator
+
+    def accelerator(*arguments, **options):
+        made = real(*arguments, **options)
+        made.state._mixed_precision = "fp16"
+        made.native_amp = True
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=3)
+        return made
+
+    monkeypatch.setattr(loop, "_accelerator", accelerator)
+    monkeypatch.setattr(pace, "LEAST_SECONDS", float("inf"))  # CPUs may take minutes to measure their peak in bf16
+
+
+def test_an_interrupted_run_in_fp16_keeps_its_loss_scale(tiny, train, tmp_path, fp16_on_the_cpu):
+    config = tiny("train.max_steps=10", "train.val_every=10", "train.pictures=0")
+    straight = train(config, "straight")
+    with pytest.raises(TrainingInterrupted):
+        train(config, "halves", on_progress=terminate_at(5))
+    assert state(tmp_path / "halves", config).scaler["scale"] < 2.0**24  # steps that overflowed were left out
+    resumed = train(config, "halves", resume=True)
+    assert_same_weights(resumed.weights, straight.weights)
+    one, other = (state(tmp_path / name, config) for name in ("straight", "halves"))
+    assert one.scaler == other.scaler
+    assert all(value.dtype == torch.float32 for value in resumed.weights.values())
+
+
+def test_fp16_is_refused_on_a_cpu_before_anything_is_read(tiny, train, tmp_path):
+    config = tiny("train.precision=fp16")
+    with pytest.raises(ConfigError, match=r"train.precision=fp16 needs a CUDA device, .* 'cpu'; use .*bf16"):
+        train_job(config, tmp_path / "nothing", tmp_path / "run", device="cpu")
+    with pytest.raises(ConfigError, match="needs a CUDA device"):
+        train(config)
 
 
 def test_a_crash_loses_steps_since_the_checkpoint_only(tiny, train, tmp_path):

@@ -128,8 +128,10 @@ def test_one_process_writes_one_model_folder_and_one_log(on_two):
         "config.yaml",
         "log.csv",
         "model",
+        "pictures",
         "run.json",
     ]
+    assert [path.name for path in sorted((on_two / "pictures").iterdir())] == ["step-000008.png", "step-000016.png"]
     assert [row["step"] for row in rows(on_two)] == list(range(1, STEPS + 1))
     assert load_model_folder(on_two / "model").calibration is not None
     assert read_json(on_two / "run.json")["pace"]["images_per_second"] > 0
@@ -197,6 +199,22 @@ def test_after_a_rank_is_killed_torchrun_finishes_with_nothing_lost(config, scan
     assert told.count("next: maediff infer") == 1
 
 
+@pytest.mark.slow
+def test_accelerate_launch_trains_alike_whatever_its_own_settings_say(config, scans, on_two, tmp_path):
+    """Precision and accumulation are settings of the training; those of the launcher change nothing, and are told."""
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    command += ["--num_machines=1", "--main_process_port=0", "--mixed_precision=bf16", "--dynamo_backend=no"]
+    command += ["-m", "maediff", "train", "-c", str(tmp_path / "config.yaml"), "-i", str(scans), "-o", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    done = subprocess.run([*command, "--device", "cpu"], env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert "precision bf16 of accelerate launch is not used; set train.precision=bf16" in done.stderr
+    digests = dict.fromkeys((out, on_two), config_hash(config))
+    assert_same_training(out, on_two, digests, rtol=1e-4, atol=1e-5)
+
+
 def test_a_single_process_is_the_main_one_and_waits_for_nobody(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("RANK", "3")  # as other tools set it
@@ -224,5 +242,5 @@ def test_a_shell_of_a_cluster_is_no_launch(found, monkeypatch, tiny, tmp_path):
 def test_a_launch_that_is_none_is_told_instead_of_waiting(size, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", size)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(ConfigError, match="torchrun, or unset WORLD_SIZE"):
+    with pytest.raises(ConfigError, match="accelerate launch, or unset WORLD_SIZE"):
         processes.several()

@@ -3,12 +3,14 @@
 Source: MAEDiff, arXiv 2401.10561: the input is a partly perturbed slice, conditioned on features of its visible part.
 How the features enter is ours: as residuals added to the U-Net's skip connections at matching levels (as ControlNet and
 T2I-Adapter do), or by cross-attention; `condition="none"` is the ablation. The mask as an input channel is ours too;
-`mask_channel=False` leaves it out.
+`mask_channel=False` leaves it out. Side networks may steer it by a second image, see
+:mod:`maediff.methods.maediff.structure`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
@@ -22,6 +24,15 @@ from maediff.methods.maediff.loss import Reconstruction, losses
 from maediff.methods.maediff.mae import MaskedAutoencoder
 from maediff.methods.maediff.partition import visible_cells
 from maediff.methods.maediff.sliding import SlidingReconstructor
+from maediff.methods.maediff.structure import (
+    ControlNet,
+    Residuals,
+    at_levels,
+    build_side,
+    edges,
+    encoder_arguments,
+    zeroed,
+)
 from maediff.methods.objective import read_output
 
 
@@ -30,7 +41,8 @@ class Reconstructor(Method):
 
     Args:
         config: Widths, depths and kind of condition (`model`), side of a sub-level cell (`partition.cell`), the number
-            C of channels that are noised and reconstructed together (`data.channels`), and the objective (`diffusion`).
+            C of channels that are noised and reconstructed together (`data.channels`), the objective (`diffusion`),
+            and the side networks (`structure`).
     """
 
     def __init__(self, config: Config) -> None:
@@ -44,13 +56,19 @@ class Reconstructor(Method):
         self.gate = config.model.gate
         self.mask_channel = config.model.mask_channel
         self.cell = config.partition.cell
-        self.channels = config.data.channel_count
+        self.channels = config.reconstructed_channels
         self.blocks = config.model.num_res_blocks
         self.wants_pixels = self.condition != "none" and config.model.mae_loss_weight > 0
         self.uses_every_parameter = self.condition == "none" or self.wants_pixels
         self.unet = _unet(config.model, self.channels)
         self.mae = MaskedAutoencoder(self.cell, config.model, self.channels) if self.condition != "none" else None
         self.adapters = self._adapters(config.model)
+        self.guide_channels = config.guide_channels
+        self.omega = config.structure.factors
+        self.structure = nn.ModuleList(
+            build_side(kind, config.model, self.channels, len(own))
+            for kind, own in zip(config.structure.kinds, self.guide_channels, strict=True)
+        )
 
     def _adapters(self, config: ModelConfig) -> nn.ModuleDict:
         """Build the projections of the MAE's features to the matching U-Net levels; empty unless they are residuals."""
@@ -59,12 +77,33 @@ class Reconstructor(Method):
         widths = [*config.channels, config.channels[-1]]
         finest = self._first_matching_level(len(config.channels))
         return nn.ModuleDict(
-            {str(depth): _zeroed(nn.Conv2d(config.mae_width, widths[depth], 1)) for depth in range(finest, len(widths))}
+            {str(depth): zeroed(nn.Conv2d(config.mae_width, widths[depth], 1)) for depth in range(finest, len(widths))}
         )
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Compute the diffusion loss and the MAE's auxiliary loss, both within the patch."""
-        return losses(self, batch, self.abar, self.diffusion, self.train_config)
+        guide = self.guides(batch["image"])
+        if guide is None:
+            return losses(self, batch, self.abar, self.diffusion, self.train_config)
+        own = {name: batch[name][:, : self.channels] for name in ("image", "clean", "noise")}
+        return losses(partial(self, guide=guide), {**batch, **own}, self.abar, self.diffusion, self.train_config)
+
+    def guides(self, images: Tensor) -> Tensor | None:
+        """Compute what the side networks see of slices (B, C + further channels, H, W): (B, K, H, W)."""
+        if not self.structure:
+            return None
+        wanted = [index for own in self.guide_channels for index in own]
+        if max(wanted) >= images.shape[1]:
+            images = torch.cat([images, edges(images[:, : self.channels])], 1)
+        return images[:, wanted]
+
+    def start_side(self) -> list[nn.Parameter]:
+        """Freeze all but the last side network, start it from the U-Net, and return its parameters."""
+        self.requires_grad_(False)
+        side = self.structure[-1].requires_grad_(True)
+        if isinstance(side, ControlNet):
+            side.start_from(self.unet)
+        return list(side.parameters())
 
     def engine(self, config: Config, device: torch.device, *, bf16: bool) -> SlidingReconstructor:
         """Return the engine that slides the patch over each slice."""
@@ -82,7 +121,15 @@ class Reconstructor(Method):
         """
         return None if self.mae is None else self.mae((1 - mask) * image, visible_cells(mask, self.cell))
 
-    def forward(self, perturbed: Tensor, mask: Tensor, t: Tensor, features: Tensor | None = None) -> Reconstruction:
+    def forward(
+        self,
+        perturbed: Tensor,
+        mask: Tensor,
+        t: Tensor,
+        features: Tensor | None = None,
+        *,
+        guide: Tensor | None = None,
+    ) -> Reconstruction:
         """Predict the target of every pixel.
 
         Args:
@@ -90,12 +137,13 @@ class Reconstructor(Method):
             mask: (B, 1, H, W), M: 1 inside the patch.
             t: (B,) timesteps, 1 to T.
             features: From :meth:`features`, if already computed: of the same cells, or with cross-attention of more.
+            guide: (B, K, H, W), from :meth:`guides`; None without side networks.
         """
         if features is None:
             features = self.features(perturbed, mask)
         seen = torch.cat([perturbed, mask], 1) if self.mask_channel else perturbed
         stacked = F.pixel_unshuffle(seen, self.patch)
-        output = self._denoise(stacked.contiguous(memory_format=torch.channels_last), t, features)
+        output = self._denoise(stacked.contiguous(memory_format=torch.channels_last), t, features, guide)
         image = None
         if self.mae is not None and self.wants_pixels and self.training and features is not None:
             image = self.mae.pixels(features)
@@ -103,36 +151,51 @@ class Reconstructor(Method):
         prediction, gate = read_output(unfolded, perturbed, skip=self.input_skip, gated=self.gate)
         return Reconstruction(prediction, image, gate)
 
-    def _denoise(self, x: Tensor, t: Tensor, features: Tensor | None) -> Tensor:
+    def _denoise(self, x: Tensor, t: Tensor, features: Tensor | None, guide: Tensor | None) -> Tensor:
+        context: Tensor | None = None
+        added: Residuals | None = None
+        if features is not None and self.condition == "cross_attention":
+            context = features.flatten(2).transpose(1, 2)
+        elif features is not None:
+            added = self._residuals(features, (x.shape[2], x.shape[3]))
+        if guide is not None:
+            added = self._steered(added, x, t, guide, context)
         output: Tensor
-        if features is None:
-            output = self.unet(x, t)
-        elif self.condition == "cross_attention":
-            output = self.unet(x, t, context=features.flatten(2).transpose(1, 2))
+        if added is None:
+            output = self.unet(x, t, context=context)
         else:
-            residuals, middle = self._residuals(features, (x.shape[2], x.shape[3]))
-            output = self.unet(x, t, down_block_additional_residuals=residuals, mid_block_additional_residual=middle)
+            output = self.unet(
+                x,
+                t,
+                context=context,
+                down_block_additional_residuals=added.skips,
+                mid_block_additional_residual=added.middle,
+            )
         return output
+
+    def _steered(
+        self, added: Residuals | None, x: Tensor, t: Tensor, guide: Tensor, context: Tensor | None
+    ) -> Residuals | None:
+        """Add the residuals of each side network, scaled by its factor; one with factor 0 does not run."""
+        shares = guide.split([len(own) for own in self.guide_channels], 1)
+        for side, omega, share in zip(self.structure, self.omega, shares, strict=True):
+            if omega:
+                if added is None:
+                    nothing = x.new_zeros(())
+                    added = at_levels([nothing] * len(self.unet.block_out_channels), nothing, self.blocks)
+                added = added.plus(side(x, t, share, context), omega)
+        return added
 
     def _first_matching_level(self, levels: int) -> int:
         """Find the finest U-Net level that is at most twice as fine as the cells; the coarsest if none is."""
         pixels = [self.patch * 2**depth for depth in range(levels)]
         return next((depth for depth, side in enumerate(pixels) if 2 * side >= self.cell), levels - 1)
 
-    def _residuals(self, features: Tensor, shape: tuple[int, int]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Project the feature map to the matching levels, in the order of MONAI's skip connections.
-
-        MONAI adds one residual to each skip (input convolution, every block, every downsampling) and one to the middle.
-        """
+    def _residuals(self, features: Tensor, shape: tuple[int, int]) -> Residuals:
+        """Project the feature map to the matching levels."""
         levels = len(self.unet.block_out_channels)
-        nothing = features.new_zeros(())
-        skips = [nothing]
-        for depth in range(levels):
-            here = self._project(str(depth), features, shape, depth)
-            skips += [here] * self.blocks
-            if depth + 1 < levels:
-                skips.append(nothing)
-        return tuple(skips), self._project(str(levels), features, shape, levels - 1)
+        found = [self._project(str(depth), features, shape, depth) for depth in range(levels)]
+        return at_levels(found, self._project(str(levels), features, shape, levels - 1), self.blocks)
 
     def _project(self, name: str, features: Tensor, shape: tuple[int, int], depth: int) -> Tensor:
         if name not in self.adapters:
@@ -142,29 +205,11 @@ class Reconstructor(Method):
 
 def _unet(config: ModelConfig, channels: int) -> DiffusionModelUNet:
     """Build MONAI's U-Net over `patch` x `patch` pixels folded into channels, with the window's mask beside them."""
-    cross = config.condition == "cross_attention"
     return DiffusionModelUNet(
-        spatial_dims=2,
-        in_channels=(channels + config.mask_channel) * config.patch**2,
-        out_channels=(2 if config.gate else 1) * channels * config.patch**2,
-        channels=config.channels,
-        num_res_blocks=config.num_res_blocks,
-        attention_levels=config.attention,
-        norm_num_groups=config.norm_groups,
-        num_head_channels=config.norm_groups,
-        with_conditioning=cross,
-        cross_attention_dim=config.mae_width if cross else None,
+        **encoder_arguments(config, channels), out_channels=(2 if config.gate else 1) * channels * config.patch**2
     )
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     x = F.interpolate(x, size, mode="bilinear", align_corners=False)
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _zeroed(module: nn.Conv2d) -> nn.Conv2d:
-    """Start an adapter at zero, so that training begins from the unconditioned U-Net (ControlNet)."""
-    nn.init.zeros_(module.weight)
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
-    return module

@@ -38,6 +38,7 @@ class _Seen(NamedTuple):
     noise: Tensor
     window: Tensor
     features: Tensor | None
+    guide: Tensor | None
     draw: Callable[[object, int], Tensor]
 
 
@@ -58,32 +59,36 @@ class SlidingReconstructor:
         self.bf16 = bf16
         self.batch: int | None = None  # windows per pass: chosen at the first use, halved if memory runs out
         self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
+        self.channels = config.reconstructed_channels
 
     @torch.inference_mode()
     def __call__(self, slices: Tensor, mask: Tensor, key: Key, on_batch: OnWindows | None = None) -> Healthy:
         """Reconstruct; the result does not depend on the batch size or on the order of windows.
 
         Args:
-            slices: (S, H, W), or (S, C, H, W) of several channels; float32, -1 outside the brain.
+            slices: (S, H, W), or (S, C, H, W) of several channels; float32, -1 outside the brain. Channels that only
+                side networks see come last.
             mask: (S, H, W) bool, the brain.
             key: Seed of the noise besides the slice index, such as (run seed, case).
             on_batch: Progress callback, called with (windows done, windows in total).
 
         Returns:
-            Mean and deviation. Pixels that no computed window covers are returned unchanged.
+            Mean and deviation of the reconstructed channels. Pixels that no computed window covers are returned
+            unchanged.
         """
-        given = slices.shape
-        height, width = given[-2:]
+        height, width = slices.shape[-2:]
         layout = self.layout(mask)
-        slices = self._padded(slices.float().reshape(len(slices), -1, height, width), -1.0)
+        several = self.channels > 1 or (slices.ndim == 4 and not self.config.structure.kinds)
+        given = (len(slices), *((self.channels,) if several else ()), height, width)
+        slices = self._with_guide(self._padded(slices.float().reshape(len(slices), -1, height, width), -1.0))
         keys = [
             (t, (*key, t, draw))
             for t in self.config.diffusion.test_timesteps
             for draw in range(self.config.infer.draws)
         ]
         # Welford's update needs no stored passes, and gives a deviation of exactly 0 if all draws agree.
-        mean = torch.zeros_like(slices)
-        square = torch.zeros_like(slices)
+        mean = torch.zeros_like(slices[:, : self.channels])
+        square = torch.zeros_like(mean)
         for done, (t, pass_key) in enumerate(keys):
             one = self._reconstruct(slices, layout, t, pass_key, _notice(on_batch, done, len(keys)))
             gap = one - mean
@@ -94,6 +99,13 @@ class SlidingReconstructor:
             return Healthy(mean, None)
         deviation = (square / (len(keys) - 1)).sqrt()
         return Healthy(mean, deviation[..., :height, :width].reshape(given))
+
+    def _with_guide(self, slices: Tensor) -> Tensor:
+        """Put what side networks see behind the channels that are reconstructed (S, C + K, H, W)."""
+        if not self.config.structure.kinds:
+            return slices
+        guide = self.network.guides(slices.to(self.device))
+        return slices if guide is None else torch.cat([slices[:, : self.channels], guide.to(slices)], 1)
 
     def padded_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Return the shape (H, W) that slices are padded to: multiples of the cell and of the U-Net's factor."""
@@ -113,10 +125,11 @@ class SlidingReconstructor:
         """Reconstruct all windows at one timestep with one noise field per slice, and blend them."""
         shape = (slices.shape[2], slices.shape[3])
         side = self.config.partition.window
-        images = slices.to(self.device)
+        slices = slices.to(self.device)
+        images = slices[:, : self.channels]
 
         # One noise field per slice, not per window: overlapping windows see the same noise for every batch size.
-        noise = self._noise(slices, layout, key).to(self.device)
+        noise = self._noise(images, layout, key).to(self.device)
 
         # Masks and weights are placed once per corner of the grid; batches pick theirs by index.
         masks = window_masks(layout.corners, side, shape).to(self.device)
@@ -128,7 +141,7 @@ class SlidingReconstructor:
         while start < len(layout):
             batch = layout.batch(start, self.windows_per_pass(shape), self.device)
             try:
-                estimate = self._sample(self._seen(images, noise, masks, batch, key), t)
+                estimate = self._sample(self._seen(slices, noise, masks, batch, key), t)
             except (MemoryError, RuntimeError) as error:
                 self._halve(len(batch), error)
                 continue
@@ -156,8 +169,9 @@ class SlidingReconstructor:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _seen(self, images: Tensor, noise: Tensor, masks: Tensor, batch: Batch, key: Key) -> _Seen:
+    def _seen(self, slices: Tensor, noise: Tensor, masks: Tensor, batch: Batch, key: Key) -> _Seen:
         """Cut out the network's input, and compute the features of the visible region once for all steps."""
+        images, guide = slices[:, : self.channels], slices[:, self.channels :]
         hidden = batch.united(masks)
 
         # The MAE sees the whole slice even if the U-Net sees only a view, so the U-Net is informed about the rest.
@@ -168,8 +182,8 @@ class SlidingReconstructor:
 
         def draw(name: object, step: int) -> Tensor:
             """Draw fresh noise, one field per slice as above; passes of the same slice share it."""
-            slices, of_pass = batch.slice_index.unique(return_inverse=True)
-            fields = [self._field(images, (*key, name, step, index)) for index in slices.tolist()]
+            indices, of_pass = batch.slice_index.unique(return_inverse=True)
+            fields = [self._field(images, (*key, name, step, index)) for index in indices.tolist()]
             return batch.views(torch.stack(fields).to(images), of_pass)
 
         return _Seen(
@@ -177,6 +191,7 @@ class SlidingReconstructor:
             noise=batch.views(noise, batch.slice_index),
             window=batch.own_views(hidden),
             features=features,
+            guide=batch.views(guide, batch.slice_index) if guide.shape[1] else None,
             draw=draw,
         )
 
@@ -198,16 +213,17 @@ class SlidingReconstructor:
     def _estimate(self, perturbed: Tensor, seen: _Seen, t: int) -> Tensor:
         """Estimate x_0 of the views (B, C, h, w) at one timestep."""
         known = () if seen.features is None else (seen.features,)
+        steer = {} if seen.guide is None else {"guide": seen.guide}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             steps = torch.full((len(perturbed),), t, device=self.device)
-            prediction = self.network(perturbed, seen.window, steps, *known).prediction
+            prediction = self.network(perturbed, seen.window, steps, *known, **steer).prediction
         abar_t = self.abar[t].to(perturbed)
         abar_s = self.abar[t - 1].to(perturbed)
         return diffusion.x0_from(self.config.diffusion.objective, prediction.float(), perturbed, abar_t, abar_s)
 
     def _noise(self, slices: Tensor, layout: Layout, key: Key) -> Tensor:
         """Draw one noise field per slice: (S, C, H, W); slices without windows stay zero."""
-        noise = torch.zeros_like(slices)
+        noise = torch.zeros_like(slices, device="cpu")
         for index in layout.slice_index.unique().tolist():
             noise[index] = self._field(slices, (*key, index))
         return noise

@@ -1,0 +1,85 @@
+"""Pictures of the validation, so that a training can be watched: the same slices at each validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from maediff.config import Config
+from maediff.data.slices import SliceSet
+from maediff.files import atomic_path
+from maediff.hardware import use_bf16
+from maediff.heads.headset import HeadSet
+from maediff.methods.base import Method
+from maediff.training.stream import sample_stream
+from maediff.typing import FloatArray
+
+
+class Pictures:
+    """Reconstruct the first validation samples, pseudo-lesions included, as inference does, and draw them.
+
+    A picture has a column per slice and three rows: the slice, its healthy reconstruction, and the residual |x - x̂|
+    from 0 (black) to 1 (white) in working units. Of several channels it shows the first; the residual is their mean.
+
+    Args:
+        source: Slices of the validation.
+        config: Configuration; `train.pictures` is the number of slices.
+        folder: Gets ``step-000500.png`` and so on.
+        step: Steps done; pictures of later steps belong to an earlier run and are removed.
+    """
+
+    def __init__(self, source: SliceSet | HeadSet, config: Config, folder: Path, step: int) -> None:
+        self.config = config
+        self.folder = folder
+        stream = sample_stream(source, config, config.train.pictures, augmented=False)
+        samples = [stream[index] for index in range(config.train.pictures)]
+        self.images = torch.stack([sample["image"] for sample in samples])
+        self.brain = torch.stack([(sample["clean"] > -1).any(0) for sample in samples])
+        if self.images.shape[1] == 1:
+            self.images = self.images[:, 0]
+        for path in folder.glob("step-*.png"):
+            number = path.stem.removeprefix("step-")
+            if number.isdecimal() and int(number) > step:
+                path.unlink()
+
+    def draw(self, network: Method, device: torch.device, step: int) -> npt.NDArray[np.uint8]:
+        """Reconstruct the slices with a network in eval mode, write the picture and return it.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        engine = network.engine(self.config, device, bf16=use_bf16(device, self.config.infer.precision))
+        healthy = engine(self.images, self.brain, ("pictures", self.config.train.seed))
+        sign = self.config.score.sign
+        slices = self.images.numpy()
+        residual = healthy.residual(slices, "abs" if sign == "auto" else sign)
+        picture = contact_sheet(_first(slices), _first(healthy.mean.numpy()), residual)
+        with atomic_path(self.folder / f"step-{step:06d}.png") as temporary:
+            Image.fromarray(picture).save(temporary)
+        return picture
+
+
+def contact_sheet(slices: FloatArray, healthy: FloatArray, residual: FloatArray) -> npt.NDArray[np.uint8]:
+    """Draw a column per slice: the slice, its reconstruction and its residual, in grey, anterior up.
+
+    Args:
+        slices: (S, H, W), H = working x, W = working y; -1 is black and 1 is white.
+        healthy: (S, H, W), on the same scale.
+        residual: (S, H, W); 0 is black and 1 is white.
+
+    Returns:
+        (3 W, S H).
+    """
+    rows = [(slices + 1) / 2, (healthy + 1) / 2, residual]
+    shares = np.concatenate([np.concatenate([np.rot90(one) for one in row], 1) for row in rows])
+    picture: npt.NDArray[np.uint8] = np.round(255 * np.clip(shares, 0, 1)).astype(np.uint8)
+    return picture
+
+
+def _first(stack: FloatArray) -> FloatArray:
+    """Take the first channel (S, H, W)."""
+    return stack[:, 0] if stack.ndim == 4 else stack
