@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -128,6 +129,7 @@ class TestResult:
     def test_html_has_pictures_and_escapes(self, result):
         text = replace(result, notes=("<channel>",))._repr_html_()
         assert text.count("data:image/png;base64,") == 4
+        assert re.findall(r"<b [^>]*>(\w)</b>", text) == ["R", "L", "A", "P"] * 4
         assert "&lt;channel&gt;" in text
         assert "Research use only" in text
 

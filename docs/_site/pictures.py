@@ -71,7 +71,7 @@ def steps() -> Figure:
         bottom = -1 if colours == "grey" else 0
         axis.imshow(_upright(image[0, 0].numpy()[frame]), cmap=shown, vmin=bottom, vmax=top)
         axis.contour(_upright(window[0, 0].numpy()[frame]), [0.5], colors=WINDOW_COLOUR, linewidths=1)
-        _plain(axis, title)
+        _anatomy(axis, title)
     return figure
 
 
@@ -109,7 +109,7 @@ def example() -> Figure:
             strict=True,
         ):
             axis.imshow(_upright(values[:, :, index][frame]), cmap=colours, vmin=0, vmax=limit)
-            _plain(axis, title)
+            _anatomy(axis, title)
         for mask, colour in ((result.anomaly_mask, MASK_COLOUR), (scan.label, TRUTH_COLOUR)):
             if mask is not None and mask[:, :, index].any():
                 line[3].contour(_upright(mask[:, :, index][frame]).astype(float), [0.5], colors=colour, linewidths=1.2)
@@ -206,8 +206,14 @@ def _frame(brain: np.ndarray) -> tuple[slice, slice]:
 
 
 def _upright(plane: np.ndarray) -> np.ndarray:
-    """Turn a plane (x, y) so that the front of the head is up."""
-    return np.flipud(plane.T)
+    """Hang an axial plane (x to the right, y to the front) as report and viewer do: front up, patient's right left."""
+    return plane.T[::-1, ::-1]
+
+
+def _anatomy(axis: Any, title: str) -> None:
+    _plain(axis, title)
+    for letter, x, y in (("R", 0.04, 0.5), ("L", 0.96, 0.5), ("A", 0.5, 0.96), ("P", 0.5, 0.04)):
+        axis.text(x, y, letter, transform=axis.transAxes, color="white", fontsize=8, ha="center", va="center")
 
 
 def _plain(axis: Any, title: str) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from maediff.inference.result import AnomalyResult
 
 _EDGES = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
+_EDGE_STYLES = ("left:4px;top:50%", "right:4px;top:50%", "left:50%;top:2px", "left:50%;bottom:2px")
 _INCHES = 2.6
 Panels = list[tuple[str, ByteArray]]
 
@@ -76,9 +77,14 @@ def result_figure(result: AnomalyResult, planes: Sequence[str], index: int | Non
 def result_html(result: AnomalyResult) -> str:
     """Describe a result with a picture of the slice through its largest finding, or its highest map values."""
     frame, panels = _row(result, "axial", None)
+    letters = "".join(
+        f'<b style="position:absolute;{place}">{letter}</b>'
+        for letter, place in zip(_EDGES["axial"], _EDGE_STYLES, strict=True)
+    )
     pictures = "".join(
-        f'<figure style="display:inline-block;margin:0 6px 0 0"><img alt="{title}" src="{data_uri(picture)}" '
-        f'style="width:180px;aspect-ratio:{frame.aspect:.4f};background:#000">'
+        f'<figure style="display:inline-block;margin:0 6px 0 0">'
+        f'<div style="position:relative;color:#fff;font-size:11px"><img alt="{title}" src="{data_uri(picture)}" '
+        f'style="display:block;width:180px;aspect-ratio:{frame.aspect:.4f};background:#000">{letters}</div>'
         f'<figcaption style="font-size:small">{title}</figcaption></figure>'
         for title, picture in panels
     )
