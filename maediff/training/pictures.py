@@ -64,7 +64,7 @@ class Pictures:
 
 
 def contact_sheet(slices: FloatArray, healthy: FloatArray, residual: FloatArray) -> npt.NDArray[np.uint8]:
-    """Draw a column per slice: the slice, its reconstruction and its residual, in grey, anterior up.
+    """Draw a column per slice: the slice, its reconstruction and its residual, in grey, anterior up; NaN is white.
 
     Args:
         slices: (S, H, W), H = working x, W = working y; -1 is black and 1 is white.
@@ -76,7 +76,7 @@ def contact_sheet(slices: FloatArray, healthy: FloatArray, residual: FloatArray)
     """
     rows = [(slices + 1) / 2, (healthy + 1) / 2, residual]
     shares = np.concatenate([np.concatenate([np.rot90(one) for one in row], 1) for row in rows])
-    picture: npt.NDArray[np.uint8] = np.round(255 * np.clip(shares, 0, 1)).astype(np.uint8)
+    picture: npt.NDArray[np.uint8] = np.round(255 * np.clip(np.nan_to_num(shares, nan=1), 0, 1)).astype(np.uint8)
     return picture
 
 

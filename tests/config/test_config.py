@@ -39,6 +39,7 @@ def test_documented_presets_and_sections():
         "score",
         "baselines",
         "heads",
+        "structure",
     }
 
 
