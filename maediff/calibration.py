@@ -217,7 +217,12 @@ def calibrate(
         raise InputError("no healthy scan to calibrate on; give at least one scan known to be healthy")
     kinds = {kind: [i for i, other in enumerate(contrasts) if other == kind] for kind in sorted(set(contrasts))}
     parts = {
-        kind: _calibrated([samples[i] for i in own], [scores[i] for i in own], rate, f"{origin}, those read as {kind}")
+        kind: _calibrated(
+            [samples[i] for i in own],
+            [scores[i] for i in own],
+            rate,
+            f"{origin}, of which the {len(own)} that read as {kind}",
+        )
         for kind, own in kinds.items()
         if kind and len(own) >= MIN_OF_A_CONTRAST
     }

@@ -127,6 +127,7 @@ def test_a_contrast_with_scans_enough_has_the_threshold_of_its_own_scans():
     assert list(found.contrasts) == ["t1"]  # three of flair are too few, and no kind is none
     assert found.of_contrast("t1").quantiles == alone.quantiles
     assert found.of_contrast("t1").case_scores == alone.case_scores
+    assert found.of_contrast("t1").origin == "here, of which the 4 that read as t1"
     assert found.of_contrast("flair") is found
     assert found.threshold == calibrate(scans(values), 0.01).threshold
     assert len(found.promises()) == 2 * len(RATES)
