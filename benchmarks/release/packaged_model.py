@@ -3,12 +3,13 @@
     python -m benchmarks.release.packaged_model train  --run runs/heads      (72 minutes on 2 cores; resumable)
     python -m benchmarks.release.packaged_model export --run runs/heads --healthy TABLE… --tumour-free TABLE…
     python -m benchmarks.release.packaged_model check  --run runs/heads --json benchmarks/results/heads_healthy.json
+        (--real: on the real scans alone)
 
 `train` trains the preset `heads` in two stages: axial slices first, then slices of all orientations. `export` averages
 the weights of both stages, halves their precision, writes the model to `maediff/weights/heads`, and sets its
-thresholds, contrast by contrast, on healthy scans: synthetic ones of held-out heads, real ones of tables of healthy scans (`--healthy`), and
-the slices free of tumour of tables with lesion labels (`--tumour-free`). Every second scan is kept back: `check` tells
-what the thresholds let through there.
+thresholds, contrast by contrast, on healthy scans: synthetic ones of held-out heads, real ones of tables of healthy
+scans (`--healthy`), and the slices free of tumour of tables with lesion labels (`--tumour-free`). Every second scan is
+kept back: `check` tells what the thresholds let through there.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ SECOND_STAGE = ("train.lr=6e-4", "train.max_steps=3600")
 HEALTHY_KINDS: tuple[Kind, ...] = ("t1", "t2", "flair")
 HEALTHY_SCANS = 6
 """Synthetic healthy scans per contrast that a threshold is set on, and as many that it is checked on."""
+SYNTHETIC = "synthetic"
 MIN_VOXELS = 20_000
 """Brain voxels that the slices free of lesions must hold."""
 
@@ -97,6 +99,8 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     shares: dict[str, list[float]] = defaultdict(list)
     wrong: dict[str, int] = defaultdict(int)
     for case in find_cases(options.run / "healthy" / "check.csv"):
+        if options.real and SYNTHETIC in case.subject:
+            continue
         result = predictor.predict(case.image, case.mask)
         kind = case.subject.split("-")[0]
         wrong[kind] += result.contrast != kind
@@ -146,7 +150,7 @@ def _synthetic(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
         for index in range(2 * HEALTHY_SCANS):
             rng = generator("healthy", kind, index)
             drawn = draw_scan(source.heads[(index // 2) % len(source.heads)], (), rng, kind=kind)
-            name = f"{kind}-synthetic{index}"
+            name = f"{kind}-{SYNTHETIC}{index}"
             yield _written(folder, name, drawn.image, drawn.brain, drawn.affine)
 
 
@@ -222,6 +226,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--masks", type=Path, metavar="DIR", help="brain masks of these, under the same names")
     parser.add_argument("--limit", type=int, default=40, help="scans of a tumour-free table (%(default)s)")
+    parser.add_argument("--real", action="store_true", help="check on real scans alone")
     parser.add_argument("--override", dest="overrides", action="append", default=[], help="such as score.median_mm=3")
 
 
