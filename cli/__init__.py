@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("prepare", "Turn raw head scans into model-ready ones."),
     "train": ("train", "Train a model on healthy scans."),
     "calibrate": ("calibrate", "Set a model's threshold from healthy scans."),
-    "adapt": ("adapt", "Adapt a model to a site with a few healthy scans."),
+    "adapt": ("adapt", "Adapt a model with a few healthy scans: to a site, or to be steered by a second image."),
     "infer": ("infer", "Turn scans into anomaly maps in their own space."),
     "bids": ("bids", "Score a BIDS data set with the command line of BIDS-Apps."),
     "restore": ("restore", "Bring maps of prepared scans back to the raw scans."),
