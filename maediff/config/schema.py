@@ -347,7 +347,7 @@ class InferConfig(Section):
         ("axial",),
         min_length=1,
         description="Orientations of the slices that are reconstructed; their maps are averaged. A stack of thick "
-        "slices is reconstructed in the first orientation only.",
+        "slices, and any scan with score.locations, is reconstructed in the first orientation only.",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 if the hardware supports it.")
     context: Annotated[int, Field(ge=0, le=2048)] | Literal["slice", "brain"] = Field(
@@ -428,11 +428,6 @@ class Config(Section):
             raise ValueError(f"method {self.method} needs diffusion.noise gaussian, not {kind.noise!r}")
         if self.method in UNTRAINED and self.score.locations:
             raise ValueError(f"score.locations goes with methods that reconstruct, not with {self.method!r}")
-        if self.score.locations and len(self.infer.orientations) > 1:
-            raise ValueError(
-                f"score.locations needs one orientation, not {', '.join(self.infer.orientations)}; "
-                "set infer.orientations=[axial]"
-            )
         if self.method != "maediff" and self.data.channels:
             raise ValueError(
                 f"data.channels names {len(self.data.channels)} channels; method {self.method!r} takes one: leave "

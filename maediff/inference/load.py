@@ -170,6 +170,10 @@ def _maps_as(config: Config, sign: str | None = None) -> dict[str, Any]:
     return _residuals_as(config) | {"score": score, "sign": sign or config.score.sign}
 
 
+_SAME_RESIDUALS = {"strip", "batch_size", "precision", "adapter"}
+"""Settings of `infer` that a threshold does not depend on; whatever is added there counts until it is listed here."""
+
+
 def _residuals_as(config: Config) -> dict[str, Any]:
     """Collect the settings, besides those that training fixes, that a residual depends on."""
     return {
@@ -178,6 +182,6 @@ def _residuals_as(config: Config) -> dict[str, Any]:
         "diffusion": config.diffusion,
         "baselines": config.baselines,
         "omega": config.structure.factors,
-        "infer": config.infer.model_dump(include={"draws", "blend", "context", "together"}),
+        "infer": config.infer.model_dump(exclude=_SAME_RESIDUALS),
         "sign": config.score.sign,
     }

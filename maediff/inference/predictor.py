@@ -180,15 +180,15 @@ class Predictor:
         self, volume: Volume, others: Sequence[Volume], brain: BoolArray
     ) -> tuple[tuple[WorkingScan, ...], Steps]:
         """Cut a scan in the further orientations, into slices as far apart as their pixels are wide."""
-        further = self.config.infer.orientations[1:]
+        first, *further = self.config.infer.orientations
         if not further:
             return (), Steps()
-        if not is_volumetric(volume, brain):
-            return (), Steps({"orientations": list(self.config.infer.orientations[:1])})
+        if self.config.score.locations or not is_volumetric(volume, brain):  # residuals by place are of one orientation
+            return (), Steps({"orientations": [first]})
         data = self.config.data
         data = data.model_copy(update={"slice_spacing_mm": data.slice_spacing_mm or data.spacing_mm})
         turned = (prepare(volume, brain, data, others, accept=self.accept, orientation=one) for one in further)
-        return tuple(turned), Steps({"orientations": list(self.config.infer.orientations)})
+        return tuple(turned), Steps({"orientations": [first, *further]})
 
     def _channels(self, image: Images) -> list[Image]:
         """List the channels of a scan; their number must be that of the model."""

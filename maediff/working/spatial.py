@@ -36,7 +36,10 @@ MAX_EXTENT_MM = 2000.0  # no scanner's field of view is longer
 # A working spacing this close to the native one (relative) is taken as the native one, without resampling.
 _SAME_SPACING = 1e-3
 _COARSEST_MM = 2.6
+"""Longest side of a voxel in a scan that can be cut in any orientation, little above a working pixel."""
 _LEAST_ASPECT = 0.6
+"""Shortest extent of a brain as a share of its longest: 0.70 to 0.79 in 12 whole brains of IXI and 3D-MR-MS, and up to
+0.2 in stacks of TCGA-LGG whose header gives thick slices a thickness of 1 mm."""
 # Tilts below this (mm per voxel) are rounding of float32 headers, not obliquity.
 _ALIGNED_MM = 1e-5
 

@@ -28,8 +28,8 @@ from maediff.jobs.infer import infer
 from maediff.methods.build import check_trainable
 from maediff.model_folder import describe_model, load_model_folder, update_calibration
 from maediff.normative import CELL_MM, UNITS, Locations, residuals_by_place
-from maediff.volume import read_nifti
-from maediff.working.spatial import WorkingGrid
+from maediff.volume import from_image, read_nifti
+from maediff.working.spatial import WorkingGrid, is_volumetric
 
 SHAPE = (12, 14, 10)  # x, y, slice
 
@@ -411,3 +411,15 @@ def test_killed_at_any_moment_a_calibration_is_in_whole_or_not_at_all(copy, monk
     assert states == sorted(states)  # old until a moment, new from then on
     assert set(states) == {False, True}
     assert load_model_folder(copy).calibration == {"threshold": 0.5}
+
+
+def test_residuals_by_place_take_the_first_of_several_orientations(place, make_model, make_scan, tiny, tmp_path):
+    orientations = "infer.orientations=[axial, coronal, sagittal]"
+    folder = make_model(tmp_path / "model", tiny("data.align=world", "partition.stride=16", orientations))
+    calibrate_model(folder, place / "healthy.csv", device="cpu", locations=True)
+    affine = np.array([[2.5, 0, 0, -63], [0, 2.5, 0, -78], [0, 0, 2.5, -54], [0, 0, 0, 1]])
+    fine = make_scan(affine, (53, 65, 46), (4, 4))
+    assert is_volumetric(from_image(fine), fine.get_fdata() > 0)
+    found = load_model(folder, "cpu").predict(fine)
+    assert (found.anomaly == load_model(place / "model", "cpu").predict(fine).anomaly).all()
+    assert found.steps["orientations"] == ["axial"]

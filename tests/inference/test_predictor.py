@@ -226,3 +226,11 @@ def test_progress_over_several_orientations_ends_at_its_total(by_orientation, ma
     by_orientation["axial", "coronal", "sagittal"].predict(scan, on_batch=lambda done, total: seen.append(done / total))
     assert seen == sorted(seen)
     assert seen[-1] == 1
+
+
+def test_a_threshold_does_not_outlive_a_change_of_the_orientations(make_model, tiny, tmp_path):
+    folder = make_model(tmp_path / "model", tiny("partition.stride=16"), CALIBRATION.to_dict())
+    assert load_model(folder, "cpu", ("infer.batch_size=3",)).calibration is not None
+    changed = load_model(folder, "cpu", ("infer.orientations=[axial, coronal]",))
+    assert changed.calibration is None
+    assert "orientations" in changed.suspended
