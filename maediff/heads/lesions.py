@@ -274,18 +274,17 @@ def _blob(plane: Plane, room: Tensor, rng: torch.Generator) -> Tensor:
 
 def lesion_room(plane: Plane) -> Tensor:
     """Return where lesions may lie (h, w): brain tissue and what it encloses, not the fluid around it."""
-    centre = plane.classes[len(plane.classes) // 2]
     keeps = torch.ones(256)
     keeps[outside_brain()] = 0
     keeps[indices(CSF)] = 0.1
-    return keeps[centre] * (plane.depth <= 1)
+    return keeps[plane.central] * (plane.depth <= 1)
 
 
 def white_share(plane: Plane) -> Tensor:
     """Weigh white matter against other tissue (h, w): lesions of white matter end at the cortex."""
     weights = torch.full((256,), 0.15)
     weights[indices(WHITE)] = 1.0
-    return weights[plane.classes[len(plane.classes) // 2]]
+    return weights[plane.central]
 
 
 def _grain(shape: torch.Size | tuple[int, int], rng: torch.Generator, factor: int | None = None) -> Tensor:

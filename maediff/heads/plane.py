@@ -37,6 +37,17 @@ class Plane:
     place: Tensor
     pixel_mm: float
 
+    @property
+    def central(self) -> Tensor:
+        """Class of each fine pixel in the central layer (h, w)."""
+        return self.classes[len(self.classes) // 2]
+
+    def among(self, classes: Sequence[int]) -> Tensor:
+        """Return 1 where the central layer holds one of some classes, else 0 (h, w)."""
+        table = torch.zeros(256)
+        table[list(classes)] = 1
+        return table[self.central]
+
 
 @dataclass(frozen=True)
 class Pose:

@@ -31,25 +31,18 @@ def regional_variation(plane: Plane, rng: torch.Generator) -> Tensor:
         * smooth_field(shape, uniform(*_REGION_MM, rng) / plane.pixel_mm, rng)[0].clamp(-2.5, 2.5)
         for _ in range(2)
     )
-    centre = plane.classes[len(plane.classes) // 2]
-    white, tissue = torch.zeros(256), torch.zeros(256)
-    white[indices(WHITE)] = 1
-    tissue[parenchyma()] = 1
-    share = white[centre]
-    return 1 + tissue[centre] * (share * in_white + (1 - share) * in_grey)
+    white = plane.among(indices(WHITE))
+    return 1 + plane.among(parenchyma()) * (white * in_white + (1 - white) * in_grey)
 
 
 def draw_caps(plane: Plane, rng: torch.Generator) -> list[Lesion]:
     """Draw the rim of changed white matter that healthy ventricles have, as a lesion that is to stay; often none."""
     if not chance(_CAPPED, rng):
         return []
-    centre = plane.classes[len(plane.classes) // 2]
-    fluid = (centre == class_index("lateral ventricle")).float()[None, None]
+    fluid = plane.among([class_index("lateral ventricle")])[None, None]
     reach = round(uniform(*_CAP_MM, rng) / plane.pixel_mm)
     grown = functional.max_pool2d(fluid, 2 * reach + 1, stride=1, padding=reach)
     rim = (functional.avg_pool2d(grown, 3, stride=1, padding=1) - fluid).clamp(min=0)[0, 0]
-    white = torch.zeros(256)
-    white[indices(WHITE)] = 1
     patchy = (0.7 + 0.5 * smooth_field((rim.shape[0], rim.shape[1]), 8.0 / plane.pixel_mm, rng)[0]).clamp(0, 1)
-    opacity = uniform(0.1, 0.5, rng) * rim * white[centre] * patchy
+    opacity = uniform(0.1, 0.5, rng) * rim * plane.among(indices(WHITE)) * patchy
     return [Lesion(opacity, "gliosis")]
