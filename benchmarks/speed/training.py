@@ -28,6 +28,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Benchmark, say, table
+from benchmarks.quality.table.cells import training_gflop
 from benchmarks.speed.timing import load
 from maediff.config import Config, load_config, override
 from maediff.data.slices import SliceSet
@@ -85,7 +86,7 @@ def profile(config: Config, steps: int, device: torch.device) -> dict[str, Any]:
     seconds = {stage: spent.get(function, 0.0) for stage, function in STAGES.items()}
     seconds["data"] = pace.waiting * steps * config.train.batch_size / pace.images_per_second
     seconds["forward"] = spent[("loop.py", "_step")] - sum(seconds[stage] for stage in IN_STEP)
-    forward, whole = _gflop(config)
+    forward, whole = _forward_gflop(config), training_gflop(config)
     bf16 = use_bf16(device, config.train.precision)
     top = matmul_flops(device, torch.bfloat16 if bf16 else torch.float32) / 1e9
     images = steps * config.train.batch_size
@@ -111,14 +112,12 @@ def _batch(config: Config) -> dict[str, torch.Tensor]:
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def _gflop(config: Config) -> tuple[float, float]:
-    """Count the operations of an image's forward pass, and of both passes, 1e9."""
+def _forward_gflop(config: Config) -> float:
+    """Count the operations of an image's forward pass, 1e9."""
     losses, batch = Losses(config).train(), _batch(config)
     with FlopCounterMode(display=False) as counter:
-        loss, auxiliary = losses(batch)
-        forward = counter.get_total_flops()
-        (loss + config.model.mae_loss_weight * auxiliary).backward()
-    return forward / len(batch["t"]) / 1e9, counter.get_total_flops() / len(batch["t"]) / 1e9
+        losses(batch)
+    return float(counter.get_total_flops() / len(batch["t"]) / 1e9)
 
 
 def _operators(config: Config, device: torch.device) -> dict[str, float]:
