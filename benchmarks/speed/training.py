@@ -40,7 +40,6 @@ from maediff.training.stream import sample_stream
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=("training.json",))
 WARM_UP_STEPS = 3
 STAGES = {
-    "data": ("pace.py", "watch"),
     "backward": ("accelerator.py", "backward"),
     "gradient clipping": ("accelerator.py", "clip_grad_norm_"),
     "optimiser": ("optimizer.py", "step"),
