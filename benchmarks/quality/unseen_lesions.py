@@ -1,0 +1,295 @@
+"""What is found of lesions that no training has shown? Models that learned to remove bright blobs meet other kinds.
+
+    python -m benchmarks.quality.unseen_lesions --masks DIR --work runs/cross_validation/PROTOCOL --row maediff \
+      ddpm-lesions --json benchmarks/results/unseen_lesions.json
+
+The models are those of `benchmarks.quality.cross_validation`, whose pseudo-lesions are bright. On slices of each fold's
+test patients that hold none of the tumour, one lesion of a family is put into each: bright as in training, dark, fluid,
+misplaced (tissue from elsewhere in the slice, at the brightness of what it replaces), squeezed (bent tissue, no new
+intensity), smooth (structure is missing) and turned (upside down in its place). The truth is the region of the lesion.
+The map is the absolute residual with the filters of the models' configuration; the mean of several timesteps is scored
+beside each alone. Intensity is the distance from the median of the slice's brain, with the same filters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from benchmarks.common import Benchmark, say, table
+from benchmarks.quality.cross_validation.folds import COMPARED, FOLDS, patients, split
+from benchmarks.quality.cross_validation.statistics import difference, mean
+from benchmarks.quality.patients import Patient
+from maediff.config import ScoreConfig, override
+from maediff.data.cases import Case
+from maediff.evaluation import voxel_metrics
+from maediff.inference.load import load_model
+from maediff.inference.predictor import Predictor
+from maediff.scoring import eroded, postprocess
+from maediff.typing import BoolArray, DoubleArray, FloatMap
+from maediff.working import WorkingScan, lesion_slices, prepare
+
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/cross-validation.md", results=("unseen_lesions.json",))
+SLICES, RADII, SEED = 4, (2.5, 6.0), 16
+"""Slices of a patient, half axes of lesions in pixels of 3 mm, and the seed of all lesions."""
+RIM = 0.5
+"""Width of a lesion's soft rim, pixels."""
+LARGE = 0.6
+"""Brain that a slice must hold, as a share of the patient's largest slice."""
+INTENSITY = "intensity"
+Fill = Callable[["Spot"], FloatMap]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a lesion lies.
+
+    Attributes:
+        image: The slice (H, W), working units.
+        brain: (H, W).
+        centre: Row and column.
+        alpha: Share of lesion (H, W), 0 to 1.
+        rng: Source of the lesion's look.
+    """
+
+    image: FloatMap
+    brain: BoolArray
+    centre: tuple[int, int]
+    alpha: FloatMap
+    rng: np.random.Generator
+
+    @property
+    def inside(self) -> BoolArray:
+        """Pixels that are mostly lesion."""
+        within: BoolArray = (self.alpha > 0.5) & self.brain
+        return within
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Slices of a patient with a lesion of one family in each: images and truth (S, H, W)."""
+
+    images: FloatMap
+    truth: BoolArray
+
+
+def bright(spot: Spot) -> FloatMap:
+    """Make tissue brighter, as the pseudo-lesions of the training do."""
+    return spot.image + np.float32(spot.rng.uniform(0.2, 0.8))
+
+
+def dark(spot: Spot) -> FloatMap:
+    """Make tissue darker."""
+    return spot.image - np.float32(spot.rng.uniform(0.2, 0.8))
+
+
+def fluid(spot: Spot) -> FloatMap:
+    """Put fluid in the place of tissue: the brightness of the darkest twentieth of the brain."""
+    return np.full_like(spot.image, np.quantile(spot.image[spot.brain], 0.05))
+
+
+def misplaced(spot: Spot) -> FloatMap:
+    """Show tissue of another place of the slice, with the mean brightness of what it replaces."""
+    rows, columns = np.nonzero(spot.brain)
+    far = np.hypot(rows - spot.centre[0], columns - spot.centre[1]) > 12
+    pick = int(spot.rng.choice(np.flatnonzero(far)))
+    shift = (spot.centre[0] - int(rows[pick]), spot.centre[1] - int(columns[pick]))
+    other = np.roll(spot.image, shift, (0, 1))
+    known = np.roll(spot.brain, shift, (0, 1))
+    level = spot.image[spot.inside].mean()
+    seen = spot.inside & known
+    matched = other - (other[seen].mean() if seen.any() else level) + level
+    return np.where(known, matched, level).astype(np.float32)
+
+
+def squeezed(spot: Spot) -> FloatMap:
+    """Pull tissue to the centre, or push it away, by up to half of the distance."""
+    grid = np.indices(spot.image.shape).astype(np.float64)
+    offset = grid - np.reshape(spot.centre, (2, 1, 1))
+    amount = spot.rng.choice((-0.5, 0.5))
+    reach = np.sqrt(max(int(spot.inside.sum()), 1) / np.pi) * 1.3
+    fade = np.exp(-((np.hypot(*offset) / reach) ** 2))
+    return ndimage.map_coordinates(spot.image, grid + amount * fade * offset, order=1, mode="nearest").astype(
+        np.float32
+    )
+
+
+def smooth(spot: Spot) -> FloatMap:
+    """Blur structure away, counting only brain."""
+    share = ndimage.gaussian_filter(spot.brain.astype(np.float32), 3.0)
+    total = ndimage.gaussian_filter(np.where(spot.brain, spot.image, 0).astype(np.float32), 3.0)
+    return np.divide(total, share, out=np.zeros_like(total), where=share > 0)
+
+
+def turned(spot: Spot) -> FloatMap:
+    """Turn tissue by half a turn about the centre."""
+    grid = np.indices(spot.image.shape)
+    place = 2 * np.reshape(spot.centre, (2, 1, 1)) - grid
+    return ndimage.map_coordinates(spot.image, place.astype(np.float64), order=1, mode="nearest").astype(np.float32)
+
+
+FAMILIES: dict[str, Fill] = {fill.__name__: fill for fill in (bright, dark, fluid, misplaced, squeezed, smooth, turned)}
+
+
+def blob(shape: tuple[int, int], centre: tuple[int, int], rng: np.random.Generator) -> FloatMap:
+    """Draw a soft ellipse (H, W), 0 to 1, with half axes within :data:`RADII`."""
+    axes, angle = rng.uniform(*RADII, 2), rng.uniform(0, np.pi)
+    down, right = (place - middle for place, middle in zip(np.indices(shape), centre, strict=True))
+    along = (down * np.cos(angle) + right * np.sin(angle)) / axes[0]
+    across = (right * np.cos(angle) - down * np.sin(angle)) / axes[1]
+    beyond = (np.hypot(along, across) - 1) * axes.min() / RIM
+    return (1 / (1 + np.exp(np.clip(beyond, -30, 30)))).astype(np.float32)
+
+
+def paint(image: FloatMap, brain: BoolArray, family: str, rng: np.random.Generator) -> tuple[FloatMap, BoolArray]:
+    """Put a lesion of a family into a slice.
+
+    Args:
+        image: (H, W), working units, -1 outside the brain.
+        brain: (H, W).
+        family: One of :data:`FAMILIES`.
+        rng: Source of chance; the place and the shape come first, so that families of one seed share them.
+
+    Returns:
+        The slice with the lesion, and the lesion's region within the brain.
+    """
+    rows, columns = np.nonzero(ndimage.binary_erosion(brain, iterations=3))
+    pick = int(rng.integers(len(rows)))
+    centre = (int(rows[pick]), int(columns[pick]))
+    alpha = blob((image.shape[0], image.shape[1]), centre, rng)
+    spot = Spot(image, brain, centre, alpha, rng)
+    changed = image + alpha * (FAMILIES[family](spot) - image)
+    return np.where(brain, np.clip(changed, -1, None), image).astype(np.float32), spot.inside
+
+
+def chosen_slices(prepared: WorkingScan, tumour: BoolArray) -> list[int]:
+    """List :data:`SLICES` slices, evenly spaced, that are large and hold none of the tumour (S,)."""
+    area = prepared.mask.sum((1, 2))
+    fit = np.flatnonzero((area >= LARGE * area.max()) & ~tumour)
+    spread = np.linspace(0, len(fit) - 1, min(SLICES, len(fit))).round().astype(int)
+    return [int(index) for index in fit[spread]]
+
+
+def painted(scan: FloatMap, brain: BoolArray, family: str, name: str) -> Painted:
+    """Put a lesion of a family into each slice (S, H, W), at places that depend on the patient and the slice."""
+    images, truth = [], []
+    for index, (image, inside) in enumerate(zip(scan, brain, strict=True)):
+        rng = np.random.default_rng((SEED, index, *name.encode()))
+        changed, region = paint(image, inside, family, rng)
+        images.append(changed)
+        truth.append(region)
+    return Painted(np.stack(images), np.stack(truth))
+
+
+def residuals(
+    predictor: Predictor, images: FloatMap, brain: BoolArray, timesteps: Sequence[int]
+) -> dict[str, FloatMap]:
+    """Compute the absolute residual (S, H, W) at each timestep, and the mean over all if there are several."""
+    found = {}
+    for t in timesteps:
+        one = Predictor(
+            override(predictor.config, [f"diffusion.test_timesteps=[{t}]"]),
+            predictor.network,
+            None,
+            predictor.model_hash,
+            predictor.device,
+        )
+        healthy = one.reconstruct(torch.from_numpy(images), torch.from_numpy(brain), (SEED, t))
+        found[f"t {t}"] = healthy.residual(images, "abs")
+    if len(found) > 1:
+        found["mean"] = np.mean(list(found.values()), axis=0, dtype=np.float32)
+    return found
+
+
+def _intensity(images: FloatMap, brain: BoolArray) -> FloatMap:
+    """Measure the distance from the median of each slice's brain."""
+    middles = [np.median(image[inside]) for image, inside in zip(images, brain, strict=True)]
+    return np.abs(images - np.reshape(middles, (-1, 1, 1))).astype(np.float32) * brain
+
+
+def _auprc(values: FloatMap, lesion: Painted, brain: BoolArray, prepared: WorkingScan, score: ScoreConfig) -> float:
+    filtered = postprocess(values, brain, prepared.grid.spacing_mm, score)
+    within = eroded(brain, prepared.grid.spacing_mm, score.erode_mm)
+    return voxel_metrics(np.where(within, filtered, np.float32(0)), brain, lesion.truth, None).auprc
+
+
+def scored(case: Case, models: dict[str, tuple[Predictor, tuple[int, ...]]]) -> Iterator[tuple[str, str, float]]:
+    """Score a patient: method, family, AUPRC over its slices; nothing if every large slice holds tumour."""
+    patient = Patient(case)
+    config = next(iter(models.values()))[0].config
+    prepared = prepare(patient.volume, patient.brain, config.data)
+    slices = chosen_slices(prepared, lesion_slices(patient.label, prepared.grid))
+    if not slices:
+        return
+    brain = prepared.mask[slices]
+    for family in FAMILIES:
+        lesion = painted(prepared.slices[slices], brain, family, case.subject)
+        score = config.score.model_copy(update={"sign": "abs"})
+        yield INTENSITY, family, _auprc(_intensity(lesion.images, brain), lesion, brain, prepared, score)
+        for name, (predictor, timesteps) in models.items():
+            for time, values in residuals(predictor, lesion.images, brain, timesteps).items():
+                yield f"{name}, {time}", family, _auprc(values, lesion, brain, prepared, score)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Score all test patients of the folds with the models of their fold."""
+    torch.set_num_threads(options.threads)
+    cases = patients(options.data, options.masks)
+    rows = [row for row in COMPARED if row.name in options.row]
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for fold in options.fold:
+        models = {
+            row.name: (load_model(options.work / f"fold{fold}" / row.name / "model", "cpu"), row.timesteps)
+            for row in rows
+        }
+        names = {row["subject"] for row in split(cases, fold) if row["split"] == "test"}
+        for case in [case for case in cases if case.subject in names][: options.limit]:
+            for name, family, value in scored(case, models):
+                found[name][family].append(value)
+            say(f"fold {fold} {case.subject}")
+    values = {name: {family: np.array([row]) for family, row in by.items()} for name, by in found.items()}
+    print(_table(values))
+    return {
+        "families": {
+            name: {
+                family: {"auprc": mean(row), "above_intensity": difference(row, values[INTENSITY][family])}
+                for family, row in by.items()
+            }
+            for name, by in values.items()
+        },
+        "patients": found,
+    }
+
+
+def _table(values: dict[str, dict[str, DoubleArray]]) -> str:
+    lines = [[name, *(mean(by[family]) for family in FAMILIES)] for name, by in values.items()]
+    return table(["method", *FAMILIES], lines)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    names = [row.name for row in COMPARED if row.name != INTENSITY]
+    parser.add_argument("--masks", type=Path, metavar="DIR", help="brain masks instead of those of the data set")
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="models, in foldK/ROW/model")
+    parser.add_argument("--row", nargs="+", choices=names, default=names, help="methods (all)")
+    parser.add_argument("--fold", nargs="+", type=int, choices=range(FOLDS), default=list(range(FOLDS)), help="(all)")
+    parser.add_argument("--limit", type=int, default=1000, help="patients per fold (all): a smoke test")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return BENCHMARK.run(measure, add_options, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
