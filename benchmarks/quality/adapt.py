@@ -7,7 +7,8 @@ Sites: `lgg_flair` (tumour-free slices of training patients; tested on the test 
 tested on the others). The model as shipped, the same with a threshold of the site alone, adapted (`maediff adapt`), and
 with all its weights trained on (the same samples, steps and stopping) are compared scan by scan. Those that are trained
 have their threshold from the subjects that training held out, the calibrated one from all. Each is also scored on
-contrasts that it was not adapted to. Differences are to the model as shipped, with paired bootstrap intervals.
+contrasts that it was not adapted to. `--masks DIR` takes brain masks of lgg_flair from elsewhere, under the same names
+(`new_masks` writes them). Differences are to the model as shipped, with paired bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Benchmark, data_folder, say, table
+from benchmarks.quality.cross_validation.folds import patients
 from benchmarks.quality.methods import pseudo_healthy_calibration
 from benchmarks.quality.patients import Patient, row, write_cases
 from maediff.data.cases import Case, find_cases
@@ -57,7 +59,7 @@ class Site:
 
 def site(options: argparse.Namespace, count: int) -> Site:
     """Choose the scans of a site: the first by subject to adapt to, others to test on, and those of other contrasts."""
-    cases = sorted(find_cases(data_folder(options.site, options.data) / "cases.csv"), key=lambda case: case.subject)
+    cases = sorted(_cases(options.site, options), key=lambda case: case.subject)
     pool = [case for case in cases if case.split != "test"]
     own = [case for case in cases if case.split == "test"] or pool[count:]
     tests = {options.site: own}
@@ -65,10 +67,14 @@ def site(options: argparse.Namespace, count: int) -> Site:
     for channel in ("flair", "t2", "t1"):
         tests[f"mslub {channel}"] = find_cases(mslub, channel=channel)
     other = next(name for name in SITES if name != options.site)
-    tests[other] = find_cases(
-        data_folder(other, options.data) / "cases.csv", split="test" if other != "ixi_t1" else None
-    )
+    tests[other] = [case for case in _cases(other, options) if other == "ixi_t1" or case.split == "test"]
     return Site(pool[:count], {name: found[: options.limit] for name, found in tests.items()})
+
+
+def _cases(name: str, options: argparse.Namespace) -> list[Case]:
+    if name == "lgg_flair":
+        return patients(options.data, options.masks)
+    return find_cases(data_folder(name, options.data) / "cases.csv")
 
 
 def variants(options: argparse.Namespace, count: int, chosen: Site) -> Iterator[tuple[Predictor, dict[str, float]]]:
@@ -181,6 +187,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="phantom", metavar="MODEL", help="base (%(default)s)")
     parser.add_argument("--site", choices=SITES, default="lgg_flair", help="what to adapt to (%(default)s)")
     parser.add_argument("--scans", type=int, nargs="+", default=[5, 10], metavar="N", help="scans to adapt to")
+    parser.add_argument("--masks", type=Path, metavar="DIR", help="brain masks of lgg_flair, under the same names")
     parser.add_argument("--rank", type=int, default=4, help="of the updates (%(default)s)")
     parser.add_argument("--steps", type=int, default=400, help="most training steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of samples, start and held-out subjects")

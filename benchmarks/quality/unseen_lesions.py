@@ -84,12 +84,14 @@ class Painted:
 
 def bright(spot: Spot) -> FloatMap:
     """Make tissue brighter, as the pseudo-lesions of the training do."""
-    return spot.image + np.float32(spot.rng.uniform(0.2, 0.8))
+    changed: FloatMap = spot.image + np.float32(spot.rng.uniform(0.2, 0.8))
+    return changed
 
 
 def dark(spot: Spot) -> FloatMap:
     """Make tissue darker."""
-    return spot.image - np.float32(spot.rng.uniform(0.2, 0.8))
+    changed: FloatMap = spot.image - np.float32(spot.rng.uniform(0.2, 0.8))
+    return changed
 
 
 def fluid(spot: Spot) -> FloatMap:
@@ -108,7 +110,8 @@ def misplaced(spot: Spot) -> FloatMap:
     level = spot.image[spot.inside].mean()
     seen = spot.inside & known
     matched = other - (other[seen].mean() if seen.any() else level) + level
-    return np.where(known, matched, level).astype(np.float32)
+    changed: FloatMap = np.where(known, matched, level).astype(np.float32)
+    return changed
 
 
 def squeezed(spot: Spot) -> FloatMap:
@@ -118,23 +121,28 @@ def squeezed(spot: Spot) -> FloatMap:
     amount = spot.rng.choice((-0.5, 0.5))
     reach = np.sqrt(max(int(spot.inside.sum()), 1) / np.pi) * 1.3
     fade = np.exp(-((np.hypot(*offset) / reach) ** 2))
-    return ndimage.map_coordinates(spot.image, grid + amount * fade * offset, order=1, mode="nearest").astype(
-        np.float32
-    )
+    return _sampled(spot.image, grid + amount * fade * offset)
 
 
 def smooth(spot: Spot) -> FloatMap:
     """Blur structure away, counting only brain."""
     share = ndimage.gaussian_filter(spot.brain.astype(np.float32), 3.0)
     total = ndimage.gaussian_filter(np.where(spot.brain, spot.image, 0).astype(np.float32), 3.0)
-    return np.divide(total, share, out=np.zeros_like(total), where=share > 0)
+    changed: FloatMap = np.divide(total, share, out=np.zeros_like(total), where=share > 0)
+    return changed
 
 
 def turned(spot: Spot) -> FloatMap:
     """Turn tissue by half a turn about the centre."""
     grid = np.indices(spot.image.shape)
     place = 2 * np.reshape(spot.centre, (2, 1, 1)) - grid
-    return ndimage.map_coordinates(spot.image, place.astype(np.float64), order=1, mode="nearest").astype(np.float32)
+    return _sampled(spot.image, place.astype(np.float64))
+
+
+def _sampled(image: FloatMap, places: DoubleArray) -> FloatMap:
+    """Interpolate an image (H, W) at places (2, H, W)."""
+    found: FloatMap = ndimage.map_coordinates(image, places, order=1, mode="nearest").astype(np.float32)
+    return found
 
 
 FAMILIES: dict[str, Fill] = {fill.__name__: fill for fill in (bright, dark, fluid, misplaced, squeezed, smooth, turned)}
@@ -147,7 +155,8 @@ def blob(shape: tuple[int, int], centre: tuple[int, int], rng: np.random.Generat
     along = (down * np.cos(angle) + right * np.sin(angle)) / axes[0]
     across = (right * np.cos(angle) - down * np.sin(angle)) / axes[1]
     beyond = (np.hypot(along, across) - 1) * axes.min() / RIM
-    return (1 / (1 + np.exp(np.clip(beyond, -30, 30)))).astype(np.float32)
+    soft: FloatMap = (1 / (1 + np.exp(np.clip(beyond, -30, 30)))).astype(np.float32)
+    return soft
 
 
 def paint(image: FloatMap, brain: BoolArray, family: str, rng: np.random.Generator) -> tuple[FloatMap, BoolArray]:
