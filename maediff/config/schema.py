@@ -291,6 +291,9 @@ class TrainConfig(Section):
         le=1,
         description="Weight of the x0 error of the brain outside the window; inside it the weight is 1.",
     )
+    windows: int = Field(
+        1, ge=1, le=1024, description="Most windows that are noised together in a training slice; the number varies."
+    )
     workers: int = Field(
         0, ge=0, le=1024, description="Processes that prepare batches; 0: the main process prepares them."
     )

@@ -17,7 +17,7 @@ from maediff.diffusion.noise import chance, generator, noise_field
 from maediff.heads.headset import HeadSet
 from maediff.heads.sample import HeadSlice, draw_slice
 from maediff.methods.build import own_anomalies
-from maediff.methods.maediff.partition import random_window, window_masks
+from maediff.methods.maediff.partition import random_mask
 from maediff.training.augment import augment
 from maediff.training.pseudo_lesions import add_pseudo_lesions
 
@@ -57,8 +57,7 @@ class SampleStream(Dataset[Sample]):
         if self.augmented:
             clean, brain = augment(clean, brain, config.data.clip, rng)
         shape = (clean.shape[1], clean.shape[2])
-        corner = random_window(brain[0], config.partition.window, rng)
-        window = window_masks(corner[None], config.partition.window, shape)[0]
+        window = random_mask(brain[0], config.partition.window, config.train.windows, rng)
         image = clean
         if self.anomalies is None and chance(config.lesions.share, rng):
             donor, _ = self._another(rng)
@@ -112,13 +111,11 @@ class HeadStream(Dataset[Sample]):
             image = self.anomalies(clean, brain, foreign, rng, severity=_share(t, config), clip=config.data.clip)
         lesion = drawn.lesion > _LESION
         aim = lesion if chance(_ON_LESION, rng) and bool(lesion.any()) else drawn.brain
-        window, shape = config.partition.window, config.data.size
-        corner = random_window(aim, window, rng)
         return {
             "image": image,
             "clean": clean,
-            "mask": window_masks(corner[None], window, shape)[0],
-            "noise": noise_field(config.noise, shape, rng),
+            "mask": random_mask(aim, config.partition.window, config.train.windows, rng),
+            "noise": noise_field(config.noise, config.data.size, rng),
             "t": t,
         }
 

@@ -11,13 +11,15 @@ import numpy as np
 
 from benchmarks.common import AbsentError, data_folder
 from benchmarks.quality.patients import row as case_row
-from benchmarks.quality.table.rows import DATA_SETS, ROWS, Cases, DataSet, Row, cell_path
+from benchmarks.quality.table.rows import DATA_SETS, MASKED, ROWS, Cases, DataSet, Row, cell_path
 from maediff.data.cases import Case, find_cases
 from maediff.files import file_sha256
 
 FOLDS, VALIDATION = 5, 10
 KEY = 16
 """Seed of the shuffle of patients."""
+HIDDEN = (60, 200, 500, 900)
+SMALL = ("partition.window=16", "partition.stride=8", "train.windows=6", "infer.together=6", MASKED)
 GATE, SEE_ALL = "model.gate=true", "train.outside_weight=1"
 _TABLE = {row.name: row for row in ROWS}
 _MAEDIFF = _TABLE["maediff"]
@@ -32,6 +34,11 @@ def _gated(name: str) -> Row:
     return replace(row, name=f"{name}-gate", title=f"{row.title}, gate", overrides=(*row.overrides, GATE))
 
 
+def _hidden(base: Row, name: str, title: str, *overrides: str) -> Row:
+    """Train on timesteps up to one at which next to nothing of what is noised is left."""
+    return Row(name, title, (*base.overrides, *overrides, "diffusion.train_timesteps=[30, 950]"), HIDDEN)
+
+
 COMPARED = (
     *(_TABLE[name] for name in ("intensity", "disyre", "ddpm-lesions", "pddpm-lesions")),
     _gated("ddpm"),
@@ -40,6 +47,9 @@ COMPARED = (
     _ours("maediff-all", "MAEDiff, the loss sees everything", SEE_ALL),
     _ours("maediff-gate", "MAEDiff, gate", GATE),
     _ours("maediff-all-gate", "MAEDiff, the loss sees everything, gate", SEE_ALL, GATE),
+    _hidden(_TABLE["ddpm-lesions"], "ddpm-deep", "DDPM + our pseudo-lesions, all timesteps"),
+    _hidden(_MAEDIFF, "maediff-deep", "MAEDiff, all timesteps", SEE_ALL),
+    _hidden(_MAEDIFF, "maediff-small", "MAEDiff, all timesteps, several small windows", SEE_ALL, *SMALL),
 )
 """Rows of the table as they are, and each hypothesis as few settings on top of one of them."""
 

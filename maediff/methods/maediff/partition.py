@@ -69,6 +69,23 @@ def random_window(mask: Tensor, window: int, generator: torch.Generator) -> Tens
     return torch.minimum((pixel - offset).clamp(min=0), limit)
 
 
+def random_mask(brain: Tensor, window: int, most: int, generator: torch.Generator) -> Tensor:
+    """Draw the mask M of a training slice: a window over the brain, or several that may overlap.
+
+    Args:
+        brain: (H, W) bool.
+        window: Side p, pixels.
+        most: Most windows; from 1 to this many are drawn, each number as often.
+        generator: Source of randomness.
+
+    Returns:
+        (1, H, W) float32: 1 inside a window, 0 elsewhere.
+    """
+    count = 1 if most == 1 else int(torch.randint(1, most + 1, (), generator=generator))
+    corners = torch.stack([random_window(brain, window, generator) for _ in range(count)])
+    return window_masks(corners, window, (brain.shape[0], brain.shape[1])).amax(0)
+
+
 def window_masks(corners: Tensor, window: int, shape: tuple[int, int]) -> Tensor:
     """Build the mask M of each window.
 
