@@ -171,7 +171,8 @@ def paint(image: FloatMap, brain: BoolArray, family: str, rng: np.random.Generat
     Returns:
         The slice with the lesion, and the lesion's region within the brain.
     """
-    rows, columns = np.nonzero(ndimage.binary_erosion(brain, iterations=3))
+    tissue = ndimage.uniform_filter(image, 2 * int(RADII[0]) + 1) > np.quantile(image[brain], 0.25)
+    rows, columns = np.nonzero(ndimage.binary_erosion(brain, iterations=3) & tissue)  # fluid in fluid is no lesion
     pick = int(rng.integers(len(rows)))
     centre = (int(rows[pick]), int(columns[pick]))
     alpha = blob((image.shape[0], image.shape[1]), centre, rng)
