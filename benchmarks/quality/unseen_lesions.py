@@ -7,8 +7,9 @@ The models are those of `benchmarks.quality.cross_validation`, whose pseudo-lesi
 test patients that hold none of the tumour, one lesion of a family is put into each: bright as in training, dark, fluid,
 misplaced (tissue from elsewhere in the slice, at the brightness of what it replaces), squeezed (bent tissue, no new
 intensity), smooth (structure is missing) and turned (upside down in its place). The truth is the region of the lesion.
-The map is the absolute residual with the filters of the models' configuration; the mean of several timesteps is scored
-beside each alone. Intensity is the distance from the median of the slice's brain, with the same filters.
+The map is the absolute residual with the filters of the models' configuration. Where a row has several timesteps, their
+mean is scored beside each alone, each in units of its residual on healthy slices of validation patients. Intensity is
+the distance from the median of the slice's brain, with the same filters.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ RIM = 0.5
 LARGE = 0.6
 """Brain that a slice must hold, as a share of the patient's largest slice."""
 INTENSITY = "intensity"
+Spacing = tuple[float, float, float]
 Fill = Callable[["Spot"], FloatMap]
 
 
@@ -200,24 +202,55 @@ def painted(scan: FloatMap, brain: BoolArray, family: str, name: str) -> Painted
     return Painted(np.stack(images), np.stack(truth))
 
 
-def residuals(
-    predictor: Predictor, images: FloatMap, brain: BoolArray, timesteps: Sequence[int]
-) -> dict[str, FloatMap]:
-    """Compute the absolute residual (S, H, W) at each timestep, and the mean over all if there are several."""
-    found = {}
-    for t in timesteps:
-        one = Predictor(
-            override(predictor.config, [f"diffusion.test_timesteps=[{t}]"]),
-            predictor.network,
-            None,
-            predictor.model_hash,
-            predictor.device,
-        )
-        healthy = one.reconstruct(torch.from_numpy(images), torch.from_numpy(brain), (SEED, t))
-        found[f"t {t}"] = healthy.residual(images, "abs")
-    if len(found) > 1:
-        found["mean"] = np.mean(list(found.values()), axis=0, dtype=np.float32)
-    return found
+@dataclass(frozen=True)
+class Model:
+    """A trained model with what its residuals are on healthy slices.
+
+    Attributes:
+        predictor: The model.
+        healthy: Mean absolute residual of validation patients' slices without tumour, at each timestep.
+    """
+
+    predictor: Predictor
+    healthy: Mapping[int, float]
+
+    def residuals(self, images: FloatMap, brain: BoolArray) -> dict[str, FloatMap]:
+        """Compute the absolute residual (S, H, W) at each timestep.
+
+        With several timesteps, `all` is the mean over them, each in units of what it is on healthy slices.
+        """
+        found = {t: absolute_residual(self.predictor, images, brain, t) for t in self.healthy}
+        named = {f"t {t}": values for t, values in found.items()}
+        if len(found) > 1:
+            scaled = [values / np.float32(self.healthy[t]) for t, values in found.items()]
+            named["all"] = np.mean(scaled, axis=0, dtype=np.float32)
+        return named
+
+
+def absolute_residual(predictor: Predictor, images: FloatMap, brain: BoolArray, t: int) -> FloatMap:
+    """Reconstruct slices (S, H, W) at one timestep, and compare."""
+    single = replace(predictor, config=override(predictor.config, [f"diffusion.test_timesteps=[{t}]"]))
+    healthy = single.reconstruct(torch.from_numpy(images), torch.from_numpy(brain), (SEED, t))
+    return healthy.residual(images, "abs")
+
+
+def load(folder: Path, timesteps: Sequence[int], validation: Sequence[Case]) -> Model:
+    """Load a model, and measure its residuals on healthy slices."""
+    predictor = load_model(folder, "cpu")
+    healthy = []
+    for case in validation:
+        images, brain, _ = _tumour_free(case, predictor)
+        if len(images):
+            healthy.append([absolute_residual(predictor, images, brain, t)[brain].mean() for t in timesteps])
+    return Model(predictor, dict(zip(timesteps, np.mean(healthy, axis=0).tolist(), strict=True)))
+
+
+def _tumour_free(case: Case, predictor: Predictor) -> tuple[FloatMap, BoolArray, Spacing]:
+    """Prepare the chosen slices of a patient: images and brain (S, H, W), and the spacing in mm."""
+    patient = Patient(case)
+    prepared = prepare(patient.volume, patient.brain, predictor.config.data)
+    slices = chosen_slices(prepared, lesion_slices(patient.label, prepared.grid))
+    return prepared.slices[slices], prepared.mask[slices], prepared.grid.spacing_mm
 
 
 def _intensity(images: FloatMap, brain: BoolArray) -> FloatMap:
@@ -226,58 +259,50 @@ def _intensity(images: FloatMap, brain: BoolArray) -> FloatMap:
     return np.abs(images - np.reshape(middles, (-1, 1, 1))).astype(np.float32) * brain
 
 
-def _auprc(values: FloatMap, lesion: Painted, brain: BoolArray, prepared: WorkingScan, score: ScoreConfig) -> float:
-    filtered = postprocess(values, brain, prepared.grid.spacing_mm, score)
-    within = eroded(brain, prepared.grid.spacing_mm, score.erode_mm)
+def _auprc(values: FloatMap, lesion: Painted, brain: BoolArray, spacing: Spacing, score: ScoreConfig) -> float:
+    filtered = postprocess(values, brain, spacing, score)
+    within = eroded(brain, spacing, score.erode_mm)
     return voxel_metrics(np.where(within, filtered, np.float32(0)), brain, lesion.truth, None).auprc
 
 
-def scored(case: Case, models: dict[str, tuple[Predictor, tuple[int, ...]]]) -> Iterator[tuple[str, str, float]]:
+def scored(case: Case, models: Mapping[str, Model]) -> Iterator[tuple[str, str, float]]:
     """Score a patient: method, family, AUPRC over its slices; nothing if every large slice holds tumour."""
-    patient = Patient(case)
-    config = next(iter(models.values()))[0].config
-    prepared = prepare(patient.volume, patient.brain, config.data)
-    slices = chosen_slices(prepared, lesion_slices(patient.label, prepared.grid))
-    if not slices:
-        return
-    brain = prepared.mask[slices]
-    for family in FAMILIES:
-        lesion = painted(prepared.slices[slices], brain, family, case.subject)
-        score = config.score.model_copy(update={"sign": "abs"})
-        yield INTENSITY, family, _auprc(_intensity(lesion.images, brain), lesion, brain, prepared, score)
-        for name, (predictor, timesteps) in models.items():
-            for time, values in residuals(predictor, lesion.images, brain, timesteps).items():
-                yield f"{name}, {time}", family, _auprc(values, lesion, brain, prepared, score)
+    predictor = next(iter(models.values())).predictor
+    score = predictor.config.score.model_copy(update={"sign": "abs"})
+    images, brain, spacing = _tumour_free(case, predictor)
+    for family in FAMILIES if len(images) else ():
+        lesion = painted(images, brain, family, case.subject)
+        yield INTENSITY, family, _auprc(_intensity(lesion.images, brain), lesion, brain, spacing, score)
+        for name, model in models.items():
+            for time, values in model.residuals(lesion.images, brain).items():
+                yield f"{name}, {time}", family, _auprc(values, lesion, brain, spacing, score)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Score all test patients of the folds with the models of their fold."""
+    """Score test patients of the folds with the models of their fold."""
     torch.set_num_threads(options.threads)
     cases = patients(options.data, options.masks)
     rows = [row for row in COMPARED if row.name in options.row]
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for fold in options.fold:
-        models = {
-            row.name: (load_model(options.work / f"fold{fold}" / row.name / "model", "cpu"), row.timesteps)
-            for row in rows
-        }
-        names = {row["subject"] for row in split(cases, fold) if row["split"] == "test"}
-        for case in [case for case in cases if case.subject in names][: options.limit]:
+        part = {row["subject"]: row["split"] for row in split(cases, fold)}
+        validation = [case for case in cases if part[case.subject] == "val"][: options.limit]
+        folders = {row: options.work / f"fold{fold}" / row.name / "model" for row in rows}
+        models = {row.name: load(folder, row.timesteps, validation) for row, folder in folders.items()}
+        for case in [case for case in cases if part[case.subject] == "test"][: options.limit]:
             for name, family, value in scored(case, models):
                 found[name][family].append(value)
             say(f"fold {fold} {case.subject}")
     values = {name: {family: np.array([row]) for family, row in by.items()} for name, by in found.items()}
     print(_table(values))
-    return {
-        "families": {
-            name: {
-                family: {"auprc": mean(row), "above_intensity": difference(row, values[INTENSITY][family])}
-                for family, row in by.items()
-            }
-            for name, by in values.items()
-        },
-        "patients": found,
+    summary = {
+        name: {
+            family: {"auprc": mean(row), "above_intensity": difference(row, values[INTENSITY][family])}
+            for family, row in by.items()
+        }
+        for name, by in values.items()
     }
+    return {"families": summary, "patients": found}
 
 
 def _table(values: dict[str, dict[str, DoubleArray]]) -> str:
@@ -292,7 +317,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="models, in foldK/ROW/model")
     parser.add_argument("--row", nargs="+", choices=names, default=names, help="methods (all)")
     parser.add_argument("--fold", nargs="+", type=int, choices=range(FOLDS), default=list(range(FOLDS)), help="(all)")
-    parser.add_argument("--limit", type=int, default=1000, help="patients per fold (all): a smoke test")
+    parser.add_argument("--limit", type=int, default=1000, help="patients per fold, of test and of validation (all)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
 
 

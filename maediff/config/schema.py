@@ -125,10 +125,13 @@ class DiffusionConfig(Section):
         "x0_l1", description="x0_l1, x0_l2: distance of the x0 estimate; simple: squared error of the prediction."
     )
     train_timesteps: tuple[int, int] = Field((1, 1000), description="First and last timestep drawn in training.")
+    hidden_share: float = Field(
+        0.0, ge=0, le=1, description="Share of training slices whose patch is hidden: their timestep is T."
+    )
     test_timesteps: tuple[int, ...] = Field(
         (500,), min_length=1, max_length=1000, description="Timesteps averaged at test time."
     )
-    noise: Literal["gaussian", "simplex", "coarse"] = "gaussian"
+    noise: Literal["gaussian", "simplex", "coarse", "none"] = "gaussian"
     sampler: Literal["single_step", "ddim", "ancestral"] = "single_step"
     sampler_steps: int = Field(10, ge=1, le=_MANY, description="Steps of the ddim sampler; ancestral takes them all.")
     variance: Literal["posterior", "beta", "learned"] = Field(
@@ -420,7 +423,7 @@ class Config(Section):
         return tuple(edges if guide == EDGES else (self.data.channels.index(guide),) for guide in self.structure.guides)
 
     @property
-    def noise(self) -> Literal["gaussian", "simplex", "coarse"]:
+    def noise(self) -> Literal["gaussian", "simplex", "coarse", "none"]:
         """Noise of training and inference: `diffusion.noise`, except that the DAE's noise is always coarse."""
         return "coarse" if self.method == "dae" else self.diffusion.noise
 

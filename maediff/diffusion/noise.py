@@ -35,7 +35,8 @@ def noise_field(kind: str, shape: tuple[int, int], rng: torch.Generator, channel
 
     Args:
         kind: "gaussian"; "simplex" (AnoDDPM, Wyatt et al. 2022: six octaves, persistence 0.8, base period 64 pixels);
-            or "coarse" (Kascenas et al. 2022: Gaussian noise on a grid 8 times coarser, interpolated).
+            "coarse" (Kascenas et al. 2022: Gaussian noise on a grid 8 times coarser, interpolated); or "none": zeros,
+            so that the slice fades to grey (cold diffusion, Bansal et al. 2023).
         shape: (H, W), pixels.
         rng: Source of randomness.
         channels: Independent fields.
@@ -48,13 +49,15 @@ def noise_field(kind: str, shape: tuple[int, int], rng: torch.Generator, channel
     """
     if channels > 1:
         return torch.cat([noise_field(kind, shape, rng) for _ in range(channels)])
+    if kind == "none":
+        return torch.zeros(1, *shape)
     if kind == "gaussian":
         return torch.randn(1, *shape, generator=rng)
     if kind == "coarse":
         return coarse_noise(shape, 8, rng)
     if kind == "simplex":
         return simplex_noise(shape, rng)
-    raise ValueError(f"noise {kind!r} is unknown; use 'gaussian', 'simplex' or 'coarse'")
+    raise ValueError(f"noise {kind!r} is unknown; use 'gaussian', 'simplex', 'coarse' or 'none'")
 
 
 def coarse_noise(shape: tuple[int, int], factor: int, rng: torch.Generator) -> Tensor:

@@ -150,6 +150,8 @@ class HeadStream(Dataset[Sample]):
 
 def _draw_timestep(config: Config, rng: torch.Generator) -> Tensor:
     first, last = config.diffusion.train_timesteps
+    if config.diffusion.hidden_share and chance(config.diffusion.hidden_share, rng):
+        return torch.tensor(config.diffusion.timesteps)
     return torch.randint(first, last + 1, (), generator=rng)
 
 

@@ -18,8 +18,9 @@ from maediff.files import file_sha256
 FOLDS, VALIDATION = 5, 10
 KEY = 16
 """Seed of the shuffle of patients."""
-HIDDEN = (60, 200, 500, 900)
-SMALL = ("partition.window=16", "partition.stride=8", "train.windows=6", "infer.together=6", MASKED)
+NO_NOISE = ("diffusion.noise=none", "diffusion.train_timesteps=[30, 60]")
+FADED, HIDDEN = (30,), (30, 1000)
+MANY = ("partition.window=16", "partition.stride=8", "train.windows=8", "infer.together=8", MASKED)
 GATE, SEE_ALL = "model.gate=true", "train.outside_weight=1"
 _TABLE = {row.name: row for row in ROWS}
 _MAEDIFF = _TABLE["maediff"]
@@ -29,14 +30,14 @@ def _ours(name: str, title: str, *overrides: str) -> Row:
     return Row(name, title, (*_MAEDIFF.overrides, *overrides), _MAEDIFF.timesteps)
 
 
+def _windows(name: str, title: str, *overrides: str) -> Row:
+    row = _ours(name, title, SEE_ALL, *NO_NOISE, *MANY, *overrides)
+    return replace(row, timesteps=HIDDEN if overrides else FADED)
+
+
 def _gated(name: str) -> Row:
     row = _TABLE[f"{name}-lesions"]
     return replace(row, name=f"{name}-gate", title=f"{row.title}, gate", overrides=(*row.overrides, GATE))
-
-
-def _hidden(base: Row, name: str, title: str, *overrides: str) -> Row:
-    """Train on timesteps up to one at which next to nothing of what is noised is left."""
-    return Row(name, title, (*base.overrides, *overrides, "diffusion.train_timesteps=[30, 950]"), HIDDEN)
 
 
 COMPARED = (
@@ -47,9 +48,15 @@ COMPARED = (
     _ours("maediff-all", "MAEDiff, the loss sees everything", SEE_ALL),
     _ours("maediff-gate", "MAEDiff, gate", GATE),
     _ours("maediff-all-gate", "MAEDiff, the loss sees everything, gate", SEE_ALL, GATE),
-    _hidden(_TABLE["ddpm-lesions"], "ddpm-deep", "DDPM + our pseudo-lesions, all timesteps"),
-    _hidden(_MAEDIFF, "maediff-deep", "MAEDiff, all timesteps", SEE_ALL),
-    _hidden(_MAEDIFF, "maediff-small", "MAEDiff, all timesteps, several small windows", SEE_ALL, *SMALL),
+    replace(
+        _TABLE["ddpm-lesions"],
+        name="ddpm-no-noise",
+        title="DDPM + our pseudo-lesions, no noise",
+        overrides=(*_TABLE["ddpm-lesions"].overrides, *NO_NOISE),
+        timesteps=FADED,
+    ),
+    _windows("maediff-windows", "MAEDiff, many small windows, no noise"),
+    _windows("maediff-hidden", "MAEDiff, many small windows, hidden or faded", "diffusion.hidden_share=0.5"),
 )
 """Rows of the table as they are, and each hypothesis as few settings on top of one of them."""
 
