@@ -157,13 +157,13 @@ def _draw_timestep(config: Config, rng: torch.Generator) -> Tensor:
 
 def _share(t: Tensor, config: Config) -> float:
     """Return a timestep as a share of the last one: the severity of a method's own anomalies."""
-    return int(t) / config.diffusion.train_timesteps[1]
+    return min(1.0, int(t) / config.diffusion.train_timesteps[1])
 
 
 def severity(t: int, span: tuple[int, int]) -> float:
-    """Return the highest opacity of lesions at a timestep: from two fifths at the first to 1 at the last."""
+    """Return the highest opacity of lesions at a timestep: from two fifths at the first to 1 at the last and beyond."""
     first, last = span
-    return 1.0 if last == first else 0.4 + 0.6 * (t - first) / (last - first)
+    return 1.0 if last == first or t > last else 0.4 + 0.6 * (t - first) / (last - first)
 
 
 def sample_stream(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from maediff.diffusion import add_noise, schedule
 from maediff.diffusion.noise import generator, noise_field
 
 KINDS = ("gaussian", "simplex", "coarse")
@@ -49,6 +50,15 @@ def test_neighbouring_keys_give_independent_noise():
 def test_types_of_key_parts_count():
     one, other = (torch.randn(4, generator=generator(key)) for key in (1, "1"))
     assert not torch.equal(one, other)
+
+
+def test_without_noise_a_slice_fades_to_grey_and_is_gone_at_the_last_timestep():
+    noise = noise_field("none", (8, 8), generator(1), channels=2)
+    assert noise.shape == (2, 8, 8)
+    abar, image = schedule("cosine", 1000), torch.rand(1, 2, 8, 8)
+    for t in (1, 30, 500):
+        torch.testing.assert_close(add_noise(image, noise[None], abar[t]), abar[t].sqrt() * image)
+    assert float(add_noise(image, noise[None], abar[1000]).abs().max()) < 1e-4
 
 
 def test_unknown_noise_is_refused():

@@ -120,6 +120,7 @@ def test_severity_rises_with_the_timestep():
     assert severity(1, (1, 120)) == pytest.approx(0.4)
     assert severity(120, (1, 120)) == 1
     assert severity(7, (7, 7)) == 1
+    assert severity(1000, (1, 120)) == 1  # a hidden patch
 
 
 @pytest.mark.parametrize("method", ["maediff", "disyre"])

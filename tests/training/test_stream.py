@@ -120,6 +120,28 @@ def test_the_order_of_random_draws_is_fixed(tiny, discs, method):
         assert same(stream[k], {"image": image, "clean": clean, "mask": window, "noise": noise, "t": t})
 
 
+def test_a_share_of_the_patches_is_hidden_at_the_last_timestep(tiny, discs):
+    def times(share):
+        settings = ["diffusion.train_timesteps=[1, 100]", f"diffusion.hidden_share={share}"]
+        stream = SampleStream(discs(), tiny(*settings), 60, augmented=True)
+        return torch.stack([stream[k]["t"] for k in range(60)])
+
+    assert (times(0) <= 100).all()
+    assert (times(1) == 1000).all()
+    mixed = times(0.5)
+    assert set(mixed.tolist()) - {1000} <= set(range(1, 101))
+    assert 18 <= int((mixed == 1000).sum()) <= 42  # of 60, three standard deviations
+
+
+def test_several_windows_are_noised_together_and_pseudo_lesions_start_in_any(tiny, discs):
+    one = SampleStream(discs(), tiny("partition.window=8"), 40, augmented=True)
+    several = SampleStream(discs(), tiny("partition.window=8", "train.windows=4"), 40, augmented=True)
+    areas = [int(stream[k]["mask"].sum()) for stream in (one, several) for k in range(40)]
+    assert set(areas[:40]) == {64}
+    assert min(areas[40:]) == 64
+    assert 128 <= max(areas[40:]) <= 256
+
+
 def test_any_method_may_bring_its_own_anomalies(tiny, discs, monkeypatch):
     """They replace pseudo-lesions; the timestep as a share of the last one is their severity."""
 

@@ -16,6 +16,7 @@ from maediff.methods.maediff.partition import (
     blend_weight,
     cut,
     origins,
+    random_mask,
     random_window,
     visible_cells,
     window_grid,
@@ -131,6 +132,32 @@ def test_a_random_window_holds_brain_and_lies_inside(layout, seed, density):
     assert 0 <= column <= shape[1] - window
     assert mask[row : row + window, column : column + window].any() or not mask.any()
     assert corner.tolist() == random_window(mask, window, generator("window", seed)).tolist()
+
+
+def test_a_mask_of_one_window_is_the_random_window():
+    brain = torch.zeros(24, 32, dtype=torch.bool)
+    brain[5:20, 8:30] = True
+    corner = random_window(brain, 6, generator("mask", 1))
+    expected = window_masks(corner[None], 6, (24, 32))[0]
+    assert torch.equal(random_mask(brain, 6, 1, generator("mask", 1)), expected)
+
+
+def test_a_mask_of_several_windows_is_a_union_of_up_to_so_many():
+    brain = torch.zeros(24, 32, dtype=torch.bool)
+    brain[12, 16] = True
+    brain[3, 4] = True
+    areas = []
+    for seed in range(60):
+        mask = random_mask(brain, 4, 5, generator("mask", seed))
+        assert mask.shape == (1, 24, 32)
+        assert set(mask.unique().tolist()) == {0.0, 1.0}
+        assert (mask[0] * brain).any()
+        opened = -torch.nn.functional.max_pool2d(-mask, 4, 1)  # each hidden pixel lies in a whole window
+        again = torch.nn.functional.max_pool2d(torch.nn.functional.pad(opened, (3, 3, 3, 3)), 4, 1)
+        assert torch.equal(again, mask)
+        areas.append(int(mask.sum()))
+    assert min(areas) == 16  # a single window is drawn too
+    assert 32 < max(areas) <= 5 * 16
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31), st.floats(0, 0.3))
