@@ -21,6 +21,7 @@ Method = Literal[
     "pddpm",
     "cddpm",
     "latent_diffusion",
+    "conditioned_latent_diffusion",
     "autoddpm",
     "disyre",
 ]
@@ -30,6 +31,7 @@ UNTRAINED = frozenset({"intensity", "zscore"})
 """Methods without a network."""
 EDGES = "edges"
 """The guide that is computed from the scan itself."""
+_LATENT = ("latent_diffusion", "conditioned_latent_diffusion")
 # Upper limits, far above usual values: larger ones are slips or attacks and are refused before memory is allocated.
 # Whether a network of allowed size fits into memory is checked when it is built.
 _MANY, _STEPS, _WIDTH, _DEPTH = 2**16, 2**40, 8192, 64
@@ -249,7 +251,12 @@ class BaselineConfig(Section):
     """Further settings of the baselines, the methods that MAEDiff is compared with."""
 
     latent: int = Field(128, ge=1, le=_WIDTH, description="Size of the code of vae, of the embedding of cddpm.")
-    latent_channels: int = Field(4, ge=1, le=_WIDTH, description="Channels of the latent image of latent_diffusion.")
+    latent_channels: int = Field(
+        4,
+        ge=1,
+        le=_WIDTH,
+        description="Channels of the latent image of latent_diffusion and conditioned_latent_diffusion.",
+    )
     latent_levels: int = Field(2, ge=1, le=8, description="Halvings from the slice to the latent image.")
     kl_weight: float = Field(1e-4, ge=0.0, description="Weight of vae's KL divergence against the mean error.")
     noise_std: float = Field(0.4, gt=0.0, description="Standard deviation of the coarse noise of dae, working units.")
@@ -430,7 +437,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _method_allows(self) -> Config:
         kind = self.diffusion
-        if self.method in {"vae", "latent_diffusion"} and kind.noise != "gaussian":
+        if self.method in {"vae", *_LATENT} and kind.noise != "gaussian":
             raise ValueError(f"method {self.method} needs diffusion.noise gaussian, not {kind.noise!r}")
         if self.method in UNTRAINED and self.score.locations:
             raise ValueError(f"score.locations goes with methods that reconstruct, not with {self.method!r}")
@@ -450,6 +457,14 @@ class Config(Section):
             raise ValueError(
                 f"{other.latent_channels} latent channels after {other.latent_levels} halvings exceed a quarter of the "
                 "slice; use fewer channels or more levels (baselines.latent_channels, baselines.latent_levels)"
+            )
+        fold = 2**other.latent_levels
+        if self.method == "conditioned_latent_diffusion" and (
+            self.partition.window % fold or self.partition.stride % fold
+        ):
+            raise ValueError(
+                f"window {self.partition.window} and stride {self.partition.stride} must be multiples of {fold}, the "
+                "pixels along a latent pixel (2 ** baselines.latent_levels), for method conditioned_latent_diffusion"
             )
         if self.method == "autoddpm" and other.repaint_timestep > kind.timesteps:
             raise ValueError(f"baselines.repaint_timestep {other.repaint_timestep} is above timesteps {kind.timesteps}")

@@ -13,6 +13,7 @@ from maediff.errors import ConfigError
 from maediff.methods.autoddpm import AutoDDPM
 from maediff.methods.autoencoders import Autoencoder, DenoisingAutoencoder, VariationalAutoencoder
 from maediff.methods.base import Anomalies, Method, ScanBaseline
+from maediff.methods.conditioned_latent_diffusion import ConditionedLatentDiffusion
 from maediff.methods.ddpm import DDPM, ConditionedDDPM
 from maediff.methods.disyre import DISYRE
 from maediff.methods.intensity import Intensity
@@ -31,6 +32,7 @@ _TRAINED: dict[str, type[Method]] = {
     "pddpm": PatchedDDPM,
     "cddpm": ConditionedDDPM,
     "latent_diffusion": LatentDiffusion,
+    "conditioned_latent_diffusion": ConditionedLatentDiffusion,
     "autoddpm": AutoDDPM,
     "disyre": DISYRE,
 }

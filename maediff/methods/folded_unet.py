@@ -38,11 +38,17 @@ class FoldedUNet(nn.Module):
         if embedding:
             self.unet.add_module("class_embedding", nn.Linear(embedding, 4 * config.channels[0]))
 
-    def forward(self, x: Tensor, t: Tensor, vector: Tensor | None = None) -> Tensor:
-        """Predict (B, out, H, W) from (B, in, H, W), timesteps (B,) and, with an embedding, a vector (B, E)."""
+    def forward(self, x: Tensor, t: Tensor, vector: Tensor | None = None, *, context: Tensor | None = None) -> Tensor:
+        """Predict (B, out, H, W).
+
+        Args:
+            x: (B, in, H, W).
+            t: (B,) timesteps.
+            vector: (B, E), with an embedding.
+            context: (B, N, D) tokens, if the U-Net attends to some (:mod:`maediff.methods.cross_attention`).
+        """
         folded = F.pixel_unshuffle(x, self.patch)
-        output = self.unet(folded, t) if vector is None else self.unet(folded, t, class_labels=vector)
-        return F.pixel_shuffle(output, self.patch)
+        return F.pixel_shuffle(self.unet(folded, t, context=context, class_labels=vector), self.patch)
 
 
 def unet_multiple(config: ModelConfig) -> int:
@@ -60,7 +66,7 @@ def padded_shape(shape: tuple[int, int], multiple: int) -> tuple[int, int]:
     return (shape[0] + -shape[0] % multiple, shape[1] + -shape[1] % multiple)
 
 
-def padded(images: Tensor, multiple: int) -> Tensor:
-    """Pad (B, 1, H, W) with background, at the far ends, to multiples."""
+def padded(images: Tensor, multiple: int, value: float = -1.0) -> Tensor:
+    """Pad (B, 1, H, W) with background, or another value, at the far ends, to multiples."""
     height, width = padded_shape((images.shape[2], images.shape[3]), multiple)
-    return F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]), value=-1.0)
+    return F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]), value=value)

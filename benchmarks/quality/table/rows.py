@@ -89,6 +89,11 @@ ROWS = (
     _published("cddpm", "cDDPM-like", "method=cddpm"),
     _published("latent_diffusion", "latent diffusion", "method=latent_diffusion"),
     _published(
+        "conditioned_latent_diffusion",
+        "latent diffusion, cross-attention to visible cells",
+        "method=conditioned_latent_diffusion",
+    ),
+    _published(
         "autoddpm", "AutoDDPM-like", "method=autoddpm", "diffusion.sampler_steps=5", "baselines.repaint_rounds=2"
     ),
     _published("disyre", "DISYRE", "method=disyre", timesteps=ONCE),

@@ -96,18 +96,21 @@ def gather_visible(tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor
     return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1])), order, padding
 
 
-def sincos_position(shape: tuple[int, ...], width: int) -> Tensor:
+def sincos_position(shape: tuple[int, int], width: int, step: float = 1.0) -> Tensor:
     """Build the table of fixed two-dimensional sine-cosine positions (He et al. 2022).
 
     Args:
-        shape: (r, r') cells.
+        shape: (r, r') places.
         width: Channels, a multiple of 4.
+        step: Distance of the places in cells: 1 for the cells themselves, 1/2 for a grid twice as fine over them.
 
     Returns:
         (r * r', width) float32.
     """
     omega = 10000 ** (-torch.arange(width // 4) / (width // 4))
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij")
+    # centres of the places, in cells from the centre of the first cell
+    centres = ((torch.arange(n, dtype=torch.float32) + 0.5) * step - 0.5 for n in shape)
+    rows, columns = torch.meshgrid(*centres, indexing="ij")
     angles = torch.cat([rows.reshape(-1, 1) * omega, columns.reshape(-1, 1) * omega], 1)
     return torch.cat([angles.sin(), angles.cos()], 1)
 

@@ -111,7 +111,19 @@ def test_a_network_that_memory_cannot_hold_is_not_built(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "method", ["maediff", "vae", "dae", "ddpm", "pddpm", "cddpm", "latent_diffusion", "autoddpm", "disyre"]
+    "method",
+    [
+        "maediff",
+        "vae",
+        "dae",
+        "ddpm",
+        "pddpm",
+        "cddpm",
+        "latent_diffusion",
+        "conditioned_latent_diffusion",
+        "autoddpm",
+        "disyre",
+    ],
 )
 def test_shapes_without_memory_are_those_of_the_network(method):
     config = load_config("quick", [f"method={method}"])

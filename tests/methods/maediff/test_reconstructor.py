@@ -172,6 +172,12 @@ def test_positions_differ_and_are_bounded():
     assert float(torch.cdist(table, table).add(torch.eye(24) * 9).min()) > 0.1
 
 
+def test_positions_of_a_finer_grid_agree_with_those_of_the_cells():
+    """The middle of each cell's three by three places is its centre."""
+    fine = sincos_position((12, 18), 16, 1 / 3).reshape(12, 18, 16)
+    torch.testing.assert_close(fine[1::3, 1::3].flatten(0, 1), sincos_position((4, 6), 16), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_steps_once(name, discs):
     """Real widths and depths; slices of 32 pixels, so that the large ones take seconds."""
