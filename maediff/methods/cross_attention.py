@@ -64,11 +64,12 @@ class CrossAttention(nn.Module):
         # products instead of a fused kernel, which would hide its operations from the benchmark's counter
         weights = torch.softmax(query @ key.transpose(2, 3) / math.sqrt(query.shape[3]), -1)
         found = (weights @ value).transpose(1, 2).flatten(2)
-        return features + self.out(found).transpose(1, 2).reshape(features.shape)
+        added: Tensor = self.out(found).transpose(1, 2)
+        return features + added.reshape(features.shape)
 
     def _by_head(self, x: Tensor) -> Tensor:
         """Split channels (B, N, D) into heads (B, heads, N, D / heads)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
 
 class Attending(nn.Module):
@@ -80,12 +81,11 @@ class Attending(nn.Module):
         self.attention = attention
 
     @property
-    def resnets(self) -> nn.Module:
+    def resnets(self) -> Tensor | nn.Module:
         """Residual blocks, by whose number MONAI's U-Net hands out skip connections."""
-        resnets: nn.Module = self.block.resnets
-        return resnets
+        return self.block.resnets
 
-    def forward(self, *inputs: Tensor, context: Tensor | None = None, **named: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor, context: Tensor | None = None, **named: Tensor | list[Tensor]) -> Tensor:
         """Run the block, then attend to the context (B, N, D)."""
         features: Tensor = self.block(*inputs, **named)
         return features if context is None else self.attention(features, context)
