@@ -30,8 +30,8 @@ class ConditionedLatentDiffusion(LatentDiffusion):
       the position p_i of the cell;
     - the contrast: an embedding of the deciles of the visible brain. A name of the contrast would not do: a scan comes
       without one at inference, training on label maps draws contrasts that have none, and a wrong one would mislead;
-    - the severity: an embedding of a_t = t / T', with T' the last of `diffusion.train_timesteps`, as in DISYRE; it is
-      the level of the noise and, on slices drawn from label maps, of the lesions.
+    - the severity: an embedding of a_t = min(1, t / T'), with T' the last of `diffusion.train_timesteps`, as in DISYRE;
+      it is the level of the noise and, on slices drawn from label maps, of the lesions.
 
     A lesion must not come back through the condition. In training M is the window of the sample, and the diffusion loss
     counts inside it alone. In inference the windows of `partition.window` and `partition.stride` are hidden in turn,
@@ -80,7 +80,7 @@ class ConditionedLatentDiffusion(LatentDiffusion):
         """Append the token of the severity at timesteps (B,): (B, N + 2, D)."""
         if features is None:
             return None
-        severity: Tensor = self.severity((t[:, None] / self.last).float())
+        severity: Tensor = self.severity((t[:, None] / self.last).clamp(max=1.0))
         return torch.cat([features, severity[:, None].to(features)], 1)
 
     def auxiliary(self, features: Tensor | None, clean: Tensor, hidden: Tensor) -> Tensor:

@@ -123,6 +123,8 @@ def test_the_severity_is_the_share_of_the_last_trained_timestep(tiny, random_net
         tokens.append(context[:, -1])
     torch.testing.assert_close(tokens[0], tokens[1])
     assert (tokens[0][0] != tokens[0][1]).any()
+    beyond = network.context(features, torch.tensor([500, 501, 1000]))[:, -1]  # of wholly hidden patches
+    assert torch.equal(beyond, beyond[:1].expand(3, -1))
 
 
 def test_quantiles_are_those_of_numpy(images):
