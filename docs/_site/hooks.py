@@ -27,7 +27,7 @@ NAVIGATION: dict[str, list[str]] = {
     "Reference": ["commands", "configuration", "api", "files", "robustness"],
     "Explanation": [
         "method", "architecture", "packaged-model", "maps", "metrics", "calibration", "diffusion", "baselines",
-        "benchmark", "cross-validation", "measured", "speed",
+        "benchmark", "benchmark-details", "cross-validation", "measured", "speed",
     ],
 }  # fmt: skip
 """Section -> pages; a page that is not there is left out, and one that is not named here stands under More."""

@@ -1,14 +1,14 @@
 """Is MAEDiff better, and which part of it? Every method on the same data, budget, post-processing and statistics.
 
-    python -m benchmarks.quality.table             compute the cells that are missing, and print the table
-    python -m benchmarks.quality.table --render    print the table from the stored cells alone
+    python -m benchmarks.quality.table             compute the missing cells and print all tables
+    python -m benchmarks.quality.table --render    print all tables from the stored cells; compute nothing
     python -m benchmarks.quality.table --data-set lgg_flair --method maediff --seed 1    another training of a method
     python -m benchmarks.quality.table --data-set lgg_flair --method pddpm --work runs/again --results runs/again
-                                                   one cell anew, elsewhere
+                                                   compute one cell again, in another folder
 
 A cell is a JSON file, RESULTS/DATA/METHOD.json, or METHOD.seedN.json for another seed of the training. Cohorts, run
-folders and models lie in --work; an interrupted training goes on from its checkpoint. A cell that cannot be computed
-here, for want of scans or of a model, is named and shown as not computed.
+folders and models are stored in --work; an interrupted training continues from its checkpoint. A cell that cannot be
+computed here, because its scans or its model are missing, is listed as not computed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WORK = ROOT / "runs" / "table"
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Compute what is missing and render."""
+    """Compute the missing cells, then print and write the tables."""
     torch.set_num_threads(options.threads)
     if not options.render:
         _compute(options)
@@ -48,15 +48,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     names = [row.name for row in ROWS]
-    parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="models (%(default)s)")
-    parser.add_argument("--results", type=Path, default=CELLS, metavar="DIR", help="cells (%(default)s)")
-    parser.add_argument("--data-set", nargs="+", choices=DATA_SETS, default=list(DATA_SETS), help="columns")
-    parser.add_argument("--method", nargs="+", choices=names, default=names, help="rows")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the training (%(default)s)")
-    parser.add_argument("--again", action="store_true", help="compute cells that are there already, too")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="also write the table into this page, and its figure")
+    parser.add_argument(
+        "--work", type=Path, default=WORK, metavar="DIR", help="folder of cohorts and models (%(default)s)"
+    )
+    parser.add_argument("--results", type=Path, default=CELLS, metavar="DIR", help="folder of cells (%(default)s)")
+    parser.add_argument(
+        "--data-set", nargs="+", choices=DATA_SETS, default=list(DATA_SETS), help="data sets; all by default"
+    )
+    parser.add_argument("--method", nargs="+", choices=names, default=names, help="rows; all by default")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the training (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="compute stored cells again")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the summary here, all tables beside it")
     parser.add_argument("--render", action="store_true", help="compute nothing")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (%(default)s)")
 
 
 def _compute(options: argparse.Namespace) -> None:

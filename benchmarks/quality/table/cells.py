@@ -1,4 +1,4 @@
-"""One cell of the benchmark table: train a method within the budget, choose its timestep, set thresholds, test."""
+"""Compute a cell of the benchmark table: train within the budget, choose timestep and thresholds, test."""
 
 from __future__ import annotations
 
@@ -33,15 +33,22 @@ from maediff.working import WorkingScan, lesion_slices
 from maediff.working.spatial import to_working
 
 MOST_SAMPLES = 4
-"""Largest number of samples of a method, relative to MAEDiff's, however cheap its samples are."""
+"""Most samples that a method may see, as a multiple of MAEDiff's, even if its samples cost little."""
 FALSE_PER_SCAN = 2.0
-"""False components per test scan, on average, at which lesion-wise sensitivity is measured."""
+"""Lesion-wise sensitivity is measured at this mean number of false components per test scan."""
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What training may cost, and what a step and the whole training do cost."""
+    """Length and cost of a training.
+
+    Attributes:
+        steps: Optimiser steps.
+        samples: Slices seen.
+        tflop: Operations of the whole training.
+        gflop_a_sample: Operations per slice, forward and backward.
+    """
 
     steps: int
     samples: int
@@ -54,11 +61,11 @@ class Raw:
     """A scan's unfiltered scores on its working grid, before post-processing.
 
     Attributes:
-        scorer: What makes maps of them.
+        scorer: Predictor that makes maps of the scores.
         prepared: The scan.
         values: Scores (S, H, W).
-        healthy_l1: Mean absolute residual of the slices without lesion, working units; None if there are none.
-        seconds_a_slice: Time per slice that holds brain.
+        healthy_l1: Mean absolute residual of the slices without lesion, in working units; None if there are none.
+        seconds_a_slice: Seconds per slice that contains brain.
     """
 
     scorer: Predictor
@@ -68,14 +75,14 @@ class Raw:
     seconds_a_slice: float
 
     def map_as(self, score: ScoreConfig) -> FloatMap:
-        """Make the native map as inference makes it, with other widths of its filters."""
+        """Make the map in native space as inference does, with the filter widths of `score`."""
         config = self.scorer.config.model_copy(update={"score": score})
         return replace(self.scorer, config=config, locations=None).map_of(self.prepared, self.values)
 
 
 @dataclass(frozen=True)
 class Maps:
-    """A scan's native map, and the same without the median filter."""
+    """A scan's map in native space, with and without the median filter."""
 
     filtered: FloatMap
     unfiltered: FloatMap
@@ -85,13 +92,13 @@ class Maps:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cell is computed.
+    """Folders and seed with which a cell is computed.
 
     Attributes:
-        work: Folder for cohorts, run folders and models.
+        work: Folder of cohorts, run folders and models.
         source: Folder of real scans.
         cells: Folder of stored cells.
-        seed: Of the training.
+        seed: Seed of the training.
     """
 
     work: Path
@@ -100,11 +107,11 @@ class Place:
     seed: int = 0
 
     def cell_of(self, data: str, row: str) -> Path:
-        """Name the stored cell of a data set and a row."""
+        """Return the path of the cell of a data set and a row."""
         return cell_path(self.cells, data, row, self.seed)
 
     def run_dir(self, data: str, row: str) -> Path:
-        """Name the run folder of a method that is trained on a data set."""
+        """Return the run folder of a method that is trained on a data set."""
         return self.work / data / variant(row, self.seed)
 
 
@@ -112,16 +119,16 @@ def compute(data: DataSet, row: Row, place: Place) -> dict[str, Any]:
     """Compute a cell.
 
     Args:
-        data: Column.
+        data: Data set.
         row: Method.
-        place: Where scans, models and the cells that this one builds on lie.
+        place: Folders of scans, models and cells, and the seed.
 
     Returns:
         The cell, ready for JSON.
 
     Raises:
-        AbsentError: Scans, or the cell or the model that this one builds on, are not there.
-        MAEDiffError: What the method refuses.
+        AbsentError: The scans are missing, or the cell or the model that this cell needs.
+        MAEDiffError: The method refuses the scans.
     """
     cases = place.work / data.name / "cases.csv"
     if not cases.is_file():
@@ -155,7 +162,7 @@ def compute(data: DataSet, row: Row, place: Place) -> dict[str, Any]:
 
 
 def budget(config: Config, ours: Config, tflop: float) -> Budget:
-    """Turn a budget of operations into steps; :data:`MOST_SAMPLES` bounds what methods with cheap samples see."""
+    """Convert a budget of operations into steps, with at most :data:`MOST_SAMPLES` times the samples of MAEDiff."""
     if config.method in UNTRAINED:
         return Budget(1, 0, 0.0, 0.0)
     batch = config.train.batch_size * config.train.accumulate
@@ -166,7 +173,7 @@ def budget(config: Config, ours: Config, tflop: float) -> Budget:
 
 
 def training_gflop(config: Config) -> float:
-    """Count operations (a multiply-add is two) of forward and backward pass for one sample, in GFLOP."""
+    """Count the operations of one sample's forward and backward pass, in GFLOP; a multiply-add counts as two."""
     torch.manual_seed(0)
     losses, count = Losses(config).train(), 4
     shape = (count, 1, *config.data.size)
@@ -181,7 +188,7 @@ def training_gflop(config: Config) -> float:
 
 
 def gflop_per_slice(predictor: Predictor, patient: Patient, t: int) -> float:
-    """Count operations of reconstructing the slice with the most brain, in GFLOP."""
+    """Count the operations that reconstruct the slice with the most brain, in GFLOP."""
     if predictor.config.method in UNTRAINED:
         return 0.0
     scan = predictor.prepare(patient.volume, patient.brain)
@@ -206,7 +213,7 @@ def maps(predictor: Predictor, patient: Patient, score: ScoreConfig, t: int) -> 
 
 
 def raw_scores(predictor: Predictor, patient: Patient, score: ScoreConfig, t: int) -> Raw:
-    """Compute residuals on the working grid; maps of methods without a network are brought there."""
+    """Compute residuals on the working grid; maps of methods without a network are resampled to it."""
     volume = patient.volume
     scan = predictor.prepare(volume, patient.brain)
     prepared = scan.prepared
@@ -227,7 +234,7 @@ def raw_scores(predictor: Predictor, patient: Patient, score: ScoreConfig, t: in
 
 
 def _train(config: Config, cases: Path, run_dir: Path) -> float:
-    """Train, or go on from the last checkpoint; returns the seconds of the call that finished."""
+    """Train, or continue from the last checkpoint; return the seconds of the call that finished."""
     record = run_dir / "seconds.json"
     if (run_dir / "model" / "config.yaml").is_file() and record.is_file():
         return float(read_json(record)["seconds"])
@@ -254,7 +261,7 @@ def _validation_auprc(raws: Sequence[Raw], patients: Sequence[Patient], score: S
 
 
 def _thresholds(maps: Sequence[FloatMap], validation: Sequence[Patient]) -> dict[str, Any]:
-    """Set the threshold of healthy scans (tumour-free slices if there are none), and that of labelled ones."""
+    """Choose one threshold from healthy scans (or from tumour-free slices) and one from labelled scans."""
     pairs = list(zip(maps, validation, strict=True))
     healthy = [(values, p.brain) for values, p in pairs if p.case.label is None]
     pseudo = not healthy
@@ -287,7 +294,7 @@ def _test(predictor: Predictor, data: DataSet, cases: Path, t: int, thresholds: 
 
 
 def _metrics(found: Maps, patient: Patient, thresholds: dict[str, Any]) -> dict[str, float]:
-    """Measure one scan: with the filter at both thresholds, and without it."""
+    """Measure one scan, with the median filter at both thresholds, and without it."""
     brain, label, spacing = patient.brain, patient.label, patient.volume.spacing_mm
 
     def at(name: str) -> tuple[float, Mask]:
@@ -301,7 +308,7 @@ def _metrics(found: Maps, patient: Patient, thresholds: dict[str, Any]) -> dict[
 
 
 def _transfer(data: DataSet, row: Row, place: Place, cases: Path) -> dict[str, Any]:
-    """Test what was trained on another data set, with the timestep and thresholds found there."""
+    """Test a model that was trained on another data set, with the timestep and thresholds chosen there."""
     other = DATA_SETS[str(data.trained_on)]
     built_on = place.cell_of(other.name, row.name)
     cell = read_json(built_on).get("results", {})

@@ -1,4 +1,4 @@
-"""The benchmark table as Markdown and as a figure, from stored cells alone."""
+"""Render the benchmark table as Markdown and as a figure, from stored cells only."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ COLUMNS = {
     "dice_oracle": "oracle Dice",
     "healthy_l1": "healthy l1",
 }
+SUMMARY_COLUMNS = (
+    "AUPRC, gliomas",
+    "minus MAEDiff",
+    "Dice, gliomas, healthy threshold",
+    "AUPRC, phantoms",
+    "GFLOP per slice, gliomas",
+)
 PUBLISHED = {
     "intensity threshold": ("19.7 / 20.3", "6.2 / 4.2", "4.4 / 1.7", "9.4 / 4.7"),
     "VAE": ("28.8 / 25.7", "6.2 / 4.5", "15.1 / 15.3", "5.2 / 4.2"),
@@ -38,8 +45,8 @@ PUBLISHED = {
     "pDDPM": ("49.4 / 54.7", "9.4 / 9.9", "13.0 / 17.4", "8.0 / 7.8"),
     "cDDPM": ("53.4 / 58.8", "11.5 / 11.1", "20.0 / 22.2", "9.9 / 9.3"),
 }
-"""Dice / AUPRC in %, trained on IXI T2: Behrendt et al., cDDPM, Table 3. Others' numbers on other data."""
-SEEDS_NOTE = "The same methods trained again with other seeds; everything else on this page is the first training:"
+"""Dice / AUPRC in %, trained on IXI T2: Behrendt et al., cDDPM, Table 3. Other authors, other data."""
+SEEDS_NOTE = "Methods trained again with other seeds. All other numbers on this page are of the first training:"
 Cells = dict[str, dict[str, Any]]
 
 
@@ -50,7 +57,7 @@ def load_cells(results: Path, data: str) -> Cells:
 
 
 def markdown(results: Path) -> str:
-    """Render all tables.
+    """Render all tables of all data sets.
 
     Args:
         results: Folder of cells.
@@ -69,17 +76,49 @@ def markdown(results: Path) -> str:
     return "\n\n".join(parts)
 
 
-def write_markdown(page: Path, results: Path) -> None:
-    """Put the rendered tables between the page's two markers.
+def summary(results: Path) -> str:
+    """Render one table with the main numbers of every row: quality on real gliomas, quality on phantoms, and cost.
+
+    Args:
+        results: Folder of cells.
 
     Raises:
-        InputError: The page lacks the markers.
+        InputError: There is no cell of real gliomas.
     """
-    write_between(page, BEGIN, END, markdown(results))
+    real, phantom = (
+        {name: cell for name, cell in load_cells(results, data).items() if "patients" in cell}
+        for data in ("lgg_flair", "phantom")
+    )
+    if not real:
+        raise InputError(f"no cells in {results / 'lgg_flair'}; compute some: python -m benchmarks.quality.table")
+    lines = []
+    for row in (row for row in ROWS if row.name in real):
+        cell = real[row.name]
+        same = row.name == "maediff" or "maediff" not in real
+        quality = shown(estimate(cell, "auprc")), shown(estimate(cell, "dice"))
+        gap = "-" if same else shown(_difference(cell, real["maediff"]))
+        synthetic = shown(estimate(phantom[row.name], "auprc")) if row.name in phantom else "-"
+        lines.append([row.title, quality[0], gap, quality[1], synthetic, f"{cell['gflop_per_slice']:.2f}"])
+    return markdown_table(["method", *SUMMARY_COLUMNS], lines)
+
+
+def details_page(page: Path) -> Path:
+    """Name the page of all tables, which is beside the page of the summary: `benchmark-details.md`."""
+    return page.with_name(f"{page.stem}-details{page.suffix}")
+
+
+def write_markdown(page: Path, results: Path) -> None:
+    """Put the summary between the page's two markers, and all tables between those of :func:`details_page`.
+
+    Raises:
+        InputError: A page lacks the markers.
+    """
+    write_between(page, BEGIN, END, summary(results))
+    write_between(details_page(page), BEGIN, END, markdown(results))
 
 
 def draw(path: Path, results: Path) -> None:
-    """Draw the AUPRC of every method with its interval, a panel a data set, as SVG."""
+    """Draw the AUPRC of every method with its interval, one panel per data set, as SVG."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -110,7 +149,7 @@ def draw(path: Path, results: Path) -> None:
 
 
 def estimate(cell: Mapping[str, Any], metric: str, kind: str | None = None) -> Estimate:
-    """Average a metric over a cell's test scans (of one kind of lesion, where given), with its interval."""
+    """Average a metric over a cell's test scans, or over those with one kind of lesion, with its interval."""
     rows = [row for row in cell["patients"] if kind is None or row["kind"] == kind]
     return bootstrap_ci(values(rows, metric), RESAMPLES)
 
@@ -138,7 +177,7 @@ def _data_set(results: Path, data: DataSet, cells: Cells) -> list[str]:
     parts += [SEEDS_NOTE, seeds] if seeds else []
     compared = [name for name in REFERENCES if name in cells]
     if compared and data.trained_on is None:
-        parts += ["Paired differences in AUPRC over the same scans, and p of a two-sided paired bootstrap:"]
+        parts += ["Paired differences in AUPRC on the same scans, with the p-value of a two-sided paired bootstrap:"]
         parts += [_differences(scored, cells, compared)]
     if refused:
         parts.append("Refused:\n\n" + "\n".join(refused))
@@ -193,7 +232,15 @@ def _cost(rows: Sequence[Row], cells: Cells) -> str:
                 f"{float(np.median(slices)):.3f}",
             ]
         )
-    header = ["method", "t chosen", "training steps", "training TFLOP", "parameters, M", "GFLOP a slice", "s a slice"]
+    header = [
+        "method",
+        "t chosen",
+        "training steps",
+        "training TFLOP",
+        "parameters, M",
+        "GFLOP per slice",
+        "s per slice",
+    ]
     return markdown_table(header, lines)
 
 
@@ -205,16 +252,23 @@ def _differences(rows: Sequence[Row], cells: Cells, compared: Sequence[str]) -> 
         found = []
         for name in compared:
             other = values(cells[name]["patients"], "auprc")
-            gap = bootstrap_ci(np.subtract(ours, other), RESAMPLES)
+            gap = _difference(cells[row.name], cells[name])
             found += ["-", "-"] if name == row.name else [shown(gap), f"{paired_p_value(ours, other):.4f}"]
         lines.append([row.title, *found])
     return markdown_table(["method", *(head for name in compared for head in (f"minus {titles[name]}", "p"))], lines)
 
 
+def _difference(cell: Mapping[str, Any], other: Mapping[str, Any]) -> Estimate:
+    """Average the paired difference in AUPRC of two cells over their scans, with its interval."""
+    ours, theirs = values(cell["patients"], "auprc"), values(other["patients"], "auprc")
+    return bootstrap_ci(np.subtract(ours, theirs), RESAMPLES)
+
+
 def _published() -> str:
     lines = [[name, *figures] for name, figures in PUBLISHED.items()]
     note = (
-        "**Others' numbers on other data**, Dice / AUPRC in %, trained on IXI T2 (Behrendt et al., cDDPM, Table 3); "
-        "outside runs of pDDPM got 39.5 to 41.6 Dice on BraTS21. Nothing above can be compared with them directly."
+        "**Measured by other authors on other data**: Dice / AUPRC in %, trained on IXI T2 (Behrendt et al., cDDPM, "
+        "Table 3). Independent runs of pDDPM reached a Dice of 39.5 to 41.6 on BraTS21. These numbers cannot be "
+        "compared directly with those above."
     )
     return f"{wrapped(note)}\n\n{markdown_table(['method', 'BraTS21', 'MSLUB', 'ATLAS', 'WMH'], lines)}"

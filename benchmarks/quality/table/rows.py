@@ -1,4 +1,4 @@
-"""Rows and columns of the benchmark table: every method with its settings, every data set with its scoring."""
+"""Define the rows and data sets of the benchmark table: methods with settings, data sets with post-processing."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PUBLISHED = (
     "diffusion.loss=x0_l1",
     "diffusion.train_timesteps=[1, 1000]",
 )
-"""As the methods' authors train them: no pseudo-lesions, all timesteps, l1 of the x0 estimate (pDDPM's objective)."""
+"""Settings of the methods as published: no pseudo-lesions, all timesteps, l1 of the x0 estimate (pDDPM's loss)."""
 LATE, EARLY = (100, 250, 500, 750), (30, 60, 100, 200)
-"""Test timesteps that validation chooses from, four for every diffusion method: trained on all, or on early ones."""
+"""Test timesteps among which validation chooses: for methods trained on all timesteps, and on early ones."""
 ONCE = (1,)
 Cases = list[dict[str, str]]
 
@@ -34,11 +34,11 @@ class Row:
 
     Attributes:
         name: Key of its cells.
-        title: What the table calls it.
+        title: Name in the table.
         overrides: Settings on top of the data set's configuration.
-        timesteps: Tried on validation.
-        dense: Its code fits slices of one size, so that the grid must hold the largest brain.
-        only: Data sets that it is tried on; all if there are none.
+        timesteps: Test timesteps that validation tries.
+        dense: Whether its code needs slices of one size, so that the grid must hold the largest brain.
+        only: Data sets that it is tested on; empty for all.
     """
 
     name: str
@@ -49,14 +49,14 @@ class Row:
     only: tuple[str, ...] = ()
 
     def tried_on(self, data: str) -> bool:
-        """Check whether it has a cell for a data set."""
+        """Check whether this row is tested on a data set."""
         return not self.only or data in self.only
 
 
 REAL = ("lgg_flair", "mslub")
 MASKED = "model.mask_channel=true"
 ANY_LESION = ("lesions.sign=any", "lesions.size=[0.015, 0.25]", "lesions.spots=0.5")
-"""Pseudo-lesions that know nothing of the lesions looked for: brighter, darker, holes, half of them small spots."""
+"""Pseudo-lesions of any kind, not chosen for gliomas: brighter, darker, holes, half of them small spots."""
 
 
 def _published(name: str, title: str, *overrides: str, timesteps: tuple[int, ...] = LATE) -> Row:
@@ -113,27 +113,27 @@ ROWS = (
     Row("maediff-no-mae", "MAEDiff without MAE condition", ("model.condition=none",)),
     Row("maediff-cross", "MAEDiff, cross-attention", ("model.condition=cross_attention",)),
 )
-"""All methods share `lgg_flair.yaml` or the preset `tiny`: the same U-Net, batch and learning rate."""
+"""All rows start from `lgg_flair.yaml` or the preset `tiny`: the same U-Net, batch size and learning rate."""
 
 
 def variant(row: str, seed: int) -> str:
-    """Name a row's cell and run folder, for another seed of the training too."""
+    """Return the name of a row's cell and run folder for a seed of the training."""
     return f"{row}.seed{seed}" if seed else row
 
 
 def cell_path(results: Path, data: str, row: str, seed: int = 0) -> Path:
-    """Name the file of a cell."""
+    """Return the path of a cell."""
     return results / data / f"{variant(row, seed)}.json"
 
 
 def seed_cells(results: Path, data: str, row: str) -> list[Path]:
-    """List the cells of a row's other trainings, by rising seed."""
+    """List the cells of a row with other seeds, sorted by seed."""
     found = (results / data).glob(f"{row}.seed*.json")
     return sorted(found, key=lambda path: int(path.name.removesuffix(".json").rpartition("seed")[2]))
 
 
 def lesion_kinds(cases: Path) -> dict[str, str]:
-    """Read the kind of lesion of each subject of a table; empty for healthy ones, and where it does not tell."""
+    """Read each subject's kind of lesion from a table; empty for healthy subjects and if the table has none."""
     with cases.open(newline="", encoding="utf-8") as file:
         return {row["subject"]: row.get("lesion") or "" for row in csv.DictReader(file)}
 
@@ -144,14 +144,15 @@ class DataSet:
 
     Attributes:
         name: Key of its cells.
-        title: What the table calls it.
+        title: Name on the page.
         config: Preset or YAML file that all methods start from.
         score: Post-processing, the same for all methods.
-        cases: List the cases, with splits train, val and test, given a folder for what is made and that of real scans.
+        cases: Function that lists the cases with splits train, val and test. Its arguments are a folder for synthetic
+            scans and the folder of real scans.
         budget_tflop: Training operations, forward and backward, that every method may spend.
-        choose: Labelled validation scans that choose the timestep.
-        dense_size: Working slice that holds every brain, for methods with a dense code; others let the grid grow.
-        trained_on: Data set whose models, timesteps and thresholds are used, where nothing is trained on this one.
+        choose: Number of labelled validation scans that choose the timestep.
+        dense_size: Size of a working slice that holds every brain, for rows with `dense`; for others the grid grows.
+        trained_on: Data set whose models, timesteps and thresholds are used, if nothing is trained on this one.
     """
 
     name: str
@@ -176,12 +177,12 @@ def _lgg_cases(_folder: Path, data: Path) -> Cases:
 
 
 def _mslub_cases(_folder: Path, data: Path) -> Cases:
-    """List the two patients' FLAIR scans; they are all test."""
+    """List the FLAIR scans of the two patients, all in the split test."""
     return [row(case, "test") for case in find_cases(data_folder("mslub", data) / "cases.csv", channel="flair")]
 
 
 def _phantom_cases(folder: Path, _data: Path) -> Cases:
-    """Synthesise 72 T2-like brains; the first two scans of each lesion kind serve validation, healthy ones no test."""
+    """Synthesise 72 T2-like brains; the first two scans per kind of lesion validate, healthy ones are not tested."""
     cohort = synthesise(folder / "cohort", subjects=72, modality="t2", seed=2031)
     kinds = lesion_kinds(cohort)
     left = dict.fromkeys(KINDS, 2)

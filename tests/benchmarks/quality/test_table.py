@@ -194,8 +194,24 @@ def test_the_page_shows_the_cells(tmp_path):
     assert "| MAEDiff | 0.150 [0.100, 0.200] | 0.900 |" in text
     assert "| pDDPM | -0.300 [-0.300, -0.300] | 0.0002 | - | - |" in text  # minus MAEDiff; p at its least
     assert "| MAEDiff | - | - | 0.300 [0.300, 0.300] | 0.0002 |" in text
-    assert "Others' numbers on other data" in text
+    assert "**Measured by other authors on other data**" in text
     assert "VAE |" in text.split("### Published figures")[1]
+
+
+def test_the_summary_has_a_line_per_method_of_the_gliomas(tmp_path):
+    render, results = module("quality.table.render"), tmp_path / "cells"
+    with pytest.raises(InputError, match="lgg_flair"):
+        render.summary(results)
+    cell_file(results, "lgg_flair", "pddpm", (0.2, 0.3, 0.4))
+    cell_file(results, "lgg_flair", "maediff", (0.5, 0.6, 0.7))
+    cell_file(results, "phantom", "maediff", (0.1, 0.1, 0.1))
+    cell_file(results, "phantom", "dae", (0.1, 0.1, 0.1))
+    write(results, "lgg_flair", "zscore", {"refused": "no common space"})
+    lines = render.summary(results).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| pDDPM", "| MAEDiff"]
+    assert "| -0.300 [-0.300, -0.300] |" in lines[0]  # minus MAEDiff, on the same scans
+    assert lines[0].endswith("| - | 1.25 |")  # no phantoms
+    assert "| 0.600 [0.500, 0.700] | - | 0.300 [0.250, 0.350] | 0.100 [0.100, 0.100] |" in lines[1]
 
 
 def test_trainings_with_other_seeds_stand_beside_the_first(tmp_path):
@@ -216,14 +232,16 @@ def test_the_page_needs_its_markers_and_keeps_what_stands_around_them(tmp_path):
     page.write_text("# Title\n")
     with pytest.raises(InputError, match="lacks the lines"):
         render.write_markdown(page, tmp_path / "cells")
-    page.write_text(f"# Title\n\n{render.BEGIN}\nstale\n{render.END}\nend\n")
+    pages = page, render.details_page(page)
+    assert pages[1].name == "page-details.md"
+    for each in pages:
+        each.write_text(f"# Title\n\n{render.BEGIN}\nstale\n{render.END}\nend\n")
     render.write_markdown(page, tmp_path / "cells")
-    once = page.read_text()
+    once = [each.read_text() for each in pages]
     render.write_markdown(page, tmp_path / "cells")
-    assert page.read_text() == once
-    assert once.startswith("# Title")
-    assert once.endswith("end\n")
-    assert "stale" not in once
+    assert [each.read_text() for each in pages] == once
+    for text, shown in zip(once, (render.summary, render.markdown), strict=True):
+        assert text == f"# Title\n\n{render.BEGIN}\n\n{shown(tmp_path / 'cells')}\n\n{render.END}\nend\n"
 
 
 def test_the_figure_is_the_same_each_time(tmp_path):
@@ -233,11 +251,12 @@ def test_the_figure_is_the_same_each_time(tmp_path):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
-def test_the_documented_table_is_that_of_the_stored_cells():
+@pytest.mark.parametrize(("page", "rendered"), [("benchmark", "summary"), ("benchmark-details", "markdown")])
+def test_the_documented_tables_are_those_of_the_stored_cells(page, rendered):
     render = module("quality.table.render")
-    page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
-    shown = page.partition(render.BEGIN)[2].partition(render.END)[0].strip()
-    assert shown == render.markdown(ROOT / "benchmarks" / "results" / "table").strip()
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    shown = text.partition(render.BEGIN)[2].partition(render.END)[0].strip()
+    assert shown == getattr(render, rendered)(ROOT / "benchmarks" / "results" / "table").strip()
 
 
 def test_the_command_prints_the_table_of_the_stored_cells(tmp_path, capsys):
