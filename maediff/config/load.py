@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from maediff.config.schema import Config
+from maediff.config.suggest import explain_sectionless, explain_unknown
 from maediff.errors import ConfigError
 
 _MAX_CHARACTERS = 2**18
@@ -122,6 +123,8 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
 def _assign(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
+    if equals and section and not dot and section != "method":
+        raise ConfigError(f"override {_short(override)} names no section; {explain_sectionless(section)}")
     if not (equals and dot and name) and not (equals and section == "method"):
         raise ConfigError(f"override {override!r} is not of the form section.key=value, for example train.lr=1e-4")
     try:
@@ -164,10 +167,7 @@ def _explain(item: Any) -> str:
     location = [str(part) for part in item["loc"]]
     key = ".".join(location) or "configuration"
     if item["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(location[-1][:_MAX_SHOWN], known, n=1, cutoff=0.0)
-        hint = f"did you mean {'.'.join([*location[:-1], *near])}?" if near else f"known: {', '.join(known)}"
-        return f"unknown key {key[:_MAX_SHOWN]}: {hint}"
+        return f"unknown key {key[:_MAX_SHOWN]}: {explain_unknown(key, item.get('input'))}"
     value = item.get("input")
     shown = "" if isinstance(value, dict) else f" (got {_short(value)})"
     return f"{key}: {item['msg'].removeprefix('Value error, ')}{shown}"
@@ -181,12 +181,3 @@ def _short(value: Any) -> str:
         return type(value).__name__
     text = repr(text) if isinstance(value, str) else text
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
-
-
-def _known_keys(location: list[str]) -> list[str]:
-    fields = Config.model_fields
-    if location and location[0] in fields:
-        annotation = fields[location[0]].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            fields = annotation.model_fields
-    return list(fields)
