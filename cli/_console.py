@@ -22,6 +22,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from maediff.notes import level_of
+
 from . import QUIET
 
 if TYPE_CHECKING:
@@ -127,10 +129,12 @@ def print_failed(line: str) -> None:
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Print the notes of a scan below its line, unless quiet."""
+    """Print the notes of a scan below its line, warnings in yellow and information dim, unless quiet."""
     if not is_quiet():
         for note in notes:
-            console.print(Text(f"  note: {note}", style="yellow"), soft_wrap=True)
+            is_warning = level_of(note) == "warning"
+            name, style = ("warning", "yellow") if is_warning else ("note", "dim")
+            console.print(Text(f"  {name}: {note}", style=style), soft_wrap=True)
 
 
 @contextmanager
@@ -182,7 +186,7 @@ def _print_prepared(outcome: PreparedCase) -> None:
         return
     size = "" if outcome.brain_ml is None else f", brain {outcome.brain_ml:.0f} ml"
     say(f"{outcome.case}: {outcome.status}, mask {outcome.mask_from}{size}")
-    print_notes([outcome.message] if outcome.message else [])
+    print_notes(outcome.notes)
 
 
 class StepProgress:

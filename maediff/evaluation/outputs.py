@@ -10,6 +10,7 @@ from typing import Any
 
 from maediff.errors import InputError
 from maediff.files import read_json
+from maediff.notes import read_notes
 from maediff.paths import found_path
 from maediff.scoring import anomaly_mask
 from maediff.tables import read_table
@@ -85,9 +86,8 @@ class OutputCase:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for the user about the scan."""
-        notes = self.sidecar.get("notes") or []
-        return tuple(str(note) for note in (notes if isinstance(notes, list) else [notes]))
+        """Notes for the user about the scan, with their levels."""
+        return read_notes(self.sidecar)
 
     @property
     def image(self) -> Path | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from maediff.files import read_json
+from maediff.notes import read_notes
 from maediff.typing import DoubleArray
 from maediff.volume import Volume, grid_distance, stem_of
 
@@ -45,8 +46,7 @@ def to_template(volume: Volume, image: Path | None, sidecar: Mapping[str, Any] |
 
 def preparation_notes(volume: Volume) -> tuple[str, ...]:
     """Return the notes of ``maediff prepare`` on a scan that it wrote, such as an approximate brain mask."""
-    notes = _record(volume, volume.source).get("notes") if volume.source else None
-    return tuple(str(note) for note in notes) if isinstance(notes, list) else ()
+    return read_notes(_record(volume, volume.source)) if volume.source else ()
 
 
 def _record(volume: Volume, image: Path) -> dict[str, Any]:

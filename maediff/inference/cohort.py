@@ -22,6 +22,7 @@ from maediff.files import file_sha256, read_json, remove_leftovers, write_json
 from maediff.findings import components_path, largest_finding, scan_findings, write_components
 from maediff.inference.overlap import overlapped
 from maediff.locking import PARTICIPANTS, Part
+from maediff.notes import read_notes, warnings_of
 from maediff.paths import WRITTEN_IN, stored_path
 from maediff.typing import FloatMap
 from maediff.volume import read_map, write_like
@@ -72,7 +73,7 @@ class InferSummary:
         """Return the outcomes as a table, one row per scan, with the columns of `cases.tsv`."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(case) for case in self.cases], columns=outcome_columns())
+        return pd.DataFrame(map(outcome_row, self.cases), columns=outcome_columns())
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook."""
@@ -456,7 +457,7 @@ def finished_outcome(case: str, sidecar: Path) -> CaseOutcome:
     """Describe a scan that an earlier run finished, from its sidecar."""
     found = read_json(sidecar)
     message = "finished in an earlier run"
-    notes = tuple(str(note) for note in found.get("notes", ()))
+    notes = read_notes(found)
     numbers = (found.get("score"), found.get("volume_ml"), found.get("seconds"))
     anomaly = sidecar.with_name(f"{sidecar.name.removesuffix('.json')}.nii.gz")
     largest = largest_finding(components_path(anomaly))
@@ -478,13 +479,19 @@ def table_name(part: Part) -> str:
 
 def outcome_columns() -> list[str]:
     """Name the columns of `cases.tsv`."""
-    return [field.name for field in fields(CaseOutcome) if field.name not in ("notes", "standing", "largest")]
+    named = [field.name for field in fields(CaseOutcome) if field.name not in ("notes", "standing", "largest")]
+    return [*named, "warnings"]
+
+
+def outcome_row(outcome: CaseOutcome) -> dict[str, Any]:
+    """Return a row of `cases.tsv`; `warnings` counts the notes that are warnings, and is None for a failed scan."""
+    warnings = None if outcome.status == "failed" else len(warnings_of(outcome.notes))
+    return asdict(outcome) | {"warnings": warnings}
 
 
 def write_table(path: Path, outcomes: Sequence[CaseOutcome]) -> None:
     """Write `cases.tsv` atomically."""
-    columns = outcome_columns()
-    tables.write_table(path, [asdict(outcome) for outcome in outcomes], columns, missing="n/a")
+    tables.write_table(path, map(outcome_row, outcomes), outcome_columns(), missing="n/a")
 
 
 def _one_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maediff.config import Config
+from maediff.notes import Information
 from maediff.scoring import Sign, fixed_sign
 from maediff.typing import BoolArray
 from maediff.volume import Volume
@@ -52,7 +53,7 @@ def find_brain(volume: Volume, config: Config) -> tuple[BoolArray | None, Steps]
     if found.slice_mm is not None:
         facts["assumed_slice_mm"] = round(found.slice_mm, 2)
     said = "the scan shows a whole head: the packaged brain extraction found its brain; look at the mask"
-    return found.mask, Steps({"brain_mask": facts}, (said, *found.notes))
+    return found.mask, Steps({"brain_mask": facts}, (Information(said), *found.notes))
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def read_sign(
         sign = fixed_sign(config.score)
         kind = readings[0].among(sign)
         said = f"the calibration of {kind.upper()} holds, of the contrasts with this sign the one most alike"
-        return Reading(sign, kind, Steps({"contrast": _facts(readings), "sign": sign}, (said,) if kind else ()))
+        told = (Information(said),) if kind else ()
+        return Reading(sign, kind, Steps({"contrast": _facts(readings), "sign": sign}, told))
     signs = {reading.lesion_sign for reading in readings}
     sign = signs.pop() if len(signs) == 1 else "abs"
     kinds = ", ".join(max(reading.probabilities, key=reading.probabilities.__getitem__) for reading in readings).upper()
@@ -107,7 +109,8 @@ def read_sign(
         "dark": f"the contrast reads as {kinds}: the map shows what is darker than healthy",
         "abs": f"the contrast is not sure enough (most like {kinds}): the map shows what is brighter or darker",
     }[sign] + " (--sign overrides it)"
-    steps = Steps({"contrast": _facts(readings), "sign": sign}, (said,))
+    note = said if sign == "abs" else Information(said)
+    steps = Steps({"contrast": _facts(readings), "sign": sign}, (note,))
     likeliest = {reading.among(sign) for reading in readings}
     return Reading(sign, likeliest.pop() if len(likeliest) == 1 else "", steps)
 

@@ -15,6 +15,7 @@ from maediff.card import Scope
 from maediff.errors import InputError
 from maediff.findings import COLUMNS, component_rows, scan_findings
 from maediff.inputcheck import HealthyScan, Note, as_dict
+from maediff.notes import notes_record, warnings_of
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, image_like, stem_of
 from maediff.working.foreground import Background
@@ -43,7 +44,7 @@ class AnomalyResult:
         score_percentile: Share of healthy calibration scans that scored lower, 0 to 1; None without calibration.
         threshold: Calibrated threshold of the map, or None.
         threshold_origin: Where the threshold comes from.
-        notes: Notes for the user about this scan.
+        notes: Notes for the user about this scan, information and warnings.
         seconds: Time taken.
         units: Units of the map: working units, or standard deviations if the model has healthy residuals by place.
         background: Background that was found; None if a brain mask was given or if there is none.
@@ -91,6 +92,11 @@ class AnomalyResult:
     def brain_volume_ml(self) -> float:
         """Volume of the brain mask, ml."""
         return float(np.count_nonzero(self.brain_mask)) * self.volume.voxel_mm3 / 1000
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The notes that ask for attention before the map is used."""
+        return warnings_of(self.notes)
 
     def image(self, name: str) -> nib.Nifti1Image:
         """Return an array as a NIfTI image with the scan's affine, qform and sform.
@@ -197,7 +203,7 @@ class AnomalyResult:
                 "found": as_dict(self.checks),
                 "measures": None if self.measures is None else self.measures.to_dict(),
             },
-            "notes": list(self.notes),
+            **notes_record(self.notes),
         }
 
     def save(self, folder: str | Path, stem: str | None = None) -> Path:

@@ -19,6 +19,7 @@ from maediff.data.cases import Case
 from maediff.data.walk import as_facts
 from maediff.errors import InputError, OutputError, one_line
 from maediff.files import file_sha256, read_json, write_json
+from maediff.notes import read_notes
 from maediff.paths import WRITTEN_IN, stored_path
 from maediff.provenance import run_record, write_run
 from maediff.rawhead.channels import FirstChannel, prepare_channel
@@ -42,6 +43,8 @@ class PreparedCase:
     brain_ml: float | None = None
     seconds: float | None = None
     message: str = ""
+    notes: tuple[str, ...] = ()
+    """Notes for the user about the scan; `message` joins them in the table."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def prepare_cohort(  # noqa: PLR0913  a public function: a keyword per option
         for outcome in _prepared_scan(scan, out, settings, overwrite):
             outcomes.append(outcome)
             usable = usable and outcome.status != "failed"
-            columns = [item.name for item in fields(PreparedCase)]
+            columns = [item.name for item in fields(PreparedCase) if item.name != "notes"]
             write_table(out / "prepare.tsv", map(asdict, outcomes), columns, missing="n/a")
             if on_case:
                 on_case(outcome)
@@ -171,8 +174,9 @@ def _prepared(case: Case, first: Case | None, out: Path, settings: PrepareSettin
         key = _key(case, first, settings)
         if not overwrite and _finished(files, key):
             found = read_json(files.sidecar)
-            mask, notes = found.get("brain_mask", {}), "; ".join(found.get("notes", ()))
-            return PreparedCase(case.id, "skipped", mask.get("method"), mask.get("volume_ml"), message=notes)
+            mask, notes = found.get("brain_mask", {}), read_notes(found)
+            numbers = (mask.get("method"), mask.get("volume_ml"))
+            return PreparedCase(case.id, "skipped", *numbers, message="; ".join(notes), notes=notes)
         record = _prepare_one(case, files, settings, None if first is None else _first_channel(first, out))
         write_json(files.sidecar, record | {"key": key, "seconds": round(time.perf_counter() - start, 1)})
     except OutputError:
@@ -180,8 +184,8 @@ def _prepared(case: Case, first: Case | None, out: Path, settings: PrepareSettin
     except Exception as error:  # whatever is wrong with a scan must not stop the others
         log.debug("case %s failed", case.id, exc_info=True)
         return PreparedCase(case.id, "failed", message=one_line(error))
-    seconds, brain, notes = time.perf_counter() - start, record["brain_mask"], "; ".join(record["notes"])
-    return PreparedCase(case.id, "done", brain["method"], brain["volume_ml"], seconds, notes)
+    seconds, brain, notes = time.perf_counter() - start, record["brain_mask"], read_notes(record)
+    return PreparedCase(case.id, "done", brain["method"], brain["volume_ml"], seconds, "; ".join(notes), notes)
 
 
 def _first_channel(case: Case, out: Path) -> FirstChannel:

@@ -13,6 +13,7 @@ from maediff.data.bids import SPACE, describe_derivatives
 from maediff.errors import GeometryError, InputError, OutputError, one_line
 from maediff.evaluation.outputs import OutputCase, read_outputs
 from maediff.files import read_json, write_json
+from maediff.notes import notes_record, read_notes, warnings_of
 from maediff.paths import WRITTEN_IN, found_path, stored_path
 from maediff.tables import write_table
 from maediff.typing import Array, FloatMap
@@ -97,7 +98,8 @@ def restore_cohort(
         elif output.finished:
             continue  # of another folder of prepared scans
         row = {"case": output.case, "status": status, "score": output.score, "anomalous_volume_ml": volume_ml}
-        rows.append(row | {"seconds": output.seconds, "message": message})
+        warnings = None if status == "failed" else len(warnings_of((*output.notes, *_untold(output, sidecar))))
+        rows.append(row | {"seconds": output.seconds, "message": message, "warnings": warnings})
     if not written:
         none = f"{results} holds no map of a scan that was prepared in {prepared}; run maediff infer on "
         raise errors[0] if errors else InputError(f"{none}{prepared / 'cases.csv'} first")
@@ -137,7 +139,7 @@ def _restored(
         facts |= {"outputs": {kind: path.name for kind, path in maps.items()}, "restored": True}
         to_scan = (sidecar["registration"] or {}).get("template_to_scan")
         facts |= {"to_template_mm": np.linalg.inv(np.array(to_scan)).tolist()} if to_scan else {}
-        facts |= {"notes": [*output.notes, *_untold(output, sidecar)]}
+        facts |= notes_record((*output.notes, *_untold(output, sidecar)))
         kept = {name: value for name, value in output.sidecar.items() if name != "further_channels"}  # not these grids
         stem = maps["anomaly"].name.removesuffix(".nii.gz")
         write_json(folder / f"{stem}.json", {"case": output.case, **kept, **facts})
@@ -146,7 +148,7 @@ def _restored(
 
 def _untold(output: OutputCase, sidecar: dict[str, Any]) -> list[str]:
     """List the notes of prepare that the maps' sidecar lacks, since earlier versions did not carry them."""
-    return [str(note) for note in sidecar.get("notes", ()) if str(note) not in output.notes]
+    return [note for note in read_notes(sidecar) if note not in output.notes]
 
 
 def _raw_name(name: str) -> str:

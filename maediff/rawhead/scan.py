@@ -9,6 +9,7 @@ import numpy as np
 
 from maediff.errors import ConfigError, InputError
 from maediff.extraction import extract_brain
+from maediff.notes import Information, notes_record
 from maediff.rawhead import itk, masks
 from maediff.rawhead.grid import Brain, Grid, lay_grid, resample_brain, shape_of
 from maediff.typing import Array, BoolArray
@@ -157,7 +158,7 @@ def finish_scan(
         "prepared_grid": {"affine": grid.affine.tolist(), "shape": list(grid.shape)},
         "prepared_to_raw_mm": grid.to_native.tolist(),
         "intensity": None if scale is None else {"becomes_0": scale.low, "becomes_1000": scale.high},
-        "notes": list(notes),
+        **notes_record(notes),
     }
     prepared = Volume(image, grid.affine, new_header(grid.affine, grid.shape, grid.code), volume.source)
     return PreparedScan(prepared, brain.prepared, brain.native, grid.to_native, record, notes)
@@ -182,7 +183,7 @@ def _known_mask(method: str, mask: BoolArray | None, volume: Volume) -> tuple[Bo
     if method == "stripped":
         background = find_background(volume.data)
         brain = None if background is None else largest_component(background.outside(volume.data))
-        return brain, ("the scan is skull-stripped already: what is not background is the brain",)
+        return brain, (Information("the scan is skull-stripped already: what is not background is the brain"),)
     if method == "extraction":
         found = extract_brain(volume)
         return found.mask, found.notes

@@ -26,6 +26,7 @@ from maediff.evaluation.outputs import FINISHED, OutputCase
 from maediff.evaluation.reference import Reference
 from maediff.files import read_json, write_text
 from maediff.findings import Findings, components_path, write_components
+from maediff.notes import Level, level_of, warnings_of
 from maediff.paths import without_names
 from maediff.report.cohort_charts import curve_charts, distribution, healthy_scores, placed_among_healthy
 from maediff.report.figures import colour_table, gradient
@@ -156,7 +157,7 @@ def write_report(  # noqa: PLR0913  a public function: a keyword per option
         "cases": rows,
         "failed": [case for case in cases if not case.finished],
         "n_finished": len(finished),
-        "n_noted": sum(bool(row["notes"]) for row in rows),
+        "n_warned": sum(row["warned"] for row in rows),
         "shown": shown,
         "gallery": gallery,
         "tables": complete_tables(finished, truths, gallery),
@@ -183,10 +184,11 @@ def write_report(  # noqa: PLR0913  a public function: a keyword per option
     return report_path
 
 
-def card_notes(case: OutputCase) -> list[str]:
-    """List the notes at the top of a scan's card, which a reader must know before looking at its map."""
-    texts = [without_names(text) for text in case.notes]
-    return [f"{text[:1].upper()}{text[1:]}" for text in texts]
+def card_notes(case: OutputCase) -> list[tuple[Level, str]]:
+    """List the notes at the top of a scan's card with their levels: warnings, then information."""
+    texts = [(level_of(note), without_names(note)) for note in case.notes]
+    listed = [(level, f"{text[:1].upper()}{text[1:]}") for level, text in texts]
+    return sorted(listed, key=lambda item: item[0] == "information")  # stable: each level keeps its order
 
 
 def complete_tables(cases: Sequence[OutputCase], truths: Reference | None, gallery: Gallery) -> dict[str, str]:
@@ -317,6 +319,7 @@ def _row(case: OutputCase, scores: Mapping[str, Any], shown: Sequence[OutputCase
         "lesion": scores.get("lesion", ""),
         "scores": {name: scores.get(name) for name in METRICS},
         "notes": card_notes(case),
+        "warned": bool(warnings_of(case.notes)),
         "message": case.message,
     }
 

@@ -389,7 +389,7 @@ function filter() {
   for (const item of list.children) {
     const { dataset } = item, ml = Number(dataset.now ?? dataset.ml);
     const passes = (!wanted || dataset.case.toLowerCase().includes(wanted)) && (!on("failed") || "failed" in dataset)
-      && (!on("noted") || "noted" in dataset) && (!on("above") || ml > least);
+      && (!on("warned") || "warned" in dataset) && (!on("above") || ml > least);
     item.hidden = !passes;
     shown += passes;
     if (!passes) hidden.add(dataset.case);

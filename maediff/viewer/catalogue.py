@@ -27,6 +27,7 @@ from maediff.evaluation.outputs import OutputCase, read_anomaly_mask
 from maediff.evaluation.ratings import RATINGS, RATINGS_FILE, Rating, append_rating, read_ratings
 from maediff.evaluation.reference import Reference
 from maediff.findings import Findings
+from maediff.notes import notes_record
 from maediff.report.figures import (
     colour_table,
     grey_window,
@@ -110,7 +111,8 @@ class Catalogue:
 
         Returns:
             Plain values: ``layers`` to load, the most anomalous ``place_mm`` (RAS), the grey ``window``, where the
-            colours of the uncertainty end (None without one), ``findings``, ``lesions``, ``notes``, and how RAS mm
+            colours of the uncertainty end (None without one), ``findings``, ``lesions``, ``notes`` with their
+            ``note_levels``, and how RAS mm
             become the scan's voxels (``to_voxel``) and slices (``to_slice``, of the volume with axes to the right, the
             front and the top, whose ``shape`` is given).
 
@@ -138,7 +140,7 @@ class Catalogue:
             "to_voxel": to_voxel.tolist(),
             "to_slice": to_slice.tolist(),
             "shape": plane_slices(values, anomaly.affine).transpose(2, 1, 0).shape,
-            "notes": [*case.notes] + [text for text in (note, why) if text],
+            **notes_record([*case.notes, *(text for text in (note, why) if text)]),
         }
 
     def rate(self, number: int, finding: int, reader: str, rating: str, comment: str = "") -> Rating:

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from maediff.errors import GeometryError, InputError
+from maediff.notes import Information
 from maediff.system import memory_bytes
 from maediff.typing import Array
 
@@ -244,7 +245,8 @@ def squeezed(shape: tuple[int, ...], name: str) -> tuple[tuple[int, int, int], t
         raise InputError(
             f"{name} is {len(shape)}-D ({_times(shape)}); one 3-D scan is needed: extract a single volume first"
         )
-    notes = () if len(shape) == 3 else (f"the trailing axis of length 1 was dropped ({_times(shape)})",)
+    dropped = Information(f"the trailing axis of length 1 was dropped ({_times(shape)})")
+    notes = () if len(shape) == 3 else (dropped,)
     return (int(shape[0]), int(shape[1]), int(shape[2])), notes
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from maediff.errors import GeometryError, InputError, OutputError
 from maediff.files import atomic_path
+from maediff.notes import Information
 from maediff.typing import Array
 from maediff.volume.checks import (
     READ_ERRORS,
@@ -340,9 +341,9 @@ def _read(path: Path) -> Volume:
 def _file_notes(header: Any, *, packed: bool, named_packed: bool) -> Iterable[str]:
     """Yield notes about oddities of a readable file."""
     if packed != named_packed:
-        yield f"the file is {'gzipped' if packed else 'not gzipped'}, other than its name says"
+        yield Information(f"the file is {'gzipped' if packed else 'not gzipped'}, other than its name says")
     if float(header["vox_offset"]) == 0:
-        yield "the header says that voxels start at byte 0; they were read from behind the header"
+        yield Information("the header says that voxels start at byte 0; they were read from behind the header")
 
 
 def _from_nibabel(image: Any, source: Path | None) -> Volume:

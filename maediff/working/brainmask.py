@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from maediff.errors import GeometryError, InputError
+from maediff.notes import Information
 from maediff.typing import BoolArray
 from maediff.volume import Volume
 from maediff.working.foreground import Background, find_background, is_whole_head
@@ -79,10 +80,11 @@ def _not_background(volume: Volume, background: Background | None) -> tuple[Bool
         return np.ones(volume.data.shape, bool), "the scan has no background: every voxel is taken as the brain"
     brain = largest_component(background.outside(volume.data))
     if background == Background(0.0):
-        return brain, "no brain mask was given: the non-zero voxels are taken as the brain"
+        return brain, Information("no brain mask was given: the non-zero voxels are taken as the brain")
     level = f"{background.level:.4g}"
     what = f"within {background.tolerance:.3g} of {level}" if background.tolerance else f"constant at {level}"
-    return brain, f"no brain mask was given and the background is {what}, not zero: all else is taken as the brain"
+    said = f"no brain mask was given and the background is {what}, not zero: all else is taken as the brain"
+    return brain, Information(said)
 
 
 def largest_component(mask: BoolArray) -> BoolArray:

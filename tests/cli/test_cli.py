@@ -26,6 +26,7 @@ from maediff.inference import plan as planning
 from maediff.inference.cohort import CaseOutcome, InferSummary, PlannedCase
 from maediff.inference.cost import Cost
 from maediff.jobs.infer import InferJob
+from maediff.notes import Information
 
 HEAVY = {"torch", "numpy", "scipy", "monai", "nibabel", "nilearn", "pandas", "matplotlib", "pydantic", "rich", "yaml"}
 
@@ -412,10 +413,10 @@ class TestInfer:
         assert jobs == [InferJob("x", Path("y"), Path("z"), preview=True, **expected)]
 
     def test_notes_are_printed_below_the_line(self, infer):
-        result, _ = infer("done", "skipped", notes=("looks like noise", "another modality; check it"))
+        result, _ = infer("done", "skipped", notes=("looks like noise", Information("read as T1")))
         lines = result.stderr.splitlines()
         assert lines[0].startswith("[1/2] s0: score")
-        assert lines[1:3] == ["  note: looks like noise", "  note: another modality; check it"]
+        assert lines[1:3] == ["  warning: looks like noise", "  note: read as T1"]
         assert lines[3].startswith("[2/2] s1: skipped")
         assert lines[4] == lines[1]
 

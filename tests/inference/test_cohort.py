@@ -20,6 +20,7 @@ from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.jobs.infer import infer, plan_inference
 from maediff.model_folder import update_calibration
+from maediff.notes import read_notes, warnings_of
 from maediff.report import write_report
 from maediff.volume import write_like
 
@@ -275,6 +276,10 @@ def test_what_prepare_noted_reaches_sidecar_and_table(model, scans, tmp_path):
     infer(model, scans, out, device="cpu")
     assert notes[0] in read_json(out / "a_anomaly.json")["notes"]
     assert notes[0] not in read_json(out / "c_anomaly.json")["notes"]
+    assert notes[0] in warnings_of(read_notes(read_json(out / "a_anomaly.json")))
     table = {row["case"]: row["message"] for row in rows(out / "cases.tsv")}
     assert notes[0] in table["a"]
     assert notes[0] not in table["c"]
+    warned = {row["case"]: int(row["warnings"]) for row in rows(out / "cases.tsv")}
+    assert warned == {name: len(warnings_of(read_notes(read_json(out / f"{name}_anomaly.json")))) for name in "ac"}
+    assert warned["a"] > 0

@@ -9,6 +9,7 @@ from maediff.errors import InputError
 from maediff.extraction import Extraction
 from maediff.inference import reading
 from maediff.inference.reading import find_brain, read_sign
+from maediff.notes import level_of
 from maediff.volume import Volume, new_header
 from maediff.working import prepare
 from maediff.working.contrast import ContrastReading
@@ -55,6 +56,7 @@ def test_the_brain_of_a_whole_head_is_extracted_and_recorded(found):
     assert steps.record["brain_mask"]["volume_ml"] == pytest.approx(ball(18).sum() * 27 / 1000, abs=0.1)
     assert "look at the mask" in steps.notes[0]
     assert steps.notes[1] == "thick slices were assumed"
+    assert [level_of(note) for note in steps.notes] == ["information", "warning"]
 
 
 @pytest.mark.parametrize(("stripped", "strip"), [(True, "auto"), (False, "never")])
@@ -86,7 +88,7 @@ def test_a_sign_that_is_set_narrows_the_contrast_whose_calibration_holds(monkeyp
     volume, chosen = scan(stripped=True), config(f"score.sign={sign}")
     found = read_sign(volume, [], prepare(volume, None, chosen.data), chosen, ("t1", "flair"))
     assert (found.sign, found.contrast) == (sign, kind)
-    assert bool(found.steps.notes) == bool(kind)
+    assert [level_of(note) for note in found.steps.notes] == ["information"] * bool(kind)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +103,4 @@ def test_auto_follows_the_contrast_of_all_channels(monkeypatch, kinds, sign):
     assert found.contrast == (kinds[0] if len(kinds) == 1 else "")
     assert found.steps.record["sign"] == sign
     assert kinds[0].upper() in found.steps.notes[0]
+    assert level_of(found.steps.notes[0]) == ("warning" if sign == "abs" else "information")  # abs: it is not sure

@@ -13,7 +13,9 @@ from scipy import ndimage
 from maediff.data.cases import find_cases
 from maediff.errors import ConfigError, GeometryError, InputError
 from maediff.files import read_json
+from maediff.notes import Information, notes_record, warnings_of
 from maediff.rawhead import PrepareSettings, itk, masks, prepare_cohort, restore_cohort, restore_map
+from maediff.tables import read_table
 from maediff.volume import read_mask, read_nifti
 from maediff.working.foreground import looks_stripped
 
@@ -176,15 +178,21 @@ class TestWayBack:
         out, maps = tmp_path / "out", tmp_path / "maps"
         prepare_cohort(raw, out, PLAIN)
         record = out / "a_t1_prepare.json"
-        record.write_text(json.dumps(read_json(record) | {"notes": ["look at the mask", "known"]}))
-        assert prepare_cohort(raw, out, PLAIN).cases[0].message == "look at the mask; known"  # skipped, and told again
+        record.write_text(json.dumps(read_json(record) | notes_record([Information("look at the mask"), "known"])))
+        again = prepare_cohort(raw, out, PLAIN).cases[0]
+        assert again.message == "look at the mask; known"  # skipped, and told again
+        assert warnings_of(again.notes) == ("known",)
         maps.mkdir()
         nib.save(nib.load(out / "a_t1.nii.gz"), maps / "a_t1_anomaly.nii.gz")
         (maps / "a_t1_anomaly.json").write_text(json.dumps({"case": "a_t1", "notes": ["known"]}))
         (maps / "cases.tsv").write_text("case\tstatus\tmessage\na_t1\tdone\tknown\n")
         restore_cohort(maps, out, tmp_path / "back")
-        assert read_json(tmp_path / "back" / "a_t1_anomaly.json")["notes"] == ["known", "look at the mask"]
-        assert "known; look at the mask" in (tmp_path / "back" / "cases.tsv").read_text()
+        restored = read_json(tmp_path / "back" / "a_t1_anomaly.json")
+        assert restored["notes"] == ["known", "look at the mask"]
+        assert restored["note_levels"] == ["warning", "information"]
+        (row,) = read_table(tmp_path / "back" / "cases.tsv").rows
+        assert row["message"] == "known; look at the mask"
+        assert row["warnings"] == "1"
 
     def test_a_restored_map_tells_how_its_scan_lies_in_the_template(self, raw, tmp_path):
         out, maps = tmp_path / "out", tmp_path / "maps"

@@ -23,6 +23,7 @@ from maediff.evaluation.choice import read_chosen
 from maediff.evaluation.curves import scan_curves, voxel_curves
 from maediff.evaluation.outputs import read_anomaly_mask
 from maediff.findings import locate
+from maediff.notes import Information, notes_record
 from maediff.report import pictures, write_report
 from maediff.report.charts import Group, strip_chart
 from maediff.report.figures import (
@@ -254,7 +255,8 @@ def test_uncertainty_is_drawn_where_there_is_one(cohort):
 
 def test_warnings_and_settings_are_readable(cohort):
     path = cohort.out / "a_T2w_anomaly.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"notes": ["sheared <affine>"]}))
+    notes = notes_record([Information("read as T2"), "sheared <affine>"])
+    path.write_text(json.dumps(json.loads(path.read_text()) | notes))
     record = {"calibration": {"quantiles": {"0.1": 0.1234567890123}, "threshold": 0.6}, "arguments": {"overrides": []}}
     (cohort.out / "run.json").write_text(json.dumps(record))
     metrics = {"by_lesion": {"tumour": {"voxel.auroc": {"mean": 0.9}}}}
@@ -263,6 +265,9 @@ def test_warnings_and_settings_are_readable(cohort):
     assert text.lower().count("sheared &lt;affine&gt;") == 2  # at the top of the card and in the table
     card = text.split('data-case="a_T2w">')[1]
     assert card.index("Sheared &lt;affine&gt;") < card.index('class="planes"')
+    lists = re.findall(r'<ul class="notes (\w+)"><li>(.*?)</li></ul>', card)
+    assert lists == [("warning", "Sheared &lt;affine&gt;"), ("information", "Read as T2")]
+    assert "with warnings (1)" in text
     assert "<dd>0.1: 0.123457</dd>" in text
     assert "<h2>By lesion kind</h2>" in text
 
@@ -377,7 +382,8 @@ def test_a_chosen_threshold_moves_masks_volumes_and_dice_and_the_page_says_so(co
     assert f"{np.mean(expected):.3f}" in text
     plain = write_report(cohort.out, cohort.root / "b.html").read_text()
     assert "A person chose" not in plain
-    assert '<ul class="notes">' not in plain  # nothing was noted of these scans
+    assert '<ul class="notes' not in plain  # there are no notes on these scans
+    assert "with warnings" not in plain
 
 
 def test_a_smallest_finding_and_a_rate_can_be_chosen(cohort):

@@ -356,6 +356,7 @@ def test_a_scan_of_another_grid_is_not_shown(viewer, cohort):
     details = json.loads(ask(viewer, f"cases/{number}.json")[2])
     assert details["layers"] == ["reconstruction", "anomaly", "mask"]
     assert "grid" in details["notes"][0]
+    assert details["note_levels"][0] == "warning"
 
 
 def test_the_address_for_the_browser_works_once(viewer):

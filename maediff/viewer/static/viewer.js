@@ -177,14 +177,18 @@ function describe(chosen) {
   pairs($("facts"), [["Score", number(chosen.score)], ...percentile,
     ["Anomalous volume", chosen.volume_ml === null ? "–" : `${number(chosen.volume_ml, 1)} ml`],
     ["Scan", `${state.number + 1} of ${state.run.cases.filter(item => item.finished).length}, by score`]]);
-  const notes = [...state.details.notes];
+  const levels = state.details.note_levels;
+  const notes = state.details.notes.filter((_, index) => levels[index] === "warning");
+  const information = state.details.notes.filter((_, index) => levels[index] === "information");
   if (chosen.chosen) notes.push(chosen.chosen);
   if (chosen.threshold === null) {
     const why = chosen.suspended ? `the model's calibration is suspended (${chosen.suspended})` : "the model has no calibration";
     notes.push(`${why}: there is no threshold and no mask, and the slider starts anywhere.`);
   }
-  $("notes").textContent = notes.map(note => note[0].toUpperCase() + note.slice(1).replace(/\.?$/, ".")).join(" ");
-  $("notes").hidden = notes.length === 0;
+  for (const [id, texts] of [["notes", notes], ["information", information]]) {
+    $(id).textContent = texts.map(text => text[0].toUpperCase() + text.slice(1).replace(/\.?$/, ".")).join(" ");
+    $(id).hidden = texts.length === 0;
+  }
   for (const button of $("scans").querySelectorAll("button")) {
     const isCurrent = Number(button.dataset.number) === state.number;
     button.setAttribute("aria-current", String(isCurrent));
