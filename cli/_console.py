@@ -1,8 +1,7 @@
-"""Text for people, on stderr: log lines, progress and tables."""
+"""Text for people, on stderr: lines, progress and tables."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,26 +31,6 @@ if TYPE_CHECKING:
     from maediff.training.loop import Progress as TrainProgress
 
 console = Console(stderr=True, highlight=False)
-
-
-class _ConsoleHandler(logging.Handler):
-    """Writes log records through the console, so that they do not tear a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        name = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        console.print(Text(name + record.getMessage()), soft_wrap=True)
-
-
-def set_up_logging(*, quiet: bool, verbose: bool) -> None:
-    """Send the library's log to stderr: notes by default, errors only if quiet, everything if verbose.
-
-    nibabel reports repaired headers through its own handler, which only -v enables.
-    """
-    logger = logging.getLogger("maediff")
-    logger.handlers = [_ConsoleHandler()]
-    logger.propagate = False
-    logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
-    logging.getLogger("nibabel.global").setLevel(logging.WARNING if verbose else logging.CRITICAL)
 
 
 def is_quiet() -> bool:

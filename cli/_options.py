@@ -190,7 +190,7 @@ def _quiet(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None
 
 
 def _verbose(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
-    from ._console import set_up_logging
+    from ._logging import set_up_logging
 
     ctx.meta[VERBOSE] = value
     if value:

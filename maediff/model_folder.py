@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maediff._version import __version__
-from maediff.config import Config, dump_yaml, load_config, override
 from maediff.errors import ConfigError, ModelError
 from maediff.files import atomic_path, cannot_write, file_sha256, flush_folder, json_text, write_json, write_text
 from maediff.paths import WRITTEN_IN, stored_path, stored_places
@@ -56,6 +55,7 @@ from maediff.staging import (
 if TYPE_CHECKING:
     import torch
 
+    from maediff.config import Config  # its schema is slow to build, and checking a folder does not need it
     from maediff.low_rank import Adapter
 
 SCHEMA = 1
@@ -176,6 +176,8 @@ def _save(
     folder: Path, content: tuple[str, bytes], config: Config, calibration: Mapping[str, Any] | None, card: str
 ) -> str:
     """Write a model folder whose weights, or adapter, are given as a file's name and bytes."""
+    from maediff.config import dump_yaml
+
     staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     files = (content[0], *(name for name in FILES if name != WEIGHTS))
     try:
@@ -202,6 +204,8 @@ def load_model_folder(folder: str | Path) -> StoredModel:
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    from maediff.config import load_config
 
     folder = Path(folder)
     text = _verified(folder)
@@ -315,6 +319,8 @@ def update_calibration(
         ModelError: The folder is not a sound model.
         OutputError: It cannot be written.
     """
+    from maediff.config import dump_yaml, load_config, override
+
     folder = Path(folder)
     sums = settled_sums(folder, _verified(folder))
     contents = {CALIBRATION: json_text(dict(calibration)).encode(), LOCATIONS: locations}
@@ -347,6 +353,8 @@ def describe_model(folder: str | Path) -> dict[str, Any]:
         ModelError: As :func:`load_model_folder`.
     """
     from safetensors import SafetensorError
+
+    from maediff.config import load_config
 
     folder = Path(folder)
     text = _verified(folder)

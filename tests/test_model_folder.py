@@ -185,7 +185,7 @@ class TestModelFolder:
 
     def test_interrupted_save_leaves_the_earlier_model(self, folder, monkeypatch):
         earlier = model_folder.load_model_folder(folder).hash
-        monkeypatch.setattr(model_folder, "dump_yaml", lambda _config: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr("maediff.config.dump_yaml", lambda _config: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             model_folder.save_model(folder, {"a": torch.zeros(1)}, load_config("tiny"), None, "")
         assert model_folder.load_model_folder(folder).hash == earlier

@@ -176,6 +176,17 @@ class TestStart:
         assert int(ended) == code, result.stderr
         assert NETWORK & set(modules) <= wanted
 
+    def test_doctor_imports_neither_the_configuration_nor_rich(self):
+        """Nearly all of its time is torch's own import; the schema and rich would add a tenth."""
+        source = (
+            "import sys\nfrom maediff.cli import app\n"
+            "try:\n    app(['doctor', '-d', 'cpu'])\nfinally:\n    print(*sys.modules)"
+        )
+        result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+        modules = set(result.stdout.splitlines()[-1].split())
+        assert "torch" in modules
+        assert {"maediff.config", "pydantic", "rich"}.isdisjoint(modules)
+
     def test_python_m(self):
         command = [sys.executable, "-m", "maediff", "--version"]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
