@@ -41,9 +41,8 @@ def explain_unknown(key: str, value: Any = None) -> str:
     if key in RENAMED:
         return f"it is called {RENAMED[key]} now"
     if name:
-        near = _nearest(name, _fields(section))
-        found = [f"{section}.{near[0]}"] if near else owners(name, near=False)
-        return _meant(found) or f"section {section} has {', '.join(_fields(section))}"
+        near = [f"{section}.{found}" for found in _nearest(name, _fields(section))]
+        return _meant([*near, *owners(name, near=False)]) or f"section {section} has {', '.join(_fields(section))}"
     if near := _nearest(section, sections()):
         held = [name for name in value if name in _fields(near[0])] if isinstance(value, Mapping) else []
         return _meant([".".join([near[0], *held[:1]])])

@@ -32,7 +32,8 @@ def test_sections_are_those_of_the_schema():
         ("trian.nothing=1", "did you mean train?"),
         ("zebra.x=1", f"the sections are {', '.join(SETTINGS)}"),
         ("train.lrr=1", "did you mean train.lr?"),
-        ("train.window=48", "did you mean partition.window?"),  # a setting of another section
+        ("train.window=48", "did you mean train.windows or partition.window?"),  # the nearest, and the same of another
+        ("train.draws=4", "did you mean infer.draws?"),
         ("train.zebra=1", "section train has max_steps"),
         ("lr=1e-4", "override 'lr=1e-4' names no section; did you mean train.lr?"),
         ("windw=48", "did you mean partition.window?"),
