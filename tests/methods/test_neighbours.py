@@ -31,7 +31,7 @@ WAYS = (
 )
 
 
-def scan(count=8, channels=1, side=32):
+def scan(count=6, channels=1, side=32):
     """Slices of noise and their brains; with several channels (S, C, H, W)."""
     slices = torch.rand(count, channels, side, side, generator=generator("scan")) - 0.5
     mask = torch.zeros(count, side, side, dtype=torch.bool)
@@ -104,17 +104,16 @@ def test_a_slice_depends_on_its_neighbours_alone(tiny, random_network, settings,
     _, _, slices, _, run = ready(tiny, random_network, settings, neighbours)
     before = run(slices)
     other = slices.clone()
-    other[3] = torch.where(other[3] > -1, -other[3], other[3])
-    near = set(range(3 - neighbours, 4 + neighbours))
+    other[2] = torch.where(other[2] > -1, -other[2], other[2])
+    near = set(range(2 - neighbours, 3 + neighbours))
     assert changed_slices(run(other), before) == near
 
 
 @pytest.mark.parametrize("settings", WAYS)
 def test_a_swap_of_two_far_slices_changes_nothing_else(tiny, random_network, settings):
     _, _, slices, _, run = ready(tiny, random_network, settings)
-    order = [0, 1, 2, 3, 4, 7, 6, 5]  # the noise of a slice depends on its index
-    assert changed_slices(run(slices[order]), run(slices)) == {4, 5, 6, 7} - {6} | {6}
-    assert changed_slices(run(slices[order])[:4], run(slices)[:4]) == set()
+    order = [0, 1, 2, 5, 4, 3]
+    assert changed_slices(run(slices[order]), run(slices)) == {2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("settings", WAYS)
@@ -133,7 +132,10 @@ def test_empty_slices_at_the_end_change_nothing(tiny, random_network, settings):
     assert (found[len(slices) :] == -1).all()
 
 
-@pytest.mark.parametrize("settings", [*WAYS, ("model.patch=2",), (DDPM, "model.patch=2")])
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("model.condition=none", "model.mask_channel=false"), ("data.channels=[t1, t2]", "model.patch=2"), (DDPM,)],
+)
 def test_a_network_that_ignores_them_is_the_network_without_them(tiny, random_network, settings):
     """Weights of the neighbours' channels set to 0, the others copied: the same reconstruction."""
     _, wide, slices, _, run = ready(tiny, random_network, settings, 2)
@@ -239,7 +241,7 @@ def test_ddpm_sees_its_neighbours_noised_like_the_slice(tiny, random_network):
 
 
 @pytest.mark.parametrize("settings", [(), ("model.condition=none",), (DDPM,), (DDPM, "model.gate=true")])
-def test_the_loss_counts_the_slice_alone_and_reaches_every_weight(tiny, discs, random_network, settings):
+def test_the_loss_counts_the_slice_alone_and_teaches_every_input(tiny, discs, random_network, settings):
     gate = ("diffusion.objective=x0", "model.input_skip=true") if "model.gate=true" in settings else ()
     config = tiny("data.neighbours=1", "train.lesion_weight=0.5", "lesions.share=1", *settings, *gate)
     network = random_network(config)
