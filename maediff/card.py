@@ -126,7 +126,7 @@ def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
         else f"0 to -1 and the in-mask median to 0, cut at {grid.clip:g}"
     )
     scan = _scan(config)
-    seen = f"; the network also sees {grid.neighbours} slices on each side" if grid.neighbours else ""
+    seen = f"; neighbours that the network also sees: {grid.neighbours} on each side" if grid.neighbours else ""
     result = f" Best validation loss (for MAEDiff: x0, in the patch, working units): {loss:.4f}."
     return f"""---
 {front}---
