@@ -90,8 +90,8 @@ def export_bundle(model: str | Path, out_dir: str | Path) -> Path:
     names, neighbours = predictor.config.data.channels, predictor.config.data.neighbours
     if neighbours:
         raise ConfigError(
-            f"a model with data.neighbours={neighbours} cannot be a MONAI bundle, whose network maps single slices; use "
-            "`maediff infer` for it"
+            f"a model with data.neighbours={neighbours} cannot be a MONAI bundle, whose network maps single slices; "
+            "use `maediff infer` for it"
         )
     if names:
         raise ConfigError(

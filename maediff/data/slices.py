@@ -82,7 +82,9 @@ def healthy_slices(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
         raise InputError(f"none of {len(cases)} scans gave a healthy slice to train on. {reasons}".strip())
     starts = np.cumsum([0, *(len(part.images) for _, part in parts)])[:-1]
-    places = [np.where(part.places < 0, -1, part.places + start) for start, (_, part) in zip(starts, parts, strict=True)]
+    places = [
+        np.where(part.places < 0, -1, part.places + start) for start, (_, part) in zip(starts, parts, strict=True)
+    ]
     result = SliceSet(
         np.concatenate([part.images for _, part in parts]),
         np.concatenate([part.masks for _, part in parts]),
@@ -164,8 +166,8 @@ def _save(path: Path, slices: SliceSet) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = json.dumps({"subjects": slices.subjects, "left_out": slices.left_out, "failed": slices.failed})
     with atomic_path(path) as temporary:
-        places = {} if slices.places is None else {"places": slices.places}
-        np.savez(temporary, images=slices.images, masks=slices.masks, facts=np.array(facts), **places)
+        places = np.empty((0, 1), np.int64) if slices.places is None else slices.places
+        np.savez(temporary, images=slices.images, masks=slices.masks, places=places, facts=np.array(facts))
 
 
 def _load(path: Path) -> SliceSet | None:
@@ -176,9 +178,15 @@ def _load(path: Path) -> SliceSet | None:
         with np.load(path, allow_pickle=False) as stored:
             facts = json.loads(str(stored["facts"]))
             failed = tuple((name, reason) for name, reason in facts["failed"])
-            places = stored["places"] if "places" in stored else None
-            subjects = tuple(facts["subjects"])
-            return SliceSet(stored["images"], stored["masks"], subjects, facts["left_out"], failed, places)
+            places, subjects = stored["places"], tuple(facts["subjects"])
+            return SliceSet(
+                stored["images"],
+                stored["masks"],
+                subjects,
+                facts["left_out"],
+                failed,
+                places if len(places) else None,
+            )
     except Exception as error:  # NumPy, zip and JSON each raise their own
         log.warning("the cache %s is damaged (%s); reading the scans again", path.name, error)
         return None

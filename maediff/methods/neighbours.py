@@ -1,4 +1,4 @@
-"""Neighbouring slices as context (2.5-D): what a network sees of the slices before and after the one it restores. [ours]
+"""Neighbouring slices as context (2.5-D): what a network sees of the slices around the one it restores. [ours]
 
 `data.neighbours` slices on each side are put behind the channels of the slice itself; only the slice is reconstructed.
 Its map therefore depends on these slices alone, and the next slice has its own neighbours.

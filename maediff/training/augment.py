@@ -14,8 +14,8 @@ from maediff.diffusion.noise import chance, coarse_noise, uniform
 def augment(image: Tensor, mask: Tensor, clip: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Flip left and right, turn, scale and shift, and change gamma, contrast, bias field and noise a little.
 
-    Channels move together; each has its own gamma, contrast, bias field and noise. A slice and its neighbours (P slices)
-    change together; each has its own noise.
+    Channels move together; each has its own gamma, contrast, bias field and noise. A slice and its neighbours (P
+    slices) change together; each has its own noise.
 
     Args:
         image: (C, H, W) or (P, C, H, W), -1 outside the brain.

@@ -28,7 +28,7 @@ _SHIFT = (0.15, 1.2)
 _BRIGHTER = 0.6
 """Share of shifted tissue that is brighter, not darker."""
 _APART = (0.25, 3.0)
-"""Distance of neighbouring slices, pixels; random, since lesions are as flat or as long as they like. [ours]"""
+"""Distance of neighbouring slices, pixels. Random: a lesion may be flatter or longer than it is wide. [ours]"""
 _LEAN = 0.7
 """How far the middle of a blob is from the slice, at most, as a share of its half axis across slices."""
 _USUAL = LesionsConfig()
@@ -47,8 +47,8 @@ def add_pseudo_lesions(
 ) -> Tensor:
     """Insert one to three blobs, or four to twelve small spots, into the brain.
 
-    A blob has the same shape in all channels and a different appearance in each. It goes on in neighbouring slices, with
-    the same appearance: a lesion that only the slice itself has would be known by that.
+    A blob has the same shape in all channels and a different appearance in each. It goes on in neighbouring slices,
+    with the same appearance: a lesion that only the slice itself has would be known by that.
 
     Args:
         image: (C, H, W), or with neighbours (P, C, H, W), the slice first; -1 outside the brain.

@@ -223,7 +223,7 @@ def test_a_window_as_large_as_the_slice_hides_the_neighbours_wholly(tiny, random
 
 
 def test_ddpm_sees_its_neighbours_noised_like_the_slice(tiny, random_network):
-    config, network, slices, mask, run = ready(tiny, random_network, (DDPM,), 2)
+    config, network, slices, _, run = ready(tiny, random_network, (DDPM,), 2)
     seen = []
     predict = network.predict
     network.predict = lambda x, t, c: seen.append(x) or predict(x, t, c)
@@ -232,7 +232,9 @@ def test_ddpm_sees_its_neighbours_noised_like_the_slice(tiny, random_network):
     level = network.abar[300]
     for k in range(len(slices)):
         noise = noise_field("gaussian", (32, 32), generator("a", 300, 0, k), 5)
-        wanted = diffusion.add_noise(with_neighbours(slices[:, None], torch.tensor([k]), config.data.offsets), noise, level)
+        wanted = diffusion.add_noise(
+            with_neighbours(slices[:, None], torch.tensor([k]), config.data.offsets), noise, level
+        )
         torch.testing.assert_close(x_t[k : k + 1], wanted)
     assert torch.equal(noise[:1], noise_field("gaussian", (32, 32), generator("a", 300, 0, k)))  # as without neighbours
 

@@ -208,7 +208,9 @@ def test_slices_that_are_neighbours_only_are_never_trained_on(tiny, discs):
     slices = discs(5, neighbours=1)
     slices = replace(slices, places=slices.places[[1, 3]], subjects=("a", "a"))
     assert len(slices) == 2
-    stream = SampleStream(slices, tiny("data.neighbours=1", "train.augment=false", "lesions.share=0"), 20, augmented=True)
+    stream = SampleStream(
+        slices, tiny("data.neighbours=1", "train.augment=false", "lesions.share=0"), 20, augmented=True
+    )
     images = torch.from_numpy(slices.images).float()
     shown = {index for k in range(20) for index in range(5) if torch.equal(stream[k]["clean"][0], images[index])}
     assert shown == {1, 3}
