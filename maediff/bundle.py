@@ -77,7 +77,7 @@ def export_bundle(model: str | Path, out_dir: str | Path) -> Path:
 
     Raises:
         ModelError: The model cannot be used.
-        ConfigError: The method has no network, or the model takes several channels.
+        ConfigError: The method has no network, or the model takes several channels or neighbouring slices.
         OutputError: The folder is not empty or cannot be written.
     """
     folder, out_dir = resolve_model(model), Path(out_dir)
@@ -87,7 +87,12 @@ def export_bundle(model: str | Path, out_dir: str | Path) -> Path:
     method = predictor.config.method
     if method in UNTRAINED:
         raise ConfigError(f"method {method!r} has no network for MONAI to verify and run; use `maediff infer` for it")
-    names = predictor.config.data.channels
+    names, neighbours = predictor.config.data.channels, predictor.config.data.neighbours
+    if neighbours:
+        raise ConfigError(
+            f"a model with data.neighbours={neighbours} cannot be a MONAI bundle, whose network maps single slices; "
+            "use `maediff infer` for it"
+        )
     if names:
         raise ConfigError(
             f"a model of the channels {', '.join(names)} cannot be a MONAI bundle; use `maediff infer` for it"

@@ -126,6 +126,7 @@ def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
         else f"0 to -1 and the in-mask median to 0, cut at {grid.clip:g}"
     )
     scan = _scan(config)
+    seen = f"; neighbours that the network also sees: {grid.neighbours} on each side" if grid.neighbours else ""
     result = f" Best validation loss (for MAEDiff: x0, in the patch, working units): {loss:.4f}."
     return f"""---
 {front}---
@@ -146,7 +147,7 @@ def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
 
 It is part of the model and applied by MAEDiff.
 
-- Slices {slices} (`align: {grid.align}`), {grid.size[0]} x {grid.size[1]} pixels of {grid.spacing_mm:g} mm.
+- Slices {slices} (`align: {grid.align}`), {grid.size[0]} x {grid.size[1]} pixels of {grid.spacing_mm:g} mm{seen}.
 - Intensities: {scale}; -1 outside the brain.
 
 ## Intended use

@@ -80,15 +80,18 @@ def make_model(random_network):
 
 @pytest.fixture(scope="session")
 def discs():
-    """Make a set of slices: textured discs on -1, of several subjects."""
+    """Make a set of slices: textured discs on -1, of several subjects; with neighbours, all slices of one scan."""
 
-    def make(count=12, side=32, seed=0):
+    def make(count=12, side=32, seed=0, neighbours=0):
         rng = np.random.default_rng(seed)
         rows, columns = np.indices((side, side)) - (side - 1) / 2
         masks = np.stack([rows**2 + columns**2 < rng.uniform(0.3, 0.42) ** 2 * side**2 for _ in range(count)])
         texture = np.cumsum(rng.normal(0, 0.1, (count, side, side)), axis=2)
         images = np.where(masks, np.clip(texture, -0.8, 1.2), -1).astype(np.float16)
-        return SliceSet(images, masks, tuple(f"s{k // 4}" for k in range(count)), 0, ())
+        places = np.arange(count)[:, None] + np.array([0, *range(-neighbours, 0), *range(1, neighbours + 1)])
+        places[(places < 0) | (places >= count)] = -1
+        subjects = tuple(f"s{k // 4}" for k in range(count))
+        return SliceSet(images, masks, subjects, 0, (), places if neighbours else None)
 
     return make
 

@@ -57,6 +57,13 @@ class DataConfig(Section):
         description="Co-registered channels that the network sees together (columns image_<channel> of a table), the "
         "first one gives grid and brain; empty: one channel.",
     )
+    neighbours: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Slices before and after each slice that the network also sees (methods maediff and ddpm, trained "
+        "from scans); see docs/method.md.",
+    )
     size: tuple[Side, Side] = Field((96, 96), description="Working slice (x, y), pixels; grows if a brain is larger.")
     spacing_mm: Spacing = Field(2.0, description="In-plane spacing of the working grid, mm.")
     slice_spacing_mm: Spacing | None = Field(
@@ -99,6 +106,11 @@ class DataConfig(Section):
     def channel_count(self) -> int:
         """Number of channels of a slice."""
         return max(1, len(self.channels))
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Distance of each neighbour from the slice, in slices: -n to -1, then 1 to n."""
+        return (*range(-self.neighbours, 0), *range(1, self.neighbours + 1))
 
 
 class PartitionConfig(Section):
@@ -423,6 +435,11 @@ class Config(Section):
         return self.data.channel_count - len(self.structure.contrasts)
 
     @property
+    def neighbour_channels(self) -> int:
+        """Number K of channels of all neighbours of a slice, which come after its own."""
+        return self.reconstructed_channels * len(self.data.offsets)
+
+    @property
     def guide_channels(self) -> tuple[tuple[int, ...], ...]:
         """What each side network sees, as indices into a slice's channels followed by the edges of the first C."""
         count = self.data.channel_count
@@ -480,6 +497,24 @@ class Config(Section):
                 f"structure.guides {', '.join(contrasts)} must be the last of data.channels ({', '.join(names)}), "
                 "after the channels that are reconstructed"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sees_neighbours(self) -> Config:
+        if not self.data.neighbours:
+            return self
+        asked = f"data.neighbours={self.data.neighbours}"
+        if self.method not in {"maediff", "ddpm"}:
+            raise ValueError(f"{asked} goes with methods maediff and ddpm, not {self.method!r}; set data.neighbours=0")
+        if self.method == "ddpm" and self.diffusion.sampler != "single_step":
+            raise ValueError(
+                f"{asked} with method ddpm goes with diffusion.sampler=single_step, not {self.diffusion.sampler!r}: "
+                "at the low noise of its last steps the neighbours would show a lesion that the walk has removed"
+            )
+        if self.heads.enabled:
+            raise ValueError(f"{asked} needs scans, and heads.enabled draws single slices: turn one of them off")
+        if self.structure.kinds:
+            raise ValueError(f"{asked} does not go with side networks: leave structure empty or set data.neighbours=0")
         return self
 
     @model_validator(mode="after")

@@ -31,9 +31,11 @@ class SliceSet:
     Attributes:
         images: (N, H, W) float16, scaled to [-1, clip]; (N, C, H, W) of several channels.
         masks: (N, H, W) bool, the brain.
-        subjects: Subject of each slice.
-        left_out: Slices left out because a label marks them.
+        subjects: Subject of each slice to train on.
+        left_out: Slices left out because a label marks them or one of their neighbours.
         failed: Scans that could not be read, with the reason.
+        places: (M, 1 + neighbours) where in `images` a slice to train on and its neighbours are, in the order of
+            `DataConfig.offsets`; -1 beyond the ends of the scan. None if every image is one to train on, alone.
     """
 
     images: npt.NDArray[np.float16]
@@ -41,15 +43,18 @@ class SliceSet:
     subjects: tuple[str, ...]
     left_out: int
     failed: tuple[tuple[str, str], ...]
+    places: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images if self.places is None else self.places)
 
 
 def healthy_slices(
     cases: Sequence[Case], config: DataConfig, cache: Path | None = None, on_case: Callable[[str], None] | None = None
 ) -> SliceSet:
     """Read the slices to train on: those with brain, less those that hold any of a lesion label.
+
+    With `data.neighbours`, slices are left out too if a neighbour holds any; neighbours may be without brain.
 
     Args:
         cases: Scans; one that cannot be read is recorded in `failed` and skipped.
@@ -76,12 +81,17 @@ def healthy_slices(
     if not any(len(part.images) for _, part in parts):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
         raise InputError(f"none of {len(cases)} scans gave a healthy slice to train on. {reasons}".strip())
+    starts = np.cumsum([0, *(len(part.images) for _, part in parts)])[:-1]
+    places = [
+        np.where(part.places < 0, -1, part.places + start) for start, (_, part) in zip(starts, parts, strict=True)
+    ]
     result = SliceSet(
         np.concatenate([part.images for _, part in parts]),
         np.concatenate([part.masks for _, part in parts]),
-        tuple(case.subject for case, part in parts for _ in part.images),
+        tuple(case.subject for case, part in parts for _ in part.places),
         sum(part.left_out for _, part in parts),
         tuple(failed),
+        np.concatenate(places) if config.neighbours else None,
     )
     if stored is not None:
         _save(stored, result)
@@ -89,11 +99,15 @@ def healthy_slices(
 
 
 class Slices(NamedTuple):
-    """Healthy slices of one scan, fitted to the working size, and how many were left out for a lesion."""
+    """Healthy slices of one scan, fitted to the working size, and how many were left out for a lesion.
+
+    `places` are those of a :class:`SliceSet`, within `images`.
+    """
 
     images: npt.NDArray[np.float16]
     masks: BoolArray
     left_out: int
+    places: npt.NDArray[np.int64]
 
 
 def _read(case: Case, config: DataConfig) -> Slices:
@@ -105,9 +119,16 @@ def _read(case: Case, config: DataConfig) -> Slices:
     diseased = np.zeros_like(brain)
     if case.label:
         diseased = lesion_slices(read_mask(case.label, volume, "lesion label"), prepared.grid)
+    seen = np.arange(len(brain))[:, None] + np.array((0, *config.offsets))  # (S, 1 + neighbours)
+    beyond = (seen < 0) | (seen >= len(brain))
+    seen = seen.clip(0, len(brain) - 1)
+    diseased = (diseased[seen] & ~beyond).any(1)
     keep = brain & ~diseased
-    images = fit_size(prepared.slices[keep], config.size, -1.0).astype(np.float16)
-    return Slices(images, fit_size(prepared.mask[keep], config.size, False), int((brain & diseased).sum()))
+    stored = np.unique(seen[keep])
+    images = fit_size(prepared.slices[stored], config.size, -1.0).astype(np.float16)
+    masks = fit_size(prepared.mask[stored], config.size, False)
+    places = np.where(beyond[keep], -1, np.searchsorted(stored, seen[keep]))
+    return Slices(images, masks, int((brain & diseased).sum()), places)
 
 
 def fit_size(stack: Array, size: tuple[int, int], fill: float) -> Array:
@@ -145,7 +166,8 @@ def _save(path: Path, slices: SliceSet) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = json.dumps({"subjects": slices.subjects, "left_out": slices.left_out, "failed": slices.failed})
     with atomic_path(path) as temporary:
-        np.savez(temporary, images=slices.images, masks=slices.masks, facts=np.array(facts))
+        places = np.empty((0, 1), np.int64) if slices.places is None else slices.places
+        np.savez(temporary, images=slices.images, masks=slices.masks, places=places, facts=np.array(facts))
 
 
 def _load(path: Path) -> SliceSet | None:
@@ -156,7 +178,15 @@ def _load(path: Path) -> SliceSet | None:
         with np.load(path, allow_pickle=False) as stored:
             facts = json.loads(str(stored["facts"]))
             failed = tuple((name, reason) for name, reason in facts["failed"])
-            return SliceSet(stored["images"], stored["masks"], tuple(facts["subjects"]), facts["left_out"], failed)
+            places, subjects = stored["places"], tuple(facts["subjects"])
+            return SliceSet(
+                stored["images"],
+                stored["masks"],
+                subjects,
+                facts["left_out"],
+                failed,
+                places if len(places) else None,
+            )
     except Exception as error:  # NumPy, zip and JSON each raise their own
         log.warning("the cache %s is damaged (%s); reading the scans again", path.name, error)
         return None

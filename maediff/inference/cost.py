@@ -154,12 +154,13 @@ def _first_usable(predictor: Predictor, todo: Sequence[PlannedCase]) -> LoadedSc
 def window_inputs(
     network: Method, shape: tuple[int, int], window: int, batch: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Build a batch of noised windows in the corner of a slice: image, mask and timesteps."""
+    """Build a batch of noised windows in the corner of a slice: image (neighbours included), mask and timesteps."""
     device = next(network.parameters()).device
+    channels = network.channels + network.neighbour_channels
     mask = torch.zeros(batch, 1, *shape, device=device)
     mask[..., :window, :window] = 1
     return (
-        torch.randn(batch, network.channels, *shape, generator=torch.Generator().manual_seed(0)).to(device),
+        torch.randn(batch, channels, *shape, generator=torch.Generator().manual_seed(0)).to(device),
         mask,
         torch.ones(batch, dtype=torch.long, device=device),
     )

@@ -92,7 +92,9 @@ class Method(nn.Module, ABC):
     Attributes:
         uses_every_parameter: Whether each training step gives every parameter a gradient, so that several processes
             need not look for those without.
-        channels: C, channels of a slice that it takes.
+        channels: C, channels of a slice that it reconstructs.
+        neighbour_channels: K, channels of neighbouring slices that it sees behind those, see
+            :mod:`maediff.methods.neighbours`.
         anomalies: What is inserted into every training slice instead of pseudo-lesions; None if the method brings no
             anomalies of its own.
         guide_channels: What each of its side networks sees, as indices of channels; empty without side networks.
@@ -101,6 +103,7 @@ class Method(nn.Module, ABC):
     anomalies: ClassVar[Anomalies | None] = None
     uses_every_parameter: bool = False
     channels: int = 1
+    neighbour_channels: int = 0
     guide_channels: tuple[tuple[int, ...], ...] = ()
 
     @abstractmethod
@@ -121,7 +124,7 @@ class Method(nn.Module, ABC):
         """Compute what the network needs once per window, whatever the timestep; None if there is nothing.
 
         Args:
-            image: (B, C, H, W).
+            image: (B, C + K, H, W).
             mask: (B, 1, H, W), 1 inside the window.
         """
         return None
@@ -168,7 +171,7 @@ class ScanBaseline(Method):
 
 
 class Draw(Protocol):
-    """Draw a noise field (B, 1, H, W) for a batch, each slice from its own key and the given names."""
+    """Draw a noise field (B, C + K, H, W) for a batch, each slice from its own key and the given names."""
 
     def __call__(self, *names: object) -> Tensor:
         """Draw."""

@@ -33,6 +33,8 @@ class DDPM(WholeSliceMethod):
     adds the variational bound to the loss; if the variance is learned, only the variance learns from the bound (the
     hybrid loss of Nichol and Dhariwal 2021).
 
+    It may see neighbouring slices (`data.neighbours`), noised like the slice, see :mod:`maediff.methods.neighbours`.
+
     Differences from AnoDDPM: MONAI's U-Net; objective and schedule of the configuration (theirs: eps, linear);
     timesteps of `diffusion.train_timesteps`; brains are scaled by percentiles.
     """
@@ -43,17 +45,20 @@ class DDPM(WholeSliceMethod):
         self.skip, self.gate = config.model.input_skip, config.model.gate
         self.learned = config.diffusion.variance == "learned"
         self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
-        self.net = FoldedUNet(config.model, (1, 1 + self.gate + self.learned), embedding=embedding)
+        self.offsets, self.neighbour_channels = config.data.offsets, config.neighbour_channels
+        widths = (1 + self.neighbour_channels, 1 + self.gate + self.learned)
+        self.net = FoldedUNet(config.model, widths, embedding=embedding)
         self.multiple = unet_multiple(config.model)
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Compute the loss over the whole slice; nothing is auxiliary."""
         noised = perturb(batch, whole(batch["clean"]), self.abar)
         prediction, share, gate = self.predict(noised.image, batch["t"], self.condition(batch["image"]))
+        noised, image = noised.own(1), batch["image"][:, :1]
         train = self.train_config
-        loss = denoising_loss(self.kind, prediction, noised, batch["image"], train.lesion_weight)
+        loss = denoising_loss(self.kind, prediction, noised, image, train.lesion_weight)
         if gate is not None:
-            loss = loss + train.gate_weight * gate_loss(gate, noised, batch["image"], train)
+            loss = loss + train.gate_weight * gate_loss(gate, noised, image, train)
         self.observe(prediction, noised)
         if self.kind.bound_weight:
             loss = loss + self.kind.bound_weight * self._bound(prediction, share, noised)
@@ -79,16 +84,20 @@ class DDPM(WholeSliceMethod):
         return diffusion.sample(lambda x, step: estimate(x, step)[0], x_t, self.abar, times)
 
     def estimate(self, x_t: Tensor, t: int, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Estimate x_0, and the share of a learned variance, at one timestep."""
+        """Estimate x_0 (B, 1, H, W), and the share of a learned variance, at one timestep; see :meth:`predict`."""
         prediction, share, _ = self.predict(x_t, torch.full((len(x_t),), t, device=x_t.device), condition)
         abar_t, abar_s = self.abar[t].to(x_t), self.abar[t - 1].to(x_t)
-        return diffusion.x0_from(self.kind.objective, prediction, x_t, abar_t, abar_s), share
+        return diffusion.x0_from(self.kind.objective, prediction, x_t[:, :1], abar_t, abar_s), share
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Run the network: its prediction, the share of a learned variance or None, the gate's logits or None."""
+        """Run the network on noised slices (B, 1 + K, H, W), their K neighbours behind them.
+
+        Returns:
+            Its prediction, the share of a learned variance or None, the gate's logits or None, (B, 1, H, W) each.
+        """
         output = self.net(x_t, t, condition).float()
         image = output[:, : 1 + self.gate]
-        prediction, gate = read_output(image, x_t, skip=self.skip, gated=self.gate)
+        prediction, gate = read_output(image, x_t[:, :1], skip=self.skip, gated=self.gate)
         return prediction, output[:, -1:] if self.learned else None, gate
 
     def condition(self, images: Tensor) -> Tensor | None:

@@ -17,13 +17,20 @@ VISIBLE_LESION = 0.1
 
 
 class Noised(NamedTuple):
-    """A partially noised batch: image (B, C, H, W), where it is noised, the image to return, and both levels."""
+    """A partially noised batch: image (B, C, H, W), where it is noised, the image to return, and both levels.
+
+    Neighbouring slices come behind the C channels.
+    """
 
     image: Tensor
     mask: Tensor
     clean: Tensor
     abar_t: Tensor
     abar_s: Tensor
+
+    def own(self, channels: int) -> Noised:
+        """Leave out the neighbours: keep the first channels, which are reconstructed."""
+        return self._replace(image=self.image[:, :channels], clean=self.clean[:, :channels])
 
 
 def perturb(batch: Mapping[str, Tensor], mask: Tensor, abar: Tensor) -> Noised:

@@ -17,6 +17,7 @@ from maediff.config import Config
 from maediff.diffusion.noise import generator, noise_field
 from maediff.methods.base import Draw, Healthy, Key, Method, OnWindows
 from maediff.methods.folded_unet import padded_shape
+from maediff.methods.neighbours import with_neighbours
 
 _SLICES = 32
 """Slices per forward pass if `infer.batch_size` is auto: these networks are small, and more are no faster on CPUs."""
@@ -30,11 +31,13 @@ class WholeSliceMethod(Method):
     Attributes:
         multiple: Sides of a slice must be multiples of it; inference pads to them.
         uses_timesteps: Whether the reconstruction depends on a timestep; if not, one pass is enough.
+        offsets: Distance of the neighbouring slices that it sees, in slices, see :mod:`maediff.methods.neighbours`.
         averages_residuals: Whether the map is the mean of the passes' residuals, not the residual of their mean.
     """
 
     multiple: int = 1
     uses_timesteps: bool = True
+    offsets: tuple[int, ...] = ()
     averages_residuals: bool = False
 
     @abstractmethod
@@ -42,10 +45,10 @@ class WholeSliceMethod(Method):
         """Reconstruct the healthy version of slices.
 
         Args:
-            images: (B, 1, H, W) float32, -1 outside the brain.
+            images: (B, 1 + K, H, W) float32, -1 outside the brain; the K neighbours come behind the slice.
             brain: (B, 1, H, W) bool.
             t: Test timestep.
-            draw: Source of noise.
+            draw: Source of noise, of the shape of `images`.
 
         Returns:
             (B, 1, H, W) float32.
@@ -92,7 +95,8 @@ class WholeReconstructor:
         done = 0
         for number, (t, draw) in enumerate(self.passes):
             for index in with_brain.split(size):
-                results[number, index] = self._batch(images[index], brain[index], t, (*key, t, draw), index)
+                seen = with_neighbours(images[:, None], index, self.network.offsets)
+                results[number, index] = self._batch(seen, brain[index], t, (*key, t, draw), index)
                 done += len(index)
                 if on_batch is not None:
                     on_batch(done, len(with_brain) * len(self.passes))
@@ -101,12 +105,15 @@ class WholeReconstructor:
         return Healthy(results.mean(0), results.std(0) if len(results) > 1 else None, kept)
 
     def _batch(self, images: Tensor, brain: Tensor, t: int, key: Key, index: Tensor) -> Tensor:
-        shape = (images.shape[1], images.shape[2])
+        _, channels, *shape = images.shape
 
         def draw(*names: object) -> Tensor:
-            fields = [noise_field(self.config.noise, shape, generator(*key, *names, k)) for k in index.tolist()]
+            fields = [
+                noise_field(self.config.noise, (shape[0], shape[1]), generator(*key, *names, k), channels)
+                for k in index.tolist()
+            ]
             return torch.stack(fields).to(self.device)
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            healthy = self.network.reconstruct(images[:, None].to(self.device), brain[:, None].to(self.device), t, draw)
+            healthy = self.network.reconstruct(images.to(self.device), brain[:, None].to(self.device), t, draw)
         return healthy.squeeze(1).float().cpu()

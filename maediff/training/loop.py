@@ -159,7 +159,8 @@ class _Run:
             reason = str(error).splitlines()[-1].strip()
             raise ModelError(
                 f"train.init = {self.config.train.init}: its weights fit another network ({reason}); "
-                "use the same model section and partition.cell, or leave train.init empty"
+                "use the same model section, partition.cell, data.channels and data.neighbours, or leave train.init "
+                "empty"
             ) from error
         self.ema = _copy(self.network)
 

@@ -37,8 +37,15 @@ class Pictures:
         self.folder = folder
         stream = sample_stream(source, config, config.train.pictures, augmented=False)
         samples = [stream[index] for index in range(config.train.pictures)]
-        self.images = torch.stack([sample["image"] for sample in samples])
-        self.brain = torch.stack([(sample["clean"] > -1).any(0) for sample in samples])
+        side = config.data.neighbours
+        together = 2 * side + 1
+        # Each slice lies between its own neighbours, and only slices in the middle have brain to reconstruct.
+        order = [*range(1, side + 1), 0, *range(side + 1, together)]
+        self.images = torch.cat([sample["image"].unflatten(0, (together, -1))[order] for sample in samples])
+        self.shown = slice(side, None, together)
+        self.brain = torch.zeros_like(self.images[:, 0], dtype=torch.bool)
+        clean = torch.stack([sample["clean"].unflatten(0, (together, -1))[0] for sample in samples])
+        self.brain[self.shown] = (clean > -1).any(1)
         if self.images.shape[1] == 1:
             self.images = self.images[:, 0]
         for path in folder.glob("step-*.png"):
@@ -57,7 +64,8 @@ class Pictures:
         sign = self.config.score.sign
         slices = self.images.numpy()
         residual = healthy.residual(slices, "abs" if sign == "auto" else sign)
-        picture = contact_sheet(_first(slices), _first(healthy.mean.numpy()), residual)
+        rows = (_first(slices), _first(healthy.mean.numpy()), residual)
+        picture = contact_sheet(*(row[self.shown] for row in rows))
         with atomic_path(self.folder / f"step-{step:06d}.png") as temporary:
             Image.fromarray(picture).save(temporary)
         return picture

@@ -23,7 +23,7 @@ from maediff.training.pseudo_lesions import add_pseudo_lesions
 
 Sample = dict[str, Tensor]
 """`image` (C, H, W), the network's input; `clean` (C, H, W), its target; `mask` (1, H, W), the patch;
-`noise` (C, H, W) and `t` (), the timestep."""
+`noise` (C, H, W) and `t` (), the timestep. Neighbours come behind the slice's own channels in all three images."""
 _LESION = 0.2  # least opacity for a pixel to count as lesion when windows are laid
 _ON_LESION = 0.7  # share of windows that are laid over a lesion
 
@@ -41,6 +41,8 @@ class SampleStream(Dataset[Sample]):
     def __init__(self, slices: SliceSet, config: Config, length: int, *, augmented: bool) -> None:
         self.images = torch.from_numpy(slices.images)
         self.masks = torch.from_numpy(slices.masks)
+        alone = torch.arange(len(self.images))[:, None]
+        self.places = alone if slices.places is None else torch.from_numpy(slices.places)
         self.config = config
         self.length = length
         self.augmented = augmented and config.train.augment
@@ -52,29 +54,33 @@ class SampleStream(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         config = self.config
         rng = generator("train" if self.augmented else "validation", config.train.seed, index)
-        which = int(torch.randint(len(self.images), (), generator=rng))
-        clean, brain = self._slice(which)
+        clean, brain = self._another(rng)
         if self.augmented:
             clean, brain = augment(clean, brain, config.data.clip, rng)
-        shape = (clean.shape[1], clean.shape[2])
-        window = random_mask(brain[0], config.partition.window, config.train.windows, rng)
+        shape = (clean.shape[2], clean.shape[3])
+        window = random_mask(brain[0, 0], config.partition.window, config.train.windows, rng)
         image = clean
         if self.anomalies is None and chance(config.lesions.share, rng):
             donor, _ = self._another(rng)
-            image = add_pseudo_lesions(clean, brain, donor, config.data.clip, rng, window=window, look=config.lesions)
+            look, offsets = config.lesions, config.data.offsets
+            image = add_pseudo_lesions(
+                clean, brain, donor, config.data.clip, rng, window=window, look=look, offsets=offsets
+            )
+        clean, image, brain = clean.flatten(0, 1), image.flatten(0, 1), brain[0]
         noise = noise_field(config.noise, shape, rng, len(clean))
         t = _draw_timestep(config, rng)
         if self.anomalies is not None:
-            foreign, severe = self._another(rng), _share(t, config)
+            (other, its_brain), severe = self._another(rng), _share(t, config)
+            foreign = other.flatten(0, 1), its_brain[0]
             image = self.anomalies(clean, brain, foreign, rng, severity=severe, clip=config.data.clip)
         return {"image": image, "clean": clean, "mask": window, "noise": noise, "t": t}
 
     def _another(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self._slice(int(torch.randint(len(self.images), (), generator=rng)))
-
-    def _slice(self, index: int) -> tuple[Tensor, Tensor]:
-        image, mask = self.images[index].float(), self.masks[index][None]
-        return (image if image.ndim == 3 else image[None]), mask
+        """Choose a slice: it and its neighbours (P, C, H, W), and their brains (P, 1, H, W)."""
+        places = self.places[int(torch.randint(len(self.places), (), generator=rng))]
+        images, masks = self.images[places].float(), self.masks[places]  # beyond the scan the last image, for a moment
+        images[places < 0], masks[places < 0] = -1.0, False
+        return (images if images.ndim == 4 else images[:, None]), masks[:, None]
 
 
 class HeadStream(Dataset[Sample]):

@@ -8,7 +8,7 @@ import torch
 from maediff.config import LesionsConfig
 from maediff.diffusion.noise import chance, generator, uniform
 from maediff.training.augment import augment
-from maediff.training.pseudo_lesions import add_pseudo_lesions
+from maediff.training.pseudo_lesions import _blob, add_pseudo_lesions
 
 CLIP = 1.5
 
@@ -137,3 +137,72 @@ def test_most_pseudo_lesions_start_where_the_loss_sees_them(brain):
     elsewhere = torch.zeros_like(image)
     elsewhere[:, :2, :2] = 1  # no brain there: blobs go anywhere
     assert add_pseudo_lesions(image, mask, donor, CLIP, generator(0), window=elsewhere).shape == image.shape
+
+
+# A slice and its neighbours (P, C, H, W)
+
+OFFSETS = (-2, -1, 1, 2)
+
+
+def stacked(brain):
+    """Five equal slices of two equal channels, and their brains."""
+    image, mask, donor = brain
+    return image.expand(5, 2, -1, -1), mask.expand(5, -1, -1, -1), donor.expand(5, 2, -1, -1)
+
+
+def test_a_slice_and_its_neighbours_change_together_but_for_their_noise(brain):
+    image, mask, _ = stacked(brain)
+    for k in range(10):
+        changed, moved = augment(image, mask, CLIP, generator(k))
+        assert changed.shape == image.shape
+        assert torch.equal(moved, moved[:1].expand(5, -1, -1, -1))
+        assert bool((changed[~moved.expand_as(changed)] == -1).all())
+        difference = (changed[1:] - changed[:1]).abs()
+        assert float(difference.max()) > 0
+        assert float(difference.mean()) < 0.05  # the strongest noise has a deviation of 0.04
+        alone, its_brain = augment(image[:1], mask[:1], CLIP, generator(k))
+        torch.testing.assert_close(changed[0, 0], alone[0, 0])  # the first channel of the slice is drawn as without
+        assert torch.equal(its_brain, moved[:1])
+
+
+@pytest.mark.parametrize("k", range(12))
+def test_a_blob_goes_on_in_the_neighbours_and_ends(k):
+    centre, shape = torch.tensor([24, 20]), (48, 48)
+    alone = _blob(centre, shape, (0.1, 0.3), generator(k))
+    cuts = _blob(centre, shape, (0.1, 0.3), generator(k), offsets=(*OFFSETS, 100))
+    assert torch.equal(cuts[:1], alone)  # in the slice itself it is drawn as without neighbours
+    areas = dict(zip((0, *OFFSETS, 100), (cuts > 0.25).sum((1, 2)).tolist(), strict=True))
+    assert areas[100] == 0
+    before, after = areas[-1] - areas[0], areas[1] - areas[0]
+    assert min(before, after) <= 0  # it shrinks to one side at least
+    for side in (-1, 1):
+        if areas[side] < areas[0]:
+            assert areas[2 * side] <= areas[side]
+    assert areas[1] > 0 or areas[-1] > 0
+
+
+@pytest.mark.parametrize("sign", ["any", "bright", "dark"])
+def test_lesions_of_neighbours_look_like_that_of_the_slice(brain, sign):
+    image, mask, donor = stacked(brain)
+    look = LesionsConfig(sign=sign, spots=0, size=(0.15, 0.3))
+    agree = 0
+    for k in range(30):
+        rng = generator("look", k)
+        changed = add_pseudo_lesions(image, mask, donor, CLIP, rng, look=look, offsets=OFFSETS)
+        assert changed.shape == image.shape
+        assert bool((changed[~mask.expand_as(changed)] == -1).all())
+        own, *others = (changed - image)[:, 0]
+        strong = own.abs() > 0.2
+        nearest = torch.stack([other for other in others[1:3] if bool((other.abs() > 0.1).any())] or [own])
+        agree += bool((nearest[:, strong] * own[strong] >= -1e-3).float().mean() > 0.9)
+    assert agree >= 27
+    assert add_pseudo_lesions(image, mask & False, donor, CLIP, generator(0), offsets=OFFSETS) is image
+
+
+def test_lesions_start_in_the_brain_and_window_of_the_slice_itself(brain):
+    image, mask, donor = stacked(brain)
+    empty = torch.cat([mask[:1], torch.zeros_like(mask[1:])])  # only the slice itself has brain
+    dark = torch.where(empty, image, -1.0)
+    changed = add_pseudo_lesions(dark, empty, donor, CLIP, generator(1), offsets=OFFSETS)
+    assert not torch.equal(changed[0], dark[0])
+    assert (changed[1:] == -1).all()

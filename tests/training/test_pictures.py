@@ -54,6 +54,26 @@ def test_a_picture_shows_the_first_validation_samples_and_their_reconstruction(t
         np.testing.assert_array_equal(np.asarray(image), picture)
 
 
+def test_a_picture_shows_slices_between_their_own_neighbours(tiny, discs, tmp_path):
+    config = tiny("data.neighbours=2", "train.pictures=3")
+    source = discs(8, neighbours=2)
+    seen = []
+
+    class Watched(Half):
+        def engine(self, config, device, *, bf16):
+            return lambda slices, mask, key: seen.append((slices, mask)) or Healthy(slices / 2, None)
+
+    picture = Pictures(source, config, tmp_path, 0).draw(Watched(), CPU, 1)
+    samples = [SampleStream(source, config, 3, augmented=False)[k] for k in range(3)]
+    own = np.stack([sample["image"][0].numpy() for sample in samples])
+    np.testing.assert_array_equal(picture, contact_sheet(own, own / 2, np.abs(own / 2)))
+    ((slices, mask),) = seen
+    for k, sample in enumerate(samples):
+        block = slice(5 * k, 5 * k + 5)
+        assert torch.equal(slices[block], sample["image"][[1, 2, 0, 3, 4]])
+        assert mask[block].flatten(1).any(1).tolist() == [False, False, True, False, False]
+
+
 def test_a_training_leaves_a_picture_per_validation_and_is_the_same_without(tiny, discs, tmp_path):
     data = discs(), discs(8, seed=1)
     drawn = fit(tiny(), *data, tmp_path / "drawn", device=CPU)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -166,3 +169,48 @@ def test_validation_is_not_augmented(tiny, discs):
         assert any(torch.equal(stream[k]["clean"][0], image) for image in images)
     plain = SampleStream(slices, tiny("train.augment=false", "lesions.share=0"), 6, augmented=True)
     assert any(torch.equal(plain[0]["clean"][0], image) for image in images)
+
+
+# Neighbours
+
+
+def test_neighbours_come_behind_the_slice_in_all_images(tiny, discs):
+    config = tiny("data.neighbours=2", "lesions.share=0", "train.augment=false")
+    slices = discs(5, neighbours=2)
+    stream = SampleStream(slices, config, 30, augmented=True)
+    images = torch.from_numpy(slices.images).float()
+    beyond = 0
+    for k in range(30):
+        clean = stream[k]["clean"]
+        assert clean.shape == stream[k]["image"].shape == stream[k]["noise"].shape == (5, 32, 32)
+        (own,) = [index for index in range(5) if torch.equal(images[index], clean[0])]
+        for found, offset in zip(clean[1:], config.data.offsets, strict=True):
+            inside = 0 <= own + offset < 5
+            beyond += not inside
+            assert torch.equal(found, images[own + offset] if inside else torch.full((32, 32), -1.0))
+    assert beyond > 10
+
+
+def test_a_sample_with_neighbours_depends_on_its_number_alone(tiny, discs):
+    config = tiny("data.neighbours=1", "lesions.share=1")
+    short, long = (SampleStream(discs(neighbours=1), config, n, augmented=True) for n in (3, 500))
+    assert all(same(short[k], long[k]) for k in (2, 0, 1))
+
+
+def test_alone_by_name_is_alone(tiny, discs):
+    """A table of places without neighbours gives the samples that no table gives."""
+    named = replace(discs(), places=np.arange(12)[:, None])
+    first, second = (SampleStream(source, tiny(), 6, augmented=True) for source in (named, discs()))
+    assert all(same(first[k], second[k]) for k in range(6))
+
+
+def test_slices_that_are_neighbours_only_are_never_trained_on(tiny, discs):
+    slices = discs(5, neighbours=1)
+    slices = replace(slices, places=slices.places[[1, 3]], subjects=("a", "a"))
+    assert len(slices) == 2
+    stream = SampleStream(
+        slices, tiny("data.neighbours=1", "train.augment=false", "lesions.share=0"), 20, augmented=True
+    )
+    images = torch.from_numpy(slices.images).float()
+    shown = {index for k in range(20) for index in range(5) if torch.equal(stream[k]["clean"][0], images[index])}
+    assert shown == {1, 3}

@@ -176,8 +176,8 @@ def training_gflop(config: Config) -> float:
     """Count the operations of one sample's forward and backward pass, in GFLOP; a multiply-add counts as two."""
     torch.manual_seed(0)
     losses, count = Losses(config).train(), 4
-    shape = (count, 1, *config.data.size)
-    mask = torch.zeros(shape)
+    shape = (count, 1 + config.neighbour_channels, *config.data.size)
+    mask = torch.zeros(count, 1, *config.data.size)
     mask[..., : config.partition.window, : config.partition.window] = 1
     image = torch.rand(shape)
     batch = {"image": image, "clean": image, "mask": mask, "noise": torch.randn(shape), "t": torch.full((count,), 50)}

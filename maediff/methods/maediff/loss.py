@@ -33,7 +33,7 @@ def losses(
     """Noise the patch, reconstruct it, and compare. [paper]; the weights are [ours].
 
     Args:
-        network: Called with the noised slice, the patch's mask and the timesteps.
+        network: Called with the noised slice, its neighbours behind it, the patch's mask and the timesteps.
         batch: A sample of :class:`maediff.training.stream.SampleStream` per row.
         abar: Schedule table, see :func:`maediff.diffusion.schedule`.
         kind: Objective and loss.
@@ -45,16 +45,17 @@ def losses(
     """
     noised = perturb(batch, batch["mask"], abar)
     prediction, mae_image, gate = network(noised.image, noised.mask, batch["t"])
+    noised, image = noised.own(prediction.shape[1]), batch["image"][:, : prediction.shape[1]]
     loss = denoising_loss(
         kind,
         prediction.float(),
         noised,
-        batch["image"],
+        image,
         train.lesion_weight,
         outside_weight=train.outside_weight,
     )
     if gate is not None:
-        loss = loss + train.gate_weight * gate_loss(gate.float(), noised, batch["image"], train)
+        loss = loss + train.gate_weight * gate_loss(gate.float(), noised, image, train)
     if mae_image is None:
         return loss, loss.new_zeros(())
     return loss, diffusion.x0_loss(mae_image.float(), noised.clean, noised.mask, "l1")

@@ -20,13 +20,14 @@ class MaskedAutoencoder(nn.Module):
         cell: Side of a cell, pixels.
         config: Widths and depths.
         channels: C, channels of a slice.
+        neighbours: K, channels of neighbouring slices behind them, which are encoded and not decoded.
     """
 
-    def __init__(self, cell: int, config: ModelConfig, channels: int = 1) -> None:
+    def __init__(self, cell: int, config: ModelConfig, channels: int = 1, neighbours: int = 0) -> None:
         super().__init__()
         width = config.mae_width
         self.cell = cell
-        self.embed = nn.Conv2d(channels, width, cell, stride=cell)
+        self.embed = nn.Conv2d(channels + neighbours, width, cell, stride=cell)
         self.global_token = nn.Parameter(torch.zeros(1, 1, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.encoder = _transformer(width, config.mae_heads, config.mae_depth)
@@ -39,7 +40,7 @@ class MaskedAutoencoder(nn.Module):
         """Compute the feature map.
 
         Args:
-            visible_image: (B, C, H, W), the visible region ``(1 - M) x0``.
+            visible_image: (B, C + K, H, W), the visible region ``(1 - M) x0``.
             visible: (B, r, r') bool, cells that the encoder may see.
 
         Returns:

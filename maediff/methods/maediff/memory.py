@@ -15,6 +15,9 @@ _SHARE = 0.6
 _PLANES = 16
 """Float32 images per window and channel that the engine holds: input, noise, mask, weights, estimates."""
 
+_NEIGHBOUR_PLANES = 4
+"""The same per channel of neighbouring slices: whole, visible part, view, input of the U-Net."""
+
 
 def window_bytes(config: Config, shape: tuple[int, int], *, bf16: bool) -> int:
     """Estimate the memory that a window takes in a forward pass without gradients.
@@ -32,7 +35,8 @@ def window_bytes(config: Config, shape: tuple[int, int], *, bf16: bool) -> int:
     finest = pixels / model.patch**2
     skips = sum((model.num_res_blocks + 1) * width * finest / 4**depth for depth, width in enumerate(model.channels))
     widest = 4 * (model.channels[0] + model.channels[1]) * finest
-    return int((skips + widest) * (2 if bf16 else 4) + _PLANES * config.data.channel_count * 4 * pixels)
+    images = _PLANES * config.data.channel_count + _NEIGHBOUR_PLANES * config.neighbour_channels
+    return int((skips + widest) * (2 if bf16 else 4) + images * 4 * pixels)
 
 
 def choose_batch(window: int, device: torch.device) -> int:

@@ -4,7 +4,7 @@ Source: MAEDiff, arXiv 2401.10561: the input is a partly perturbed slice, condit
 How the features enter is ours: as residuals added to the U-Net's skip connections at matching levels (as ControlNet and
 T2I-Adapter do), or by cross-attention; `condition="none"` is the ablation. The mask as an input channel is ours too;
 `mask_channel=False` leaves it out. Side networks may steer it by a second image, see
-:mod:`maediff.methods.maediff.structure`.
+:mod:`maediff.methods.maediff.structure`, and it may see neighbouring slices, see :mod:`maediff.methods.neighbours`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Reconstructor(Method):
 
     Args:
         config: Widths, depths and kind of condition (`model`), side of a sub-level cell (`partition.cell`), the number
-            C of channels that are noised and reconstructed together (`data.channels`), the objective (`diffusion`),
-            and the side networks (`structure`).
+            C of channels that are noised and reconstructed together (`data.channels`), the K channels of neighbouring
+            slices (`data.neighbours`), the objective (`diffusion`), and the side networks (`structure`).
     """
 
     def __init__(self, config: Config) -> None:
@@ -57,11 +57,13 @@ class Reconstructor(Method):
         self.mask_channel = config.model.mask_channel
         self.cell = config.partition.cell
         self.channels = config.reconstructed_channels
+        self.neighbour_channels = config.neighbour_channels
         self.blocks = config.model.num_res_blocks
         self.wants_pixels = self.condition != "none" and config.model.mae_loss_weight > 0
         self.uses_every_parameter = self.condition == "none" or self.wants_pixels
-        self.unet = _unet(config.model, self.channels)
-        self.mae = MaskedAutoencoder(self.cell, config.model, self.channels) if self.condition != "none" else None
+        self.unet = _unet(config.model, self.channels, self.neighbour_channels)
+        conditioned, widths = self.condition != "none", (self.channels, self.neighbour_channels)
+        self.mae = MaskedAutoencoder(self.cell, config.model, *widths) if conditioned else None
         self.adapters = self._adapters(config.model)
         self.guide_channels = config.guide_channels
         self.omega = config.structure.factors
@@ -113,7 +115,7 @@ class Reconstructor(Method):
         """Compute the MAE's features of the visible region, which are the same at every timestep.
 
         Args:
-            image: (B, C, H, W); the inside of the patch is ignored.
+            image: (B, C + K, H, W), neighbours behind the slice; the inside of the patch is ignored in all of them.
             mask: (B, 1, H, W), M: 1 inside the patch.
 
         Returns:
@@ -133,7 +135,8 @@ class Reconstructor(Method):
         """Predict the target of every pixel.
 
         Args:
-            perturbed: (B, C, H, W), ``M x_t + (1 - M) x0``; H and W multiples of the cell and of the U-Net's factor.
+            perturbed: (B, C + K, H, W), ``M x_t + (1 - M) x0`` and behind it the neighbours, whose inside of the patch
+                is ignored; H and W multiples of the cell and of the U-Net's factor.
             mask: (B, 1, H, W), M: 1 inside the patch.
             t: (B,) timesteps, 1 to T.
             features: From :meth:`features`, if already computed: of the same cells, or with cross-attention of more.
@@ -141,14 +144,17 @@ class Reconstructor(Method):
         """
         if features is None:
             features = self.features(perturbed, mask)
-        seen = torch.cat([perturbed, mask], 1) if self.mask_channel else perturbed
+        own, seen = perturbed[:, : self.channels], perturbed
+        if self.neighbour_channels:
+            seen = torch.cat([own, (1 - mask) * perturbed[:, self.channels :]], 1)
+        seen = torch.cat([seen, mask], 1) if self.mask_channel else seen
         stacked = F.pixel_unshuffle(seen, self.patch)
         output = self._denoise(stacked.contiguous(memory_format=torch.channels_last), t, features, guide)
         image = None
         if self.mae is not None and self.wants_pixels and self.training and features is not None:
             image = self.mae.pixels(features)
         unfolded = F.pixel_shuffle(output, self.patch)
-        prediction, gate = read_output(unfolded, perturbed, skip=self.input_skip, gated=self.gate)
+        prediction, gate = read_output(unfolded, own, skip=self.input_skip, gated=self.gate)
         return Reconstruction(prediction, image, gate)
 
     def _denoise(self, x: Tensor, t: Tensor, features: Tensor | None, guide: Tensor | None) -> Tensor:
@@ -203,10 +209,11 @@ class Reconstructor(Method):
         return _resize(self.adapters[name](features), (shape[0] >> depth, shape[1] >> depth))
 
 
-def _unet(config: ModelConfig, channels: int) -> DiffusionModelUNet:
+def _unet(config: ModelConfig, channels: int, neighbours: int) -> DiffusionModelUNet:
     """Build MONAI's U-Net over `patch` x `patch` pixels folded into channels, with the window's mask beside them."""
     return DiffusionModelUNet(
-        **encoder_arguments(config, channels), out_channels=(2 if config.gate else 1) * channels * config.patch**2
+        **encoder_arguments(config, channels + neighbours),
+        out_channels=(2 if config.gate else 1) * channels * config.patch**2,
     )
 
 

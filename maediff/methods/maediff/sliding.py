@@ -25,6 +25,7 @@ from maediff.methods.base import Healthy, Key, Method, OnWindows
 from maediff.methods.maediff.layout import Batch, Layout, lay_out, view_step
 from maediff.methods.maediff.memory import choose_batch, is_out_of_memory, window_bytes
 from maediff.methods.maediff.partition import Blend, blend_weight, window_masks
+from maediff.methods.neighbours import with_neighbours
 from maediff.methods.objective import sampler_times
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class _Seen(NamedTuple):
     noise: Tensor
     window: Tensor
     features: Tensor | None
+    neighbours: Tensor | None
     guide: Tensor | None
     draw: Callable[[object, int], Tensor]
 
@@ -60,6 +62,7 @@ class SlidingReconstructor:
         self.batch: int | None = None  # windows per pass: chosen at the first use, halved if memory runs out
         self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
         self.channels = config.reconstructed_channels
+        self.offsets = config.data.offsets
 
     @torch.inference_mode()
     def __call__(self, slices: Tensor, mask: Tensor, key: Key, on_batch: OnWindows | None = None) -> Healthy:
@@ -67,7 +70,7 @@ class SlidingReconstructor:
 
         Args:
             slices: (S, H, W), or (S, C, H, W) of several channels; float32, -1 outside the brain. Channels that only
-                side networks see come last.
+                side networks see come last. Neighbours are taken from the same stack, whose order is that of the scan.
             mask: (S, H, W) bool, the brain.
             key: Seed of the noise besides the slice index, such as (run seed, case).
             on_batch: Progress callback, called with (windows done, windows in total).
@@ -175,8 +178,9 @@ class SlidingReconstructor:
         hidden = batch.united(masks)
 
         # The MAE sees the whole slice even if the U-Net sees only a view, so the U-Net is informed about the rest.
+        whole = with_neighbours(images, batch.slice_index, self.offsets)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.network.features(images[batch.slice_index], hidden)
+            features = self.network.features(whole, hidden)
         if features is not None and self.config.model.condition == "residual":
             features = batch.own_views(features, self.config.partition.cell)
 
@@ -191,6 +195,7 @@ class SlidingReconstructor:
             noise=batch.views(noise, batch.slice_index),
             window=batch.own_views(hidden),
             features=features,
+            neighbours=batch.own_views(whole[:, self.channels :]) if self.offsets else None,
             guide=batch.views(guide, batch.slice_index) if guide.shape[1] else None,
             draw=draw,
         )
@@ -216,7 +221,8 @@ class SlidingReconstructor:
         steer = {} if seen.guide is None else {"guide": seen.guide}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             steps = torch.full((len(perturbed),), t, device=self.device)
-            prediction = self.network(perturbed, seen.window, steps, *known, **steer).prediction
+            known_image = perturbed if seen.neighbours is None else torch.cat([perturbed, seen.neighbours], 1)
+            prediction = self.network(known_image, seen.window, steps, *known, **steer).prediction
         abar_t = self.abar[t].to(perturbed)
         abar_s = self.abar[t - 1].to(perturbed)
         return diffusion.x0_from(self.config.diffusion.objective, prediction.float(), perturbed, abar_t, abar_s)
