@@ -2,6 +2,7 @@
 
     python -m benchmarks.quality.unseen_lesions --masks DIR --work runs/cross_validation/PROTOCOL --row maediff \
       ddpm-lesions --json benchmarks/results/unseen_lesions.json
+    python -m benchmarks.quality.unseen_lesions --render --page docs/cross-validation.md    the table of a page
 
 The models are those of `benchmarks.quality.cross_validation`, whose pseudo-lesions are bright. On slices of each fold's
 test patients that hold none of the tumour, one lesion of a family is put into each: bright as in training, dark, fluid,
@@ -26,13 +27,16 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from benchmarks.common import Benchmark, say, table
+from benchmarks.common import RESULTS, Benchmark, markdown_table, say, table, write_between
+from benchmarks.common import cell as shown
 from benchmarks.quality.cross_validation.folds import COMPARED, FOLDS, patients, split
 from benchmarks.quality.cross_validation.statistics import difference, mean
 from benchmarks.quality.patients import Patient
 from maediff.config import ScoreConfig, override
 from maediff.data.cases import Case
+from maediff.errors import InputError
 from maediff.evaluation import voxel_metrics
+from maediff.files import read_json
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.scoring import eroded, postprocess
@@ -47,6 +51,7 @@ RIM = 0.5
 LARGE = 0.6
 """Brain that a slice must hold, as a share of the patient's largest slice."""
 INTENSITY = "intensity"
+BEGIN, END = "<!-- begin: python -m benchmarks.quality.unseen_lesions --render -->", "<!-- end -->"
 Spacing = tuple[float, float, float]
 Fill = Callable[["Spot"], FloatMap]
 
@@ -279,7 +284,15 @@ def scored(case: Case, models: Mapping[str, Model]) -> Iterator[tuple[str, str, 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Score test patients of the folds with the models of their fold."""
+    """Score test patients of the folds with the models of their fold, or render what is stored."""
+    if options.render:
+        text = markdown(read_json(RESULTS / BENCHMARK.results[0])["results"])
+        print(text)
+        if options.page:
+            write_between(options.page, BEGIN, END, text)
+        return {}
+    if options.work is None:
+        raise InputError("--work is missing: name the folder of the cross-validation's models")
     torch.set_num_threads(options.threads)
     cases = patients(options.data, options.masks)
     rows = [row for row in COMPARED if row.name in options.row]
@@ -305,6 +318,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"families": summary, "patients": found}
 
 
+def markdown(results: Mapping[str, Any]) -> str:
+    """Render stored results: AUPRC of each method and family, and the number of patients."""
+    titles = {row.name: row.title for row in COMPARED}
+    lines = []
+    for name, families in results["patients"].items():
+        row, _, time = name.partition(", ")
+        found = [shown(mean(np.array([families[family]], np.float64))) for family in FAMILIES]
+        lines.append([", ".join(filter(None, (titles.get(row, row), time))), *found])
+    count = len(results["patients"][INTENSITY]["bright"])
+    return f"{count} patients.\n\n" + markdown_table(["method", *FAMILIES], lines)
+
+
 def _table(values: dict[str, dict[str, DoubleArray]]) -> str:
     lines = [[name, *(mean(by[family]) for family in FAMILIES)] for name, by in values.items()]
     return table(["method", *FAMILIES], lines)
@@ -314,7 +339,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     names = [row.name for row in COMPARED if row.name != INTENSITY]
     parser.add_argument("--masks", type=Path, metavar="DIR", help="brain masks instead of those of the data set")
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="models, in foldK/ROW/model")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="models, in foldK/ROW/model")
+    parser.add_argument("--render", action="store_true", help="compute nothing")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also write the table into this page (with --render)")
     parser.add_argument("--row", nargs="+", choices=names, default=names, help="methods (all)")
     parser.add_argument("--fold", nargs="+", type=int, choices=range(FOLDS), default=list(range(FOLDS)), help="(all)")
     parser.add_argument("--limit", type=int, default=1000, help="patients per fold, of test and of validation (all)")

@@ -85,3 +85,11 @@ def _distance(mask):
     from scipy import ndimage
 
     return ndimage.distance_transform_edt(~mask)
+
+
+def test_the_page_shows_what_is_stored():
+    unseen = module()
+    stored = unseen.RESULTS / unseen.BENCHMARK.results[0]
+    page = (unseen.RESULTS.parents[1] / unseen.BENCHMARK.page).read_text(encoding="utf-8")
+    shown = page.partition(unseen.BEGIN)[2].partition(unseen.END)[0].strip()
+    assert shown == unseen.markdown(unseen.read_json(stored)["results"])
