@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -230,40 +231,48 @@ def calibrate(
     """
     if not 0 < rate < 1:
         raise ConfigError(f"false-positive rate {rate} is outside (0, 1); 0.01 is usual (score.false_positive_rate)")
-    samples: list[FloatMap] = []
-    scores: list[float] = []
-    for values, mask, score in maps:
-        samples.append(_sample(values, mask, len(samples) + 1))
-        scores.append(float(score))
-    if not samples:
+    found = [(_sample(values, mask, number), score) for number, (values, mask, score) in enumerate(maps, 1)]
+    if not found:
         raise InputError("no healthy scan to calibrate on; give at least one scan known to be healthy")
-    every = range(len(samples))
-
-    def of(chosen: Sequence[int], said: str) -> Calibration:
-        return _calibrated([samples[i] for i in chosen], [scores[i] for i in chosen], rate, origin + said)
-
-    def with_contrasts(chosen: Sequence[int], said: str = "", link: str = ", of which the") -> Calibration:
-        groups = _groups(chosen, contrasts)
-        parts = {kind: of(own, f"{said}{link} {len(own)} that read as {kind}") for kind, own in groups.items()}
-        return replace(of(chosen, said), contrasts=parts)
-
-    groups = _groups(every, forms) if len(set(forms)) > 1 else {}
+    kinds, shapes = (names or [""] * len(found) for names in (contrasts, forms))
+    scans = [_Scan(*one, kind, form) for one, kind, form in zip(found, kinds, shapes, strict=True)]
+    groups = _groups(scans, "form") if len(set(shapes)) > 1 else {}
     parts = {
-        form: with_contrasts(own, f", of which the {len(own)} scored as {form}s", " and of these the")
+        form: _by_contrast(own, rate, f"{origin}, of which the {len(own)} scored as {form}s", " and of these the")
         for form, own in groups.items()
     }
-    return replace(with_contrasts(every), forms=parts)
+    return replace(_by_contrast(scans, rate, origin), forms=parts)
 
 
-def _groups(chosen: Sequence[int], names: Sequence[str]) -> dict[str, list[int]]:
-    """Group chosen scans by name; groups with too few scans, and scans without a name, are left out."""
-    named = [i for i in chosen if names and names[i]]
-    groups = {name: [i for i in named if names[i] == name] for name in sorted({names[i] for i in named})}
-    return {name: own for name, own in groups.items() if len(own) >= MIN_OF_A_CONTRAST}
+class _Scan(NamedTuple):
+    """A healthy scan: its sorted brain voxels, scan-level score, contrast and form."""
+
+    sample: FloatMap
+    score: float
+    contrast: str
+    form: str
 
 
-def _calibrated(samples: Sequence[FloatMap], scores: Sequence[float], rate: float, origin: str) -> Calibration:
-    """Compute the calibration of sorted samples, one per scan."""
+def _groups(scans: Sequence[_Scan], name: Literal["contrast", "form"]) -> dict[str, list[_Scan]]:
+    """Group scans; groups with too few scans, and scans without a name, are left out."""
+    groups: dict[str, list[_Scan]] = defaultdict(list)
+    for scan in scans:
+        groups[getattr(scan, name)].append(scan)
+    return {key: own for key, own in sorted(groups.items()) if key and len(own) >= MIN_OF_A_CONTRAST}
+
+
+def _by_contrast(scans: Sequence[_Scan], rate: float, origin: str, link: str = ", of which the") -> Calibration:
+    """Compute the calibration of scans, and of each contrast among them."""
+    parts = {
+        kind: _calibrated(own, rate, f"{origin}{link} {len(own)} that read as {kind}")
+        for kind, own in _groups(scans, "contrast").items()
+    }
+    return replace(_calibrated(scans, rate, origin), contrasts=parts)
+
+
+def _calibrated(scans: Sequence[_Scan], rate: float, origin: str) -> Calibration:
+    """Compute one calibration."""
+    samples = [scan.sample for scan in scans]
     candidates = np.sort(np.concatenate(samples))
     return Calibration(
         threshold=_threshold(samples, candidates, rate),
@@ -271,7 +280,7 @@ def _calibrated(samples: Sequence[FloatMap], scores: Sequence[float], rate: floa
         n_scans=len(samples),
         n_voxels=int(candidates.size),
         quantiles={repr(at): _threshold(samples, candidates, at) for at in sorted({*RATES, float(rate)}, reverse=True)},
-        case_scores=tuple(scores),
+        case_scores=tuple(float(scan.score) for scan in scans),
         origin=origin,
     )
 
