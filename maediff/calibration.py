@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,9 @@ RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 
 HEALTHY_ORIGIN = "healthy calibration scans"
 MIN_OF_A_CONTRAST = 4
-"""Least number of healthy scans of a contrast for it to have its own threshold."""
+"""Least number of healthy scans of a contrast, or of a form, for it to have its own threshold."""
+Form = Literal["stack", "volume", ""]
+"""How a model with several orientations scores a scan: a stack in its first orientation alone, a volume in all."""
 _TOLERANCE = 1e-12
 
 
@@ -36,6 +39,8 @@ class Calibration:
         healthy: Measurements of each healthy scan by the input check; empty in calibrations of earlier versions.
         contrasts: Calibrations from the scans of one contrast, keyed by the kind read from the scans; for models with
             `score.sign` auto, which handle several contrasts.
+        forms: Calibrations from the scans of one form, each with its own `contrasts`, keyed by :data:`Form`; for models
+            with several orientations. Empty if all scans have one form, and in calibrations of earlier versions.
     """
 
     threshold: float
@@ -47,12 +52,15 @@ class Calibration:
     origin: str = HEALTHY_ORIGIN
     healthy: tuple[Mapping[str, Any], ...] = ()
     contrasts: Mapping[str, Calibration] = field(default_factory=dict)
+    forms: Mapping[str, Calibration] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         lists = {"case_scores": list(self.case_scores), "healthy": [dict(scan) for scan in self.healthy]}
-        parts = {kind: part.to_dict() for kind, part in self.contrasts.items()}
-        return asdict(replace(self, healthy=(), contrasts={})) | lists | {"contrasts": parts}
+        parts = {
+            name: {key: part.to_dict() for key, part in getattr(self, name).items()} for name in ("contrasts", "forms")
+        }
+        return asdict(replace(self, healthy=(), contrasts={}, forms={})) | lists | parts
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
@@ -72,15 +80,21 @@ class Calibration:
                 origin=str(values["origin"]),
                 healthy=tuple(dict(scan) for scan in values.get("healthy", ())),
                 contrasts={str(kind): cls.from_dict(part) for kind, part in values.get("contrasts", {}).items()},
+                forms={str(form): cls.from_dict(part) for form, part in values.get("forms", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(
                 f"calibration is damaged ({type(error).__name__}: {error}); run `maediff calibrate` again"
             ) from None
 
-    def of_contrast(self, kind: str) -> Calibration:
-        """Return the calibration of a contrast if it has its own, else that of all scans."""
-        return self.contrasts.get(kind, self)
+    def of_contrast(self, kind: str, form: Form = "") -> Calibration:
+        """Return the calibration of a contrast among scans of a form; what has none of its own gets a wider one.
+
+        That is the calibration of the contrast in any form, then that of the form in any contrast, then that of all
+        scans: residuals differ more between contrasts than between forms.
+        """
+        same_form = self.forms.get(form, self)
+        return same_form.contrasts.get(kind) or self.contrasts.get(kind) or same_form
 
     def percentile_of(self, score: float) -> float:
         """Return the share of healthy calibration scans that scored lower than ``score``."""
@@ -99,7 +113,8 @@ class Calibration:
             force = " (in force)" if share == self.false_positive_rate else ""
             allowed = f"{1e6 * share:,.0f} voxels per million, {1e3 * share:g} ml per litre of healthy brain"
             lines.append(f"threshold {threshold:.4g}: {allowed}{force}")
-        return lines + [f"{kind.upper()} {line}" for kind, part in self.contrasts.items() for line in part.promises()]
+        lines += [f"{kind.upper()} {line}" for kind, part in self.contrasts.items() for line in part.promises()]
+        return lines + [f"{form}s: {line}" for form, part in self.forms.items() for line in part.promises()]
 
 
 def among_healthy(percentile: float | None, scans: int | None, suspended: str | None = None) -> str:
@@ -151,9 +166,8 @@ def with_threshold(
         origin = f"given as {threshold:g} for this run"
         if calibration is None:
             return Calibration(float(threshold), math.nan, 0, 0, {}, (), origin)
-        parts = {kind: with_threshold(part, threshold) for kind, part in calibration.contrasts.items()}
         given = replace(calibration, threshold=float(threshold), false_positive_rate=math.nan, origin=origin)
-        return replace(given, contrasts=parts)
+        return _with_parts(given, lambda part: with_threshold(part, threshold))
     known = {} if calibration is None else {float(at): value for at, value in calibration.quantiles.items()}
     if calibration is None or rate not in known:
         stored = ", ".join(f"{at:g}" for at in sorted(known, reverse=True)) or "none"
@@ -161,10 +175,16 @@ def with_threshold(
             f"the model has no threshold for rate {rate}; recorded: {stored}; choose one of them, or run `maediff "
             "calibrate --rate` with healthy scans"
         )
-    parts = {kind: with_threshold(part, rate=rate) for kind, part in calibration.contrasts.items()}
     origin = f"{calibration.origin}, rate {rate:g} given for this run"
     chosen = replace(calibration, threshold=known[rate], false_positive_rate=float(rate), origin=origin)
-    return replace(chosen, contrasts=parts)
+    return _with_parts(chosen, lambda part: with_threshold(part, rate=rate))
+
+
+def _with_parts(calibration: Calibration, change: Callable[[Calibration], Calibration]) -> Calibration:
+    """Change the calibrations of contrasts and forms."""
+    contrasts = {kind: change(part) for kind, part in calibration.contrasts.items()}
+    forms = {form: change(part) for form, part in calibration.forms.items()}
+    return replace(calibration, contrasts=contrasts, forms=forms)
 
 
 def count_scans(count: int, kind: str) -> str:
@@ -183,6 +203,7 @@ def calibrate(
     *,
     origin: str = HEALTHY_ORIGIN,
     contrasts: Sequence[str] = (),
+    forms: Sequence[str] = (),
 ) -> Calibration:
     """Compute the threshold for a false-positive rate on healthy scans.
 
@@ -196,6 +217,8 @@ def calibrate(
         origin: Where the scans came from, recorded in the model folder.
         contrasts: Kind of contrast of each scan, read after all maps; kinds with at least :data:`MIN_OF_A_CONTRAST`
             scans also get their own calibration. Empty: none does.
+        forms: Form of each scan, read after all maps. If there are several, those with at least as many scans also get
+            their own calibration, with its own contrasts. Empty: none does.
 
     Raises:
         ConfigError: ``rate`` is outside (0, 1).
@@ -208,29 +231,48 @@ def calibrate(
     """
     if not 0 < rate < 1:
         raise ConfigError(f"false-positive rate {rate} is outside (0, 1); 0.01 is usual (score.false_positive_rate)")
-    samples: list[FloatMap] = []
-    scores: list[float] = []
-    for values, mask, score in maps:
-        samples.append(_sample(values, mask, len(samples) + 1))
-        scores.append(float(score))
-    if not samples:
+    found = [(_sample(values, mask, number), score) for number, (values, mask, score) in enumerate(maps, 1)]
+    if not found:
         raise InputError("no healthy scan to calibrate on; give at least one scan known to be healthy")
-    kinds = {kind: [i for i, other in enumerate(contrasts) if other == kind] for kind in sorted(set(contrasts))}
+    kinds, shapes = (names or [""] * len(found) for names in (contrasts, forms))
+    scans = [_Scan(*one, kind, form) for one, kind, form in zip(found, kinds, shapes, strict=True)]
+    groups = _groups(scans, "form") if len(set(shapes)) > 1 else {}
     parts = {
-        kind: _calibrated(
-            [samples[i] for i in own],
-            [scores[i] for i in own],
-            rate,
-            f"{origin}, of which the {len(own)} that read as {kind}",
-        )
-        for kind, own in kinds.items()
-        if kind and len(own) >= MIN_OF_A_CONTRAST
+        form: _by_contrast(own, rate, f"{origin}, of which the {len(own)} scored as {form}s", " and of these the")
+        for form, own in groups.items()
     }
-    return replace(_calibrated(samples, scores, rate, origin), contrasts=parts)
+    return replace(_by_contrast(scans, rate, origin), forms=parts)
 
 
-def _calibrated(samples: Sequence[FloatMap], scores: Sequence[float], rate: float, origin: str) -> Calibration:
-    """Compute the calibration of sorted samples, one per scan."""
+class _Scan(NamedTuple):
+    """A healthy scan: its sorted brain voxels, scan-level score, contrast and form."""
+
+    sample: FloatMap
+    score: float
+    contrast: str
+    form: str
+
+
+def _groups(scans: Sequence[_Scan], name: Literal["contrast", "form"]) -> dict[str, list[_Scan]]:
+    """Group scans; groups with too few scans, and scans without a name, are left out."""
+    groups: dict[str, list[_Scan]] = defaultdict(list)
+    for scan in scans:
+        groups[getattr(scan, name)].append(scan)
+    return {key: own for key, own in sorted(groups.items()) if key and len(own) >= MIN_OF_A_CONTRAST}
+
+
+def _by_contrast(scans: Sequence[_Scan], rate: float, origin: str, link: str = ", of which the") -> Calibration:
+    """Compute the calibration of scans, and of each contrast among them."""
+    parts = {
+        kind: _calibrated(own, rate, f"{origin}{link} {len(own)} that read as {kind}")
+        for kind, own in _groups(scans, "contrast").items()
+    }
+    return replace(_calibrated(scans, rate, origin), contrasts=parts)
+
+
+def _calibrated(scans: Sequence[_Scan], rate: float, origin: str) -> Calibration:
+    """Compute one calibration."""
+    samples = [scan.sample for scan in scans]
     candidates = np.sort(np.concatenate(samples))
     return Calibration(
         threshold=_threshold(samples, candidates, rate),
@@ -238,7 +280,7 @@ def _calibrated(samples: Sequence[FloatMap], scores: Sequence[float], rate: floa
         n_scans=len(samples),
         n_voxels=int(candidates.size),
         quantiles={repr(at): _threshold(samples, candidates, at) for at in sorted({*RATES, float(rate)}, reverse=True)},
-        case_scores=tuple(scores),
+        case_scores=tuple(float(scan.score) for scan in scans),
         origin=origin,
     )
 

@@ -133,6 +133,52 @@ def test_a_contrast_with_scans_enough_has_the_threshold_of_its_own_scans():
     assert len(found.promises()) == 2 * len(RATES)
 
 
+FORMED = [("t1", "volume")] * 4 + [("flair", "stack")] * 5 + [("t1", "stack")] * 2 + [("", "volume"), ("t2", "volume")]
+
+
+def by_form():
+    rng = np.random.default_rng(7)
+    values = [rng.random(300).astype(np.float32) * (1 + index) for index in range(len(FORMED))]
+    kinds, forms = zip(*FORMED, strict=True)
+    return calibrate(scans(values), 0.01, origin="here", contrasts=kinds, forms=forms), values
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "own", "origin"),
+    [
+        ("t1", "volume", range(4), "here, of which the 6 scored as volumes and of these the 4 that read as t1"),
+        ("flair", "stack", range(4, 9), "here, of which the 7 scored as stacks and of these the 5 that read as flair"),
+        ("t1", "stack", [0, 1, 2, 3, 9, 10], "here, of which the 6 that read as t1"),  # two stacks are too few
+        ("flair", "volume", range(4, 9), "here, of which the 5 that read as flair"),
+        ("t2", "volume", [0, 1, 2, 3, 11, 12], "here, of which the 6 scored as volumes"),
+        ("", "stack", range(4, 11), "here, of which the 7 scored as stacks"),
+        ("t1", "", [0, 1, 2, 3, 9, 10], "here, of which the 6 that read as t1"),  # a model of one orientation
+        ("", "", range(13), "here"),
+    ],
+)
+def test_a_scan_follows_the_scans_of_its_contrast_and_form_or_wider_ones(kind, form, own, origin):
+    found, values = by_form()
+    alone = calibrate(scans([values[index] for index in own]), 0.01)
+    part = found.of_contrast(kind, form)
+    assert (part.quantiles, part.case_scores, part.origin) == (alone.quantiles, alone.case_scores, origin)
+
+
+def test_forms_are_kept_in_json_and_follow_a_threshold_and_are_absent_from_earlier_calibrations():
+    found, values = by_form()
+    stored = json.loads(json.dumps(found.to_dict()))
+    assert Calibration.from_dict(stored) == found
+    assert with_threshold(found, 0.7).of_contrast("flair", "stack").threshold == 0.7
+    assert with_threshold(found, rate=0.1).of_contrast("", "stack").threshold == found.forms["stack"].quantiles["0.1"]
+    earlier = Calibration.from_dict({name: value for name, value in stored.items() if name != "forms"})
+    assert earlier == calibrate(scans(values), 0.01, origin="here", contrasts=[kind for kind, _ in FORMED])
+    assert earlier.of_contrast("flair", "stack") == earlier.contrasts["flair"]
+
+
+def test_scans_of_one_form_need_no_calibration_of_it():
+    values = [np.random.default_rng(8).random(100).astype(np.float32)] * 5
+    assert not calibrate(scans(values), 0.01, forms=["stack"] * 5).forms
+
+
 def test_thresholds_of_contrasts_are_kept_in_json_and_follow_a_rate_and_a_threshold_that_is_given():
     found, _ = by_contrast()
     assert Calibration.from_dict(json.loads(json.dumps(found.to_dict()))) == found

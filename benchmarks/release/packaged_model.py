@@ -2,19 +2,22 @@
 
     python -m benchmarks.release.packaged_model train  --run runs/heads      (72 minutes on 2 cores; resumable)
     python -m benchmarks.release.packaged_model export --run runs/heads --healthy TABLE… --tumour-free TABLE…
+    python -m benchmarks.release.packaged_model calibrate --run runs/heads --healthy TABLE… --tumour-free TABLE…
     python -m benchmarks.release.packaged_model check  --run runs/heads --json benchmarks/results/heads_healthy.json
         (--real: on the real scans alone)
 
 `train` trains the preset `heads` in two stages: axial slices first, then slices of all orientations. `export` averages
 the weights of both stages, halves their precision, writes the model to `maediff/weights/heads`, and sets its
-thresholds, contrast by contrast, on healthy scans: synthetic ones of held-out heads, real ones of tables of healthy
-scans (`--healthy`), and the slices free of tumour of tables with lesion labels (`--tumour-free`). Every second scan is
-kept back: `check` tells what the thresholds let through there.
+thresholds, apart by contrast and for stacks and volumes, on healthy scans: synthetic ones of held-out heads, real ones
+of tables of healthy scans (`--healthy`), and the slices free of tumour of tables with lesion labels (`--tumour-free`).
+Every second scan is kept back: `check` tells what the thresholds let through there. `calibrate` sets the thresholds
+anew and leaves the packaged weights as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -46,7 +49,9 @@ FIRST_STAGE = "axial"
 SECOND_STAGE = ("train.lr=6e-4", "train.max_steps=3600")
 HEALTHY_KINDS: tuple[Kind, ...] = ("t1", "t2", "flair")
 HEALTHY_SCANS = 6
-"""Synthetic healthy scans per contrast that a threshold is set on, and as many that it is checked on."""
+"""Synthetic healthy scans per contrast and form that a threshold is set on, and as many that it is checked on."""
+SPACINGS_MM: dict[str, tuple[float, float]] = {"volume": (1.0, 2.0), "stack": (1.0, 5.0)}
+"""In-plane spacing, and distance of slices, of the synthetic scans of each form."""
 SYNTHETIC = "synthetic"
 MIN_VOXELS = 20_000
 """Brain voxels that the slices free of lesions must hold."""
@@ -84,40 +89,46 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
     config = config.model_copy(update={"heads": config.heads.model_copy(update=_NO_PATHS)})
     weights = {name: ((first[name].float() + value.float()) / 2).half() for name, value in stored.weights.items()}
     save_model(PACKAGED, weights, config, None, CARD)
-    tables = write_healthy(options)
-    found = calibrate_model(PACKAGED, tables["calibration"], device=options.device, on_case=say)
-    size = (PACKAGED / "model.safetensors").stat().st_size / 2**20
-    return {"size_mib": size, "scans": found.n_scans, "thresholds": found.promises()}
+    return {"size_mib": (PACKAGED / "model.safetensors").stat().st_size / 2**20, **calibrate(options)}
 
 
 _NO_PATHS = {"white_matter_masks": None, "lesion_masks": None}  # of the machine that trained, no part of a model
 
 
+def calibrate(options: argparse.Namespace) -> dict[str, Any]:
+    """Set the thresholds of the packaged model on every second healthy scan."""
+    tables = write_healthy(options)
+    found = calibrate_model(PACKAGED, tables["calibration"], device=options.device, on_case=say)
+    return {"scans": found.n_scans, "thresholds": found.promises()}
+
+
 def check(options: argparse.Namespace) -> dict[str, Any]:
     """Tell what the packaged thresholds let through on healthy scans that they were not set on."""
     predictor = load_model(PACKAGED, options.device)
-    shares: dict[str, list[float]] = defaultdict(list)
-    wrong: dict[str, int] = defaultdict(int)
+    shares: dict[tuple[str, str], list[float]] = defaultdict(list)
+    wrong: dict[tuple[str, str], int] = defaultdict(int)
     for case in find_cases(options.run / "healthy" / "check.csv"):
         if options.real and SYNTHETIC in case.subject:
             continue
         result = predictor.predict(case.image, case.mask)
         kind = case.subject.split("-")[0]
-        wrong[kind] += result.contrast != kind
+        group = kind, result.form
+        wrong[group] += result.contrast != kind
         mask, brain = result.anomaly_mask, result.brain_mask
         if mask is not None:
-            shares[kind].append(float(mask[brain].mean()))
-        say(f"{case.id}: read as {result.contrast}, {shares[kind][-1]:.2%} flagged")
+            shares[group].append(float(mask[brain].mean()))
+        say(f"{case.id}: {result.form}, read as {result.contrast}, {shares[group][-1]:.2%} flagged")
     rows = [
         {
             "contrast": kind,
+            "form": form,
             "scans": len(values),
-            "read_as_another": wrong[kind],
+            "read_as_another": wrong[kind, form],
             "flagged_per_million": 1e6 * float(np.mean(values)),
             "flagged_ml_per_litre": 1e3 * float(np.mean(values)),
             "promised_per_million": 1e6 * predictor.config.score.false_positive_rate,
         }
-        for kind, values in sorted(shares.items())
+        for (kind, form), values in sorted(shares.items())
     ]
     print(table(list(rows[0]), [list(row.values()) for row in rows]))
     return {"rows": rows}
@@ -147,10 +158,11 @@ def _synthetic(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     _, paths = split_heads(options.data / "head_labels", 0.1)
     source = read_head_set(paths, HeadsConfig())
     for kind in HEALTHY_KINDS:
-        for index in range(2 * HEALTHY_SCANS):
+        for form, index in itertools.product(SPACINGS_MM, range(2 * HEALTHY_SCANS)):
             rng = generator("healthy", kind, index)
-            drawn = draw_scan(source.heads[(index // 2) % len(source.heads)], (), rng, kind=kind)
-            name = f"{kind}-{SYNTHETIC}{index}"
+            head = source.heads[(index // 2) % len(source.heads)]
+            drawn = draw_scan(head, (), rng, kind=kind, spacing_mm=SPACINGS_MM[form])
+            name = f"{kind}-{SYNTHETIC}{index}{form}"
             yield _written(folder, name, drawn.image, drawn.brain, drawn.affine)
 
 
@@ -213,11 +225,14 @@ LESYMAP (Pustina et al. 2018, Apache License 2.0). No real intensity was seen in
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run one step."""
-    return {"train": train_model, "export": export, "check": check}[options.step](options)
+    return STEPS[options.step](options)
+
+
+STEPS = {"train": train_model, "export": export, "calibrate": calibrate, "check": check}
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("step", choices=("train", "export", "check"))
+    parser.add_argument("step", choices=STEPS)
     parser.add_argument("--run", type=Path, default=Path("runs/heads"), help="folder of the training (%(default)s)")
     parser.add_argument("--healthy", type=Path, action="append", default=[], help="table of real healthy scans")
     parser.add_argument("--healthy-kind", default="t1", choices=HEALTHY_KINDS, help="their contrast (%(default)s)")

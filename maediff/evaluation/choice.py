@@ -96,6 +96,6 @@ def _threshold(case: OutputCase, choice: Choice, record: Mapping[str, Any]) -> t
             "give --threshold"
         )
     found = with_threshold(calibration, choice.threshold, choice.rate).of_contrast(
-        str(case.sidecar.get("contrast", ""))
+        str(case.sidecar.get("contrast", "")), case.sidecar.get("form", "")
     )
     return found.threshold, found.origin

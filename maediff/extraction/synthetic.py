@@ -19,7 +19,7 @@ from scipy import ndimage
 from maediff.errors import InputError
 from maediff.extraction.scale import normalise
 from maediff.heads.contrast import Kind, draw_contrast
-from maediff.heads.labels import Head, class_index, indices, outside_brain
+from maediff.heads.labels import CSF, TISSUES, Head, class_index, indices, outside_brain
 from maediff.working.brainmask import bounding_box, largest_component
 
 FloatArray = npt.NDArray[np.float32]
@@ -30,6 +30,9 @@ _FOLD_MM = 4.0
 _CEREBELLUM = frozenset({"cerebellar white matter", "cerebellar cortex"})
 _SOFT_TISSUE = class_index("soft tissue")
 _SULCAL_FLUID = class_index("sulcal CSF")
+_CORTEX, _WHITE = class_index("cortex"), class_index("white matter")
+_FLUID = indices(CSF)
+_SOLID = [index for index in range(len(TISSUES)) if index not in {*outside_brain(), *_FLUID}]
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ def draw(
         rng: Source of all chance.
         spacing_mm: Voxel size of the sample.
         shape: Its shape.
-        kind: Kind of contrast; any if None.
+        kind: Kind of contrast; any if None. If it is given, as for the contrast reader, tissues, tumours and coils vary
+            more, so that the kind is known in scans that are hard to read.
     """
     coordinates = _places(head, rng, spacing_mm, shape)
     means, spreads = _contrast(rng, kind)
@@ -122,12 +126,16 @@ def draw(
         image += outer * patches * (second - means[_SOFT_TISSUE])
     if rng.random() < 0.5:
         _lesions(image, share, rng, spacing_mm, kind)
+    if kind is not None and rng.random() < _TUMOUR_SHARES[kind]:
+        _large_tumour(image, share, rng, spacing_mm, kind)
     image += spread * (
         0.6 * rng.standard_normal(shape, dtype=np.float32)
         + 0.8 * _smooth_field(rng, shape, rng.uniform(1.5, 4)).astype(np.float32)
     )
     if rng.random() < 0.15:
         _strip(image, share, rng, spacing_mm)
+    if kind is not None and rng.random() < 0.6:
+        _coil(image, rng)
     image = _scanner(image, rng, spacing_mm)
     seen = _field_of_view(shape, rng)
     scan = normalise(image * seen, float(rng.uniform(98.5, 99.9)))
@@ -195,7 +203,22 @@ def _contrast(rng: np.random.Generator, kind: Kind | None) -> tuple[FloatArray, 
     means = contrast.signal.numpy().clip(0, 1.5).astype(np.float32)
     if rng.random() < 0.3:
         means[outside_brain()] *= rng.uniform(0.1, 0.8)
+    if kind in _FLATTEST:
+        _flatten(means, rng, kind)
     return means, contrast.spread.numpy().astype(np.float32)
+
+
+def _flatten(means: FloatArray, rng: np.random.Generator, kind: Kind) -> None:
+    """Draw grey and white matter together, on FLAIR at times past each other, and leave some signal in its fluid."""
+    if rng.random() < 0.5:
+        middle = 0.5 * (means[_CORTEX] + means[_WHITE])
+        means[_SOLID] += (middle - means[_SOLID]) * np.float32(rng.uniform(0, _FLATTEST[kind]))
+    if kind == "flair" and rng.random() < 0.5:
+        means[_FLUID] += np.float32(rng.uniform(0, 0.15))
+
+
+_FLATTEST: dict[Kind | None, float] = {"t1": 0.5, "t2": 0.6, "flair": 1.25}
+"""Largest share of the difference between grey and white matter that is taken away; old FLAIR scans have none left."""
 
 
 def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> FloatArray:
@@ -238,6 +261,36 @@ def _lesions(
 
 
 _LESIONS: dict[Kind | None, tuple[float, float]] = {"t1": (0.1, 0.6), "t2": (0.5, 1.2), "flair": (0.7, 1.3)}
+
+
+def _large_tumour(
+    image: FloatArray, share: FloatArray, rng: np.random.Generator, spacing_mm: float, kind: Kind
+) -> None:
+    """Put a tumour with soft oedema and a texture of its own into the brain, as large as a lobe."""
+    inside = np.argwhere(share > 0.5)
+    if len(inside) == 0:
+        return
+    centre = inside[rng.integers(len(inside))]
+    radius = rng.uniform(20, 50) / spacing_mm
+    stretch = np.exp(rng.normal(0, 0.25, 3))
+    axes = np.ogrid[tuple(slice(0, n) for n in share.shape)]
+    distance = sum(((a - c) * s) ** 2 for a, c, s in zip(axes, centre, stretch, strict=True)) ** 0.5 / radius
+    distance = np.asarray(distance, np.float32) + 0.3 * _smooth_field(rng, share.shape, max(2.0, radius / 3))
+    weight = np.clip((1 - distance) * rng.uniform(1, 5), 0, 1) * share * rng.uniform(0.3, 1)
+    texture = 1 + rng.uniform(0, 0.3) * _smooth_field(rng, share.shape, rng.uniform(2, 5))
+    value = rng.uniform(*_TUMOURS[kind]) * np.clip(texture, 0.2, None)
+    image += (weight * (value - image)).astype(np.float32)
+
+
+_TUMOURS: dict[Kind, tuple[float, float]] = {"t1": (0.1, 0.6), "t2": (0.5, 1.4), "flair": (0.8, 2.4)}
+_TUMOUR_SHARES: dict[Kind, float] = {"t1": 0.3, "t2": 0.3, "flair": 0.6}
+
+
+def _coil(image: FloatArray, rng: np.random.Generator) -> None:
+    """Make the head brighter or darker in its middle than at its rim, as coils do."""
+    axes = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in image.shape)]
+    squared = sum((axis - offset) ** 2 for axis, offset in zip(axes, rng.normal(0, 0.2, 3), strict=True))
+    image *= np.exp(rng.uniform(-0.5, 0.5) * squared).astype(np.float32)
 
 
 def _strip(image: FloatArray, share: FloatArray, rng: np.random.Generator, spacing_mm: float) -> None:

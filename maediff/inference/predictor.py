@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maediff.calibration import Calibration
+from maediff.calibration import Calibration, Form
 from maediff.card import Scope
 from maediff.config import Config, config_hash
 from maediff.errors import InputError, ModelError
@@ -48,6 +48,8 @@ class LoadedScan:
         reading: Sign of the residual, and the contrast whose calibration applies.
         steps: Automatic steps, such as brain extraction.
         turned: The scan cut in the further orientations of `infer.orientations`; empty for a stack of thick slices.
+        form: Whether the scan is scored as a stack, in the first orientation alone, or as a volume, in all; empty if
+            the model has one orientation.
     """
 
     volume: Volume
@@ -56,6 +58,7 @@ class LoadedScan:
     reading: Reading = field(default_factory=lambda: Reading("abs"))
     steps: Steps = field(default_factory=Steps)
     turned: tuple[WorkingScan, ...] = ()
+    form: Form = ""
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,8 @@ class Predictor:
         told = dict.fromkeys(note for channel in (volume, *others) for note in preparation_notes(channel))
         turned, cutting = self._turned(volume, others, prepared.native_mask)
         steps = Steps(notes=tuple(told)) + stripping + reading.steps + cutting
-        return LoadedScan(volume, prepared, time.perf_counter() - start, reading, steps, turned)
+        form: Form = "volume" if turned else "stack" if len(self.config.infer.orientations) > 1 else ""
+        return LoadedScan(volume, prepared, time.perf_counter() - start, reading, steps, turned, form)
 
     def _turned(
         self, volume: Volume, others: Sequence[Volume], brain: BoolArray
@@ -250,6 +254,7 @@ class Predictor:
             checks=checks,
             measures=measures,
             contrast=scan.reading.contrast,
+            form=scan.form,
             healthy_scans=len(calibrated.case_scores) if calibrated and calibrated.case_scores else None,
             suspended=self.suspended,
             scope=self.scope,
@@ -261,8 +266,8 @@ class Predictor:
         return tuple(self.calibration.contrasts) if self.calibration else ()
 
     def calibration_of(self, scan: LoadedScan) -> Calibration | None:
-        """Return the calibration that applies to a scan: that of its contrast if it has one, else that of all."""
-        return self.calibration and self.calibration.of_contrast(scan.reading.contrast)
+        """Return the calibration that applies to a scan: that of its contrast and form, else a wider one."""
+        return self.calibration and self.calibration.of_contrast(scan.reading.contrast, scan.form)
 
     def measured(self, prepared: WorkingScan, anomaly: FloatMap, calibrated: Calibration | None = None) -> HealthyScan:
         """Measure a scan and its map (X, Y, Z), for the input check and the calibration's record of healthy scans."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
-from maediff.calibration import among_healthy
+from maediff.calibration import Form, among_healthy
 from maediff.card import Scope
 from maediff.errors import InputError
 from maediff.findings import COLUMNS, component_rows, scan_findings
@@ -54,6 +54,8 @@ class AnomalyResult:
         healthy_scans: Number of scans behind `score_percentile`; None without calibration.
         suspended: Why the model's calibration does not apply; empty if it applies or if there is none.
         contrast: Kind of contrast whose calibration applies, see :class:`maediff.inference.reading.Reading`.
+        form: Whether the scan was scored as a "stack", in one orientation, or as a "volume", in all; empty if the model
+            has one orientation.
         scope: What the model's card says it was trained on, finds and misses.
         min_size_mm3: Smaller findings are left out of `anomaly_mask`.
     """
@@ -78,6 +80,7 @@ class AnomalyResult:
     healthy_scans: int | None = None
     suspended: str = ""
     contrast: str = ""
+    form: Form = ""
     scope: Scope = field(default_factory=Scope)
     min_size_mm3: float = 0.0
 
@@ -186,6 +189,7 @@ class AnomalyResult:
         return {
             "units": self.units,
             "contrast": self.contrast,
+            "form": self.form,
             "threshold": self.threshold,
             "threshold_origin": self.threshold_origin,
             "min_size_mm3": self.min_size_mm3,

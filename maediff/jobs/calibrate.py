@@ -128,6 +128,7 @@ def calibrate_folder(
     """
     healthy: list[HealthyScan] = []
     contrasts: list[str] = []
+    forms: list[str] = []
 
     def maps() -> Iterator[tuple[FloatMap, BoolArray, float]]:
         for case in cases:
@@ -136,6 +137,7 @@ def calibrate_folder(
             result = predictor.predict(case.images, case.mask)
             healthy.extend([result.measures] if result.measures else [])
             contrasts.append(result.contrast)
+            forms.append(result.form)
             yield result.anomaly, result.brain_mask, result.score
 
     def keep(scan: WorkingScan, values: FloatMap) -> None:
@@ -149,7 +151,7 @@ def calibrate_folder(
             locations = fit_locations(predictor, cases, Path(kept), on_case)
             found = calibrate(left_out_maps(predictor, cases, locations, Path(kept), keep), rate, origin=origin)
     else:
-        found = calibrate(maps(), rate, origin=origin, contrasts=contrasts)
+        found = calibrate(maps(), rate, origin=origin, contrasts=contrasts, forms=forms)
     found = replace(found, healthy=tuple(scan.to_dict() for scan in healthy))
     described, content = (locations.described, locations.to_bytes()) if locations else (None, None)
     text = card.with_calibration((folder / CARD).read_text(encoding="utf-8"), found, described)

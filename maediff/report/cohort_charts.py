@@ -45,8 +45,8 @@ def distribution(cases: Sequence[OutputCase], record: Mapping[str, Any], truths:
             kinds.setdefault(_kind(case, truths), []).append((case.case, case.score))
     if not kinds:
         return None
-    contrasts = {str(case.sidecar.get("contrast", "")) for case in cases}
-    scores = healthy_scores(record, contrasts.pop() if len(contrasts) == 1 else "")
+    sorts = {_sort(case) for case in cases}
+    scores = healthy_scores(record, *(sorts.pop() if len(sorts) == 1 else ()))
     healthy = [("healthy calibration scan", score) for score in scores]
     rows = [Group("healthy, calibration", healthy, "healthy")] if healthy else []
     rows += [Group(kind, points, "scan") for kind, points in sorted(kinds.items())]
@@ -59,7 +59,7 @@ def placed_among_healthy(case: OutputCase, record: Mapping[str, Any]) -> str | N
     Returns:
         SVG, or None if the run's calibration is unknown or not that of this scan's map.
     """
-    scores = healthy_scores(record, str(case.sidecar.get("contrast", "")))
+    scores = healthy_scores(record, *_sort(case))
     same = (record.get("hashes") or {}).get("model") == case.sidecar.get("model_hash")
     if not (scores and same and np.isfinite(case.score)):
         return None
@@ -69,17 +69,25 @@ def placed_among_healthy(case: OutputCase, record: Mapping[str, Any]) -> str | N
     )
 
 
-def healthy_scores(record: Mapping[str, Any], contrast: str = "") -> list[float]:
+def _sort(case: OutputCase) -> tuple[str, str]:
+    """Return contrast and form of a scan, which decide the healthy scans that it is compared with."""
+    return str(case.sidecar.get("contrast", "")), str(case.sidecar.get("form", ""))
+
+
+def healthy_scores(record: Mapping[str, Any], contrast: str = "", form: str = "") -> list[float]:
     """Scores of the healthy calibration scans, from ``run.json``; empty if it has none.
 
     Args:
         record: ``run.json`` of the run.
         contrast: Contrast of the scan to compare; if the calibration has a part for it, the scores of that part.
+        form: Its form, likewise.
     """
     calibration = record.get("calibration")
     if not isinstance(calibration, Mapping):
         return []
-    part = (calibration.get("contrasts") or {}).get(contrast, calibration)
+    same_form = (calibration.get("forms") or {}).get(form, calibration)  # as Calibration.of_contrast chooses
+    alike = [(wider.get("contrasts") or {}).get(contrast) for wider in (same_form, calibration)]
+    part = next((found for found in alike if found), same_form)
     return [float(score) for score in part.get("case_scores", [])]
 
 

@@ -226,7 +226,9 @@ def _findings(case: OutputCase, truths: Reference | None) -> Findings | None:
 
 def _above_healthy(case: OutputCase, record: Mapping[str, Any]) -> str:
     """Describe how the scan's score compares with healthy scans; empty if unknown."""
-    scans = case.sidecar.get("healthy_scans") or len(healthy_scores(record, case.sidecar.get("contrast", "")))
+    scans = case.sidecar.get("healthy_scans") or len(
+        healthy_scores(record, case.sidecar.get("contrast", ""), case.sidecar.get("form", ""))
+    )
     return among_healthy(case.sidecar.get("score_percentile"), scans, case.sidecar.get("calibration_suspended"))
 
 
@@ -442,21 +444,28 @@ def _finite(value: float | None) -> float | None:
 def _run(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """``run.json`` as sections of name and value; empty if there is none.
 
-    Scores of single scans are drawn, not listed. The calibration of each contrast is a section of its own.
+    Scores of single scans are drawn, not listed. The calibration of each contrast and form is a section of its own.
     """
     sections: dict[str, dict[str, str]] = {"run": {}}
     for name, value in record.items():
         if isinstance(value, Mapping):
-            sections[str(name)] = _rows(value)
-            parts = value.get("contrasts") or {}
-            sections |= {f"{name}, {kind}": _rows(part) for kind, part in parts.items()}
+            sections |= _sections(str(name), value)
         else:
             sections["run"][str(name)] = without_names(_text(value))
     return {name: rows for name, rows in sections.items() if rows}
 
 
+def _sections(name: str, section: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """List a section, and those of its contrasts and forms."""
+    sections = {name: _rows(section)}
+    for parts in (section.get("contrasts") or {}, section.get("forms") or {}):
+        for kind, part in parts.items():
+            sections |= _sections(f"{name}, {kind}", part)
+    return sections
+
+
 def _rows(section: Mapping[str, Any]) -> dict[str, str]:
-    shown = {key: item for key, item in section.items() if key not in {"case_scores", "contrasts"}}
+    shown = {key: item for key, item in section.items() if key not in {"case_scores", "contrasts", "forms"}}
     return {str(key): without_names(_text(item)) for key, item in shown.items()}
 
 

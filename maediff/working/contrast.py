@@ -2,8 +2,8 @@
 
 Fluid lies at the rim of the brain and in its middle, cortex beneath the rim, white matter deeper, and white matter is
 smooth. Depth and smoothness of dark, grey and bright parts of the brain, and the shape of its histogram, therefore
-identify the sequence: fluid is bright on T2 and dark on T1 and FLAIR; white matter is brighter than cortex on T1 and
-darker on FLAIR. A small classifier on such features was fitted on synthetic heads alone
+identify the sequence: fluid is bright on T2 and dark on T1 and FLAIR; white matter is brighter than cortex on T1 and as
+bright or darker on FLAIR. A small classifier on such features was fitted on synthetic heads alone
 (``python -m benchmarks.release.contrast_reader``).
 """
 
@@ -32,6 +32,9 @@ MIN_DARK = 0.8
 _PIXEL_MM = 3.0
 _BINS = 10  # of intensity, equally full
 _HISTOGRAM = (2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98)
+_BANDS = 5  # of depth, equally full
+_AROUND = 2.0  # reach of the mean around a pixel, standard deviation in pixels
+_TINY = 1e-9
 _FAR = 3.0  # standard deviations: no feature alone decides
 _MIN_SHARE = 0.5  # slices with less brain than this share of the largest have no deep white matter
 
@@ -97,10 +100,12 @@ def read_contrast(data: Array, brain: BoolArray, spacing_mm: tuple[float, float,
 
 
 def features(data: Array, brain: BoolArray, spacing_mm: tuple[float, float, float]) -> DoubleArray:
-    """Describe a brain by its histogram, and by how deep and how smooth it is in ten bins of intensity.
+    """Describe a brain by its intensities, and by their differences from the surroundings.
 
-    Intensity scale, mask and bias field have little effect: white matter is deep and smooth at any brightness, cortex
-    is shallow, and fluid is both.
+    Each is described by a histogram, and by how deep it lies and how smooth it is in ten bins: white matter is deep and
+    smooth at any brightness, cortex is shallow, and fluid is both. Differences from the surroundings know neither bias
+    field nor large tumours: fluid in sulci and ventricles is a few dark or bright spots in flat tissue on FLAIR and T2,
+    where cortex as well is dark on T1.
 
     Args:
         data: Intensities (X, Y, Z).
@@ -108,25 +113,63 @@ def features(data: Array, brain: BoolArray, spacing_mm: tuple[float, float, floa
         spacing_mm: Voxel size, mm.
 
     Returns:
-        (F,) features.
+        (F,) features; they do not change with scale and offset of the intensities.
     """
     image, mask = _slices(data, brain, spacing_mm)
-    values = image[mask]
     depth = np.concatenate([ndimage.distance_transform_edt(part)[part] for part in mask])
-    low, high = np.percentile(values, (2, 98))
-    scale = max(float(high - low), 1e-12)
-    histogram = (np.percentile(values, _HISTOGRAM) - low) / scale
+    return np.concatenate([_of_intensity(image, mask, depth), _of_difference(image, mask, depth)])
+
+
+def _of_intensity(image: Array, mask: BoolArray, depth: Array) -> DoubleArray:
+    """Describe intensities, (43,), on the scale from what is dark to the middle, which tumours hardly change."""
+    values = image[mask]
+    histogram = np.clip((np.percentile(values, _HISTOGRAM) - np.median(values)) / _dark_range(values), -3, 4)
     parts = np.array_split(np.argsort(values, kind="stable"), _BINS)
-    deep = [depth[part].mean() / depth.mean() for part in parts]
     inner = depth > np.median(depth)  # where the rim of the mask is far
     filled = np.where(mask, image, np.median(values))  # values outside carry no information
     slopes = [ndimage.gaussian_filter1d(filled, 0.7, axis=axis, order=1)[mask] for axis in (1, 2)]
     slope = np.hypot(*slopes)
     rough = np.array([np.median(slope[part][inner[part]]) if inner[part].any() else 0.0 for part in parts])
-    rough /= max(float(rough.mean()), 1e-12)
+    rough /= max(float(rough.mean()), _TINY)
     share = [inner[part].mean() for part in parts]
-    found: DoubleArray = np.concatenate([histogram, deep, rough, share])
+    found: DoubleArray = np.concatenate([histogram, _deep(depth, parts), rough, share])
     return found
+
+
+def _of_difference(image: Array, mask: BoolArray, depth: Array) -> DoubleArray:
+    """Describe the differences from the mean around, (54,): all, the inner half, and five bands of depth."""
+    around = (0.0, _AROUND, _AROUND)
+    mean = ndimage.gaussian_filter(np.where(mask, image, 0), around)
+    mean /= np.maximum(ndimage.gaussian_filter(mask.astype(np.float32), around), 1e-3)
+    values = (image - mean)[mask]
+    inner = values[depth > np.median(depth)] if np.ptp(depth) else values
+    width, inner_width, dark = _width(values), _width(inner), _dark_range(image[mask])
+    widths = np.clip([width / dark, inner_width / dark, inner_width / width], 0, 5)
+    edges = np.quantile(depth, np.linspace(0, 1, _BANDS + 1)[1:-1])
+    band = np.searchsorted(edges, depth, side="right")
+    bands = [
+        np.percentile(values[band == index], at) / width if (band == index).any() else 0.0
+        for at in (50, 10, 90)
+        for index in range(_BANDS)
+    ]
+    parts = np.array_split(np.argsort(values, kind="stable"), _BINS)
+    histograms = np.percentile(values, _HISTOGRAM) / width, np.percentile(inner, _HISTOGRAM) / inner_width
+    found: DoubleArray = np.concatenate([*histograms, widths, bands, _deep(depth, parts)])
+    return found
+
+
+def _deep(depth: Array, parts: list[Array]) -> list[float]:
+    """Compute the mean depth of each part of a brain, on the scale of the mean of all."""
+    return [float(depth[part].mean() / depth.mean()) for part in parts]
+
+
+def _dark_range(values: Array) -> float:
+    """Compute the distance from what is dark in a brain to its middle."""
+    return max(float(np.median(values) - np.percentile(values, 3)), _TINY)
+
+
+def _width(values: Array) -> float:
+    return max(float(np.subtract(*np.percentile(values, (90, 10)))), _TINY)
 
 
 def _slices(data: Array, brain: BoolArray, spacing_mm: tuple[float, float, float]) -> tuple[Array, BoolArray]:

@@ -423,3 +423,4 @@ def test_residuals_by_place_take_the_first_of_several_orientations(place, make_m
     found = load_model(folder, "cpu").predict(fine)
     assert (found.anomaly == load_model(place / "model", "cpu").predict(fine).anomaly).all()
     assert found.steps["orientations"] == ["axial"]
+    assert found.form == "stack"

@@ -211,6 +211,8 @@ def test_the_map_of_several_orientations_is_the_mean_of_theirs(by_orientation, m
     np.testing.assert_allclose(several.anomaly, np.mean([one.anomaly for one in alone], axis=0), atol=1e-5)
     assert np.abs(alone[0].anomaly - alone[1].anomaly).max() > 1e-2
     assert several.steps["orientations"] == ["axial", "coronal", "sagittal"]
+    assert (several.form, *(one.form for one in alone)) == ("volume", "", "", "")
+    assert several.to_dict()["form"] == "volume"
 
 
 def test_a_stack_of_thick_slices_is_reconstructed_in_the_first_orientation_only(by_orientation, make_scan):
@@ -218,6 +220,7 @@ def test_a_stack_of_thick_slices_is_reconstructed_in_the_first_orientation_only(
     several = by_orientation["axial", "coronal", "sagittal"].predict(scan)
     assert np.array_equal(several.anomaly, by_orientation["axial",].predict(scan).anomaly)
     assert several.steps["orientations"] == ["axial"]
+    assert several.form == "stack"
 
 
 def test_progress_over_several_orientations_ends_at_its_total(by_orientation, make_scan):

@@ -20,7 +20,7 @@ def heads():
 def test_contrast_sign_and_threshold_follow_the_scan(heads, contrast):
     scan = heads.prepare(as_volume(subject((7, 1), contrast, spacing_mm=2.0)))
     assert (scan.reading.contrast, scan.reading.sign) == (contrast, LESION_SIGNS[contrast])
-    assert heads.calibration_of(scan) == heads.calibration.contrasts[contrast]
+    assert heads.calibration_of(scan) == heads.calibration.forms["volume"].contrasts[contrast]
 
 
 def test_a_tumour_stands_out_on_flair(heads):

@@ -210,16 +210,23 @@ def test_report_draws_curves_distributions_and_the_place_among_healthy_scans(coh
 
 def test_a_scan_is_drawn_among_the_healthy_scans_it_is_compared_with(cohort):
     flair = {"case_scores": [0.1, 0.2, 0.3], "threshold": 0.5, "contrasts": {}}
-    calibration = {"case_scores": [0.1, 0.2, 0.3, 0.4, 0.5], "threshold": 0.6, "contrasts": {"flair": flair}}
+    stacks = {"case_scores": [0.1, 0.2], "threshold": 0.4, "contrasts": {}}
+    parts = {"contrasts": {"flair": flair}, "forms": {"stack": stacks}}
+    calibration = {"case_scores": [0.1, 0.2, 0.3, 0.4, 0.5], "threshold": 0.6, **parts}
     record = {"hashes": {"model": "ab" * 32}, "calibration": calibration}
     (cohort.out / "run.json").write_text(json.dumps(record))
     path = cohort.out / "a_T2w_anomaly.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"contrast": "flair"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"contrast": "flair", "form": "stack"}))
+    other = cohort.out / "b_T2w_anomaly.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"form": "stack"}))
     text = write_report(cohort.out, cohort.root / "r.html").read_text()
     drawn = re.findall(r'data-case="(\w+)">.*?healthy scans \((\d)\)', text, re.DOTALL)
-    assert dict(drawn) == {case: "3" if case == "a_T2w" else "5" for case, _ in drawn}
+    expected = {"a_T2w": "3", "b_T2w": "2"}  # its contrast in any form, and its form in any contrast
+    assert dict(drawn) == {case: expected.get(case, "5") for case, _ in drawn}
+    assert expected.keys() <= dict(drawn).keys()
     assert "healthy, calibration (5)" in text  # the cohort has scans of several contrasts
     assert "<h3>calibration, flair</h3>" in text
+    assert "<h3>calibration, stack</h3>" in text
     assert "case_scores" not in text
 
 

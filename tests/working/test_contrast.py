@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from maediff.working.contrast import ContrastReading, read_contrast
+from maediff.working.contrast import ContrastReading, features, read_contrast
 
 SIGNALS = {"t1": (0.2, 0.6, 0.9), "t2": (1.0, 0.55, 0.4), "flair": (0.1, 0.8, 0.65)}  # fluid, cortex, white matter
 
 
-def brain(kind):
+def brain(kind, signals=None):
     """A folded ball: white matter with a wavy rim of cortex, fluid outside it and in its middle."""
     rng = np.random.default_rng(0)
     grid = np.indices((56, 66, 40)) - np.array([27.5, 32.5, 19.5])[:, None, None, None]
     radius = np.sqrt((grid[0] / 24) ** 2 + (grid[1] / 29) ** 2 + (grid[2] / 26) ** 2)
     folds = ndimage.gaussian_filter(rng.standard_normal(radius.shape), 1.5)
     wavy = radius + 0.12 * folds / folds.std()
-    fluid, cortex, white = SIGNALS[kind]
+    fluid, cortex, white = signals or SIGNALS[kind]
     image = np.where(wavy < 0.66, white, np.where(wavy < 0.88, cortex, fluid))
     image = np.where(radius < 0.2, fluid, image)
     image = ndimage.gaussian_filter(image, 0.6) + 0.02 * rng.standard_normal(image.shape)
@@ -37,6 +37,32 @@ def test_neither_scale_nor_what_lies_outside_nor_the_slice_distance_matters(kind
     second = read_contrast(changed, mask, (3.0, 3.0, 6.0))
     for name, probability in first.probabilities.items():
         assert second.probabilities[name] == pytest.approx(probability, abs=1e-3)
+
+
+@pytest.mark.parametrize("tumour", [False, True])
+def test_flair_is_not_taken_for_t1_where_grey_and_white_matter_are_alike(tumour):
+    image, mask = brain("flair", (0.1, 0.7, 0.7))
+    if tumour:  # as large as a lobe, and twice as bright as the brain
+        place = np.indices(image.shape) - np.array([18, 40, 20])[:, None, None, None]
+        image[((place / 12) ** 2).sum(0) < 1] = 1.4
+    assert read_contrast(image, mask, (3.0, 3.0, 3.0)).lesion_sign != "dark"
+
+
+def test_features_know_neither_scale_nor_offset_nor_a_large_tumour_in_their_scale():
+    image, mask = brain("flair")
+    first = features(image, mask, (3.0, 3.0, 3.0))
+    assert first.shape == (97,)
+    np.testing.assert_allclose(features(image * 300 + 40, mask, (3.0, 3.0, 3.0)), first, atol=2e-3)
+    bright = image.copy()
+    bright[:14] *= 3
+    changed = features(bright, mask, (3.0, 3.0, 3.0))
+    assert np.abs(changed[:6] - first[:6]).max() < 0.35  # the darker half of the histogram
+
+
+def test_a_brain_of_one_intensity_has_finite_features():
+    mask = np.zeros((30, 30, 12), bool)
+    mask[8:22, 8:22] = True
+    assert np.isfinite(features(np.ones(mask.shape, np.float32), mask, (3.0, 3.0, 3.0))).all()
 
 
 def test_one_tissue_has_no_contrast_to_read():
