@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from maediff.config.schema import Config
-from maediff.config.suggest import explain_sectionless, explain_unknown
+from maediff.config.suggest import METHOD, explain_sectionless, explain_unknown
 from maediff.errors import ConfigError
 
 _MAX_CHARACTERS = 2**18
@@ -123,9 +123,9 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
 def _assign(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
-    if equals and section and not dot and section != "method":
+    if equals and section and not dot and section != METHOD:
         raise ConfigError(f"override {_short(override)} names no section; {explain_sectionless(section)}")
-    if not (equals and dot and name) and not (equals and section == "method"):
+    if not (equals and dot and name) and not (equals and section == METHOD):
         raise ConfigError(f"override {override!r} is not of the form section.key=value, for example train.lr=1e-4")
     try:
         value = _plain_yaml(text)

@@ -12,6 +12,8 @@ from maediff.config.schema import Config
 
 RENAMED = {"peer": "baselines", "train.tensorboard": "train.report_to"}
 """Former section or setting -> its present name."""
+METHOD = "method"
+"""The one setting without a section."""
 _MAX_CHARACTERS = 120
 _MAX_OWNERS = 3
 
@@ -43,7 +45,7 @@ def explain_unknown(key: str, value: Any = None) -> str:
     if name:
         near = [f"{section}.{found}" for found in _nearest(name, _fields(section))]
         return _meant([*near, *owners(name, near=False)]) or f"section {section} has {', '.join(_fields(section))}"
-    if near := _nearest(section, sections()):
+    if near := _nearest(section, [*sections(), METHOD]):
         held = [name for name in value if name in _fields(near[0])] if isinstance(value, Mapping) else []
         return _meant([".".join([near[0], *held[:1]])])
     return _meant(owners(section)) or f"the sections are {', '.join(sections())}"
@@ -54,7 +56,7 @@ def explain_sectionless(name: str) -> str:
     name = name[:_MAX_CHARACTERS]
     if fields := _fields(name):
         return f"{name} is a section; its settings are {', '.join(f'{name}.{field}' for field in fields)}"
-    return _meant(owners(name)) or f"write section.key=value; the sections are {', '.join(sections())}"
+    return _meant(_nearest(name, [METHOD]) or owners(name)) or f"write section.key=value; the sections are {', '.join(sections())}"
 
 
 def owners(name: str, *, near: bool = True) -> list[str]:

@@ -69,3 +69,8 @@ def test_whatever_is_asked_is_answered_shortly(text):
     for said in (explain_unknown(text), explain_unknown(f"train.{text}"), explain_sectionless(text)):
         assert said
         assert len(said) < 2000
+
+
+def test_the_setting_without_a_section_is_suggested():
+    assert explain_sectionless("methods") == "did you mean method?"
+    assert explain_unknown("metod") == "did you mean method?"
