@@ -56,7 +56,8 @@ def explain_sectionless(name: str) -> str:
     name = name[:_MAX_CHARACTERS]
     if fields := _fields(name):
         return f"{name} is a section; its settings are {', '.join(f'{name}.{field}' for field in fields)}"
-    return _meant(_nearest(name, [METHOD]) or owners(name)) or f"write section.key=value; the sections are {', '.join(sections())}"
+    meant = _meant(_nearest(name, [METHOD]) or owners(name))
+    return meant or f"write section.key=value; the sections are {', '.join(sections())}"
 
 
 def owners(name: str, *, near: bool = True) -> list[str]:
