@@ -5,9 +5,9 @@
     python -m benchmarks.release.contrast_reader test --json benchmarks/results/contrast_reader.json
 
 The heads of ../shared/data/head_labels are drawn as T1-, T2- and FLAIR-like scans with lesions, tumours as large as a
-lobe, weak contrast of grey and white matter, bias field, noise, thick slices and brain masks that are too wide or too
-narrow; the last two heads validate, the others teach. No real scan is used but to test, with the masks of the data
-sets, or those of `new_masks` with `--masks DIR`.
+lobe, weak contrast of grey and white matter, bias field, noise, thick slices and brain masks that are too wide, too
+narrow or hold a part of the slices; the last two heads validate, the others teach. No real scan is used but to test,
+with the masks of the data sets, or those of `new_masks` with `--masks DIR`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from maediff.data.cases import find_cases
 from maediff.extraction.synthetic import draw, true_brain
 from maediff.heads.contrast import Kind
 from maediff.heads.labels import find_heads, read_head
+from maediff.typing import BoolArray
 from maediff.volume import read_mask, read_nifti
 from maediff.working.contrast import COEFFICIENTS, features, read_contrast
 
@@ -36,6 +37,10 @@ SEED = 78
 SPACING_MM, SHAPE = 3.0, (64, 80, 64)
 DRAWN: tuple[Kind, ...] = ("t1", "t2", "flair")
 MASKS = 2  # brain masks per scan
+SLICE_AXES = (0.3, 0.1, 0.6)
+"""How often slices are sagittal, coronal and axial."""
+PARTS = 0.35
+"""Share of masks that hold a part of the slices: slabs, and brains without the slices that show a tumour."""
 HIDDEN, REGULARISATION = 16, 1.0  # of 1, 3, 6 and 12 the best on the heads that validate
 HELD_OUT = 2
 """The last heads validate."""
@@ -60,11 +65,25 @@ def draw_samples(options: argparse.Namespace) -> dict[str, Any]:
             share = scan.tissue if rng.random() < 0.4 else scan.brain
             mask = ndimage.gaussian_filter(share, rng.uniform(0.4, 1.6)) > rng.uniform(0.08, 0.9)
             if mask.sum() * SPACING_MM**3 > 400_000:
-                rows.append(features(scan.image, mask, (SPACING_MM,) * 3))
+                axis = int(rng.choice(3, p=SLICE_AXES))
+                if rng.random() < PARTS:
+                    _cut(np.moveaxis(mask, axis, 0), rng)
+                apart = np.full(3, SPACING_MM) + (np.arange(3) == axis)  # slices lie across the longest side
+                rows.append(features(scan.image, mask, tuple(apart)))
                 kinds.append(DRAWN.index(kind))
                 validation.append(index >= len(brains) - HELD_OUT)
     np.savez(options.run / "features.npz", rows=rows, kinds=kinds, validation=validation)
     return {"samples": len(rows)}
+
+
+def _cut(slices: BoolArray, rng: np.random.Generator) -> None:
+    """Cut a mask (S, H, W) to a run of its slices, or cut that run out, in place."""
+    held = np.flatnonzero(slices.any(axis=(1, 2)))
+    length = int(rng.uniform(0.3, 0.7) * len(held))
+    start = int(rng.integers(len(held) - length + 1))
+    run = np.zeros(len(held), bool)
+    run[start : start + length] = True
+    slices[held[run if rng.random() < 0.5 else ~run]] = False
 
 
 def fit(options: argparse.Namespace) -> dict[str, Any]:

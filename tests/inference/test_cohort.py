@@ -56,7 +56,7 @@ def test_one_bad_scan_fails_with_its_reason_and_the_others_are_done(model, scans
     assert (summary.done, summary.skipped, summary.failed) == (2, 0, 1)
     assert [outcome.case for outcome in seen] == ["a", "b", "c"]
     table = rows(tmp_path / "out" / "cases.tsv")
-    assert list(table[0]) == ["case", "status", "score", "anomalous_volume_ml", "seconds", "message"]
+    assert list(table[0]) == ["case", "status", "score", "anomalous_volume_ml", "seconds", "message", "warnings"]
     assert [row["status"] for row in table] == ["done", "failed", "done"]
     assert "b.nii.gz" in table[1]["message"]
     assert float(table[0]["score"]) > 0

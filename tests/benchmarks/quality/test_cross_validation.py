@@ -68,11 +68,18 @@ def test_each_hypothesis_is_its_settings_and_nothing_else():
         ("maediff-all-gate", "maediff", ["train.outside_weight=1", "model.gate=true"]),
         ("ddpm-gate", "ddpm-lesions", ["model.gate=true"]),
         ("pddpm-gate", "pddpm-lesions", ["model.gate=true"]),
+        ("ddpm-no-noise", "ddpm-lesions", list(folds.NO_NOISE)),
+        ("maediff-windows", "maediff", ["train.outside_weight=1", *folds.NO_NOISE, *folds.MANY]),
     ):
         method = f"method={of[source].method}"
         assert of[name] == load_config(data.config, [method, *settings])
         assert of[source] == load_config(data.config, [method])
-    assert len({row.timesteps for row in folds.COMPARED if len(row.timesteps) > 1}) == 1
+    hidden = rows.config_of(data, next(row for row in folds.COMPARED if row.name == "maediff-hidden"))
+    seen = of["maediff-windows"].diffusion
+    assert hidden.diffusion == seen.model_copy(update={"hidden_share": 0.5})
+    assert hidden.model_copy(update={"diffusion": seen}) == of["maediff-windows"]
+    tried = {row.timesteps for row in folds.COMPARED if len(row.timesteps) > 1 and row.name != "maediff-hidden"}
+    assert len(tried) == 1
 
 
 def test_other_masks_are_taken_by_name_and_must_be_there(tmp_path):
