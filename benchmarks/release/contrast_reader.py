@@ -41,7 +41,7 @@ SLICE_AXES = (0.3, 0.1, 0.6)
 """How often slices are sagittal, coronal and axial."""
 PARTS = 0.35
 """Share of masks that hold a part of the slices: slabs, and brains without the slices that show a tumour."""
-HIDDEN, REGULARISATION = 16, 1.0  # of 1, 3, 6 and 12 the best on the heads that validate
+HIDDEN, REGULARISATION = 16, 1.0  # of 0.3, 1, 3 and 6 the best on the heads that validate
 HELD_OUT = 2
 """The last heads validate."""
 SETS = (

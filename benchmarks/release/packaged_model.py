@@ -42,6 +42,7 @@ from maediff.jobs.train import train
 from maediff.model_folder import load_model_folder, save_model
 from maediff.typing import Array
 from maediff.volume import read_mask, read_nifti
+from maediff.working.contrast import LESION_SIGNS, read_contrast
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/packaged-model.md", results=("heads_healthy.json",))
 PACKAGED = ROOT / "maediff" / "weights" / "heads"
@@ -137,6 +138,9 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
 def write_healthy(options: argparse.Namespace) -> dict[str, Path]:
     """Write healthy scans and two tables of them, `calibration` and `check`, each with every second scan of a kind.
 
+    Scans whose contrast is read such that lesions have the other sign, as happens where slices are missing, are no part
+    of `calibration`: their maps are not those of their contrast.
+
     Raises:
         InputError: A table of healthy scans holds scans with a lesion label, or one of tumour-free slices none.
     """
@@ -145,12 +149,24 @@ def write_healthy(options: argparse.Namespace) -> dict[str, Path]:
     listed = [*_synthetic(options, folder), *_real(options), *_tumour_free(options, folder)]
     tables = {"calibration": folder / "calibration.csv", "check": folder / "check.csv"}
     for start, path in enumerate(tables.values()):
-        rows = listed[start::2]
+        rows = [row for row in listed[start::2] if path.stem == "check" or not _wrong_sign(row)]
         write_text(path, "\n".join(["image,mask,subject", *(",".join(map(str, row)) for row in rows)]) + "\n")
     return tables
 
 
 Row = tuple[Path, Path, str]
+
+
+def _wrong_sign(row: Row) -> bool:
+    """Check whether a scan's contrast is read such that lesions have the other sign."""
+    image, mask, name = row
+    scan = read_nifti(image)
+    reading = read_contrast(scan.data, read_mask(str(mask), scan, "brain mask"), scan.spacing_mm)
+    wanted = {str(kind): sign for kind, sign in LESION_SIGNS.items()}[name.split("-")[0]]
+    if reading.lesion_sign in {wanted, "abs"}:
+        return False
+    say(f"{name} is left out: it reads as {reading}")
+    return True
 
 
 def _synthetic(options: argparse.Namespace, folder: Path) -> Iterator[Row]:

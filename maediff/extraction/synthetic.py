@@ -126,7 +126,7 @@ def draw(
         image += outer * patches * (second - means[_SOFT_TISSUE])
     if rng.random() < 0.5:
         _lesions(image, share, rng, spacing_mm, kind)
-    if kind is not None and rng.random() < _TUMOUR_SHARES[kind]:
+    if kind is not None and rng.random() < _TUMOUR_SHARES.get(kind, 0.0):
         _large_tumour(image, share, rng, spacing_mm, kind)
     image += spread * (
         0.6 * rng.standard_normal(shape, dtype=np.float32)
@@ -203,7 +203,7 @@ def _contrast(rng: np.random.Generator, kind: Kind | None) -> tuple[FloatArray, 
     means = contrast.signal.numpy().clip(0, 1.5).astype(np.float32)
     if rng.random() < 0.3:
         means[outside_brain()] *= rng.uniform(0.1, 0.8)
-    if kind in _FLATTEST:
+    if kind is not None and kind in _FLATTEST:
         _flatten(means, rng, kind)
     return means, contrast.spread.numpy().astype(np.float32)
 
