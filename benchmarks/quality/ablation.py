@@ -33,7 +33,7 @@ from maediff.inference.predictor import Predictor
 from maediff.scoring import fixed_sign, postprocess, residual
 from maediff.working import WorkingScan, prepare, prepare_label
 
-BENCHMARK = Benchmark(__file__, __doc__, page="docs/benchmark.md", results=("ablation.json",))
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/benchmark-details.md", results=("ablation.json",))
 RESAMPLES = 2000
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as it is": (),

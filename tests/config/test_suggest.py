@@ -73,4 +73,4 @@ def test_whatever_is_asked_is_answered_shortly(text):
 
 def test_the_setting_without_a_section_is_suggested():
     assert explain_sectionless("methods") == "did you mean method?"
-    assert explain_unknown("methodd") == "did you mean method?"
+    assert explain_unknown("methodology") == "did you mean method?"
