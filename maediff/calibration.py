@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 """False-positive rates whose thresholds are always recorded."""
 
 HEALTHY_ORIGIN = "healthy calibration scans"
+Part = TypeVar("Part")
 MIN_OF_A_CONTRAST = 4
 """Least number of healthy scans of a contrast, or of a form, for it to have its own threshold."""
 Form = Literal["stack", "volume", ""]
@@ -93,8 +94,7 @@ class Calibration:
         That is the calibration of the contrast in any form, then that of the form in any contrast, then that of all
         scans: residuals differ more between contrasts than between forms.
         """
-        same_form = self.forms.get(form, self)
-        return same_form.contrasts.get(kind) or self.contrasts.get(kind) or same_form
+        return alike(self, getattr, kind, form)
 
     def percentile_of(self, score: float) -> float:
         """Return the share of healthy calibration scans that scored lower than ``score``."""
@@ -115,6 +115,19 @@ class Calibration:
             lines.append(f"threshold {threshold:.4g}: {allowed}{force}")
         lines += [f"{kind.upper()} {line}" for kind, part in self.contrasts.items() for line in part.promises()]
         return lines + [f"{form}s: {line}" for form, part in self.forms.items() for line in part.promises()]
+
+
+def alike(whole: Part, parts: Callable[[Part, str], Mapping[str, Part]], contrast: str, form: str) -> Part:
+    """Choose the part of a calibration that applies to a scan, see :meth:`Calibration.of_contrast`.
+
+    Args:
+        whole: The calibration, or a record of one.
+        parts: Return its parts of a name: ``forms`` or ``contrasts``.
+        contrast: Contrast of the scan.
+        form: Its form.
+    """
+    same_form = parts(whole, "forms").get(form, whole)
+    return parts(same_form, "contrasts").get(contrast) or parts(whole, "contrasts").get(contrast) or same_form
 
 
 def among_healthy(percentile: float | None, scans: int | None, suspended: str | None = None) -> str:

@@ -95,7 +95,5 @@ def _threshold(case: OutputCase, choice: Choice, record: Mapping[str, Any]) -> t
             f"run.json does not describe the model of {case.case}, so no threshold is known for rate {choice.rate:g}; "
             "give --threshold"
         )
-    found = with_threshold(calibration, choice.threshold, choice.rate).of_contrast(
-        str(case.sidecar.get("contrast", "")), case.sidecar.get("form", "")
-    )
+    found = with_threshold(calibration, choice.threshold, choice.rate).of_contrast(*case.sort)
     return found.threshold, found.origin

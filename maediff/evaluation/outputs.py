@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from maediff.calibration import Form
 from maediff.errors import InputError
 from maediff.files import read_json
 from maediff.notes import read_notes
@@ -83,6 +84,11 @@ class OutputCase:
         """The calibrated threshold, or None."""
         value = self.sidecar.get("threshold")
         return None if value is None else float(value)
+
+    @property
+    def sort(self) -> tuple[str, Form]:
+        """Contrast and form of the scan, which decide the healthy scans that it is compared with."""
+        return str(self.sidecar.get("contrast", "")), self.sidecar.get("form", "")
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from maediff.calibration import alike
 from maediff.evaluation.curves import Curves, scan_curves, voxel_curves
 from maediff.evaluation.evaluate import SCORED, CaseResult
 from maediff.evaluation.outputs import OutputCase
@@ -45,7 +46,7 @@ def distribution(cases: Sequence[OutputCase], record: Mapping[str, Any], truths:
             kinds.setdefault(_kind(case, truths), []).append((case.case, case.score))
     if not kinds:
         return None
-    sorts = {_sort(case) for case in cases}
+    sorts = {case.sort for case in cases}
     scores = healthy_scores(record, *(sorts.pop() if len(sorts) == 1 else ()))
     healthy = [("healthy calibration scan", score) for score in scores]
     rows = [Group("healthy, calibration", healthy, "healthy")] if healthy else []
@@ -59,7 +60,7 @@ def placed_among_healthy(case: OutputCase, record: Mapping[str, Any]) -> str | N
     Returns:
         SVG, or None if the run's calibration is unknown or not that of this scan's map.
     """
-    scores = healthy_scores(record, *_sort(case))
+    scores = healthy_scores(record, *case.sort)
     same = (record.get("hashes") or {}).get("model") == case.sidecar.get("model_hash")
     if not (scores and same and np.isfinite(case.score)):
         return None
@@ -67,11 +68,6 @@ def placed_among_healthy(case: OutputCase, record: Mapping[str, Any]) -> str | N
     return strip_chart(
         [healthy, Group("this scan", [(case.case, case.score)], "scan")], "scan-level score", _CARD_WIDTH
     )
-
-
-def _sort(case: OutputCase) -> tuple[str, str]:
-    """Return contrast and form of a scan, which decide the healthy scans that it is compared with."""
-    return str(case.sidecar.get("contrast", "")), str(case.sidecar.get("form", ""))
 
 
 def healthy_scores(record: Mapping[str, Any], contrast: str = "", form: str = "") -> list[float]:
@@ -85,9 +81,7 @@ def healthy_scores(record: Mapping[str, Any], contrast: str = "", form: str = ""
     calibration = record.get("calibration")
     if not isinstance(calibration, Mapping):
         return []
-    same_form = (calibration.get("forms") or {}).get(form, calibration)  # as Calibration.of_contrast chooses
-    alike = [(wider.get("contrasts") or {}).get(contrast) for wider in (same_form, calibration)]
-    part = next((found for found in alike if found), same_form)
+    part = alike(calibration, lambda record, name: record.get(name) or {}, contrast, form)
     return [float(score) for score in part.get("case_scores", [])]
 
 

@@ -226,9 +226,7 @@ def _findings(case: OutputCase, truths: Reference | None) -> Findings | None:
 
 def _above_healthy(case: OutputCase, record: Mapping[str, Any]) -> str:
     """Describe how the scan's score compares with healthy scans; empty if unknown."""
-    scans = case.sidecar.get("healthy_scans") or len(
-        healthy_scores(record, case.sidecar.get("contrast", ""), case.sidecar.get("form", ""))
-    )
+    scans = case.sidecar.get("healthy_scans") or len(healthy_scores(record, *case.sort))
     return among_healthy(case.sidecar.get("score_percentile"), scans, case.sidecar.get("calibration_suspended"))
 
 
