@@ -250,14 +250,22 @@ def _lesions(
             slice(max(0, int(c - 1.5 * radius)), min(n, int(c + 1.5 * radius) + 1))
             for c, n in zip(centre, share.shape, strict=True)
         )
-        axes = np.ogrid[box]
-        stretch = np.exp(rng.normal(0, 0.25, 3))
-        distance = sum(((a - c) * s) ** 2 for a, c, s in zip(axes, centre, stretch, strict=True)) ** 0.5 / radius
         region = image[box]
-        distance = np.asarray(distance, np.float32) + 0.25 * _smooth_field(rng, region.shape, max(2.0, radius / 2))
+        distance = _from_centre(box, centre, radius, rng) + 0.25 * _smooth_field(
+            rng, region.shape, max(2.0, radius / 2)
+        )
         weight = np.clip((1 - distance) * rng.uniform(1.5, 8), 0, 1) * share[box] * rng.uniform(0.4, 1)
         value = rng.uniform(*_LESIONS.get(kind, (0.0, 1.2)))
         region += (weight * (value - region)).astype(np.float32)
+
+
+def _from_centre(
+    box: tuple[slice, ...], centre: npt.NDArray[np.int64], radius: float, rng: np.random.Generator
+) -> FloatArray:
+    """Measure the distance from the centre of an ellipsoid of random axes in a part of a scan; 1 is its surface."""
+    stretch = np.exp(rng.normal(0, 0.25, 3))
+    distance = sum(((a - c) * s) ** 2 for a, c, s in zip(np.ogrid[box], centre, stretch, strict=True)) ** 0.5 / radius
+    return np.asarray(distance, np.float32)
 
 
 _LESIONS: dict[Kind | None, tuple[float, float]] = {"t1": (0.1, 0.6), "t2": (0.5, 1.2), "flair": (0.7, 1.3)}
@@ -272,10 +280,8 @@ def _large_tumour(
         return
     centre = inside[rng.integers(len(inside))]
     radius = rng.uniform(20, 50) / spacing_mm
-    stretch = np.exp(rng.normal(0, 0.25, 3))
-    axes = np.ogrid[tuple(slice(0, n) for n in share.shape)]
-    distance = sum(((a - c) * s) ** 2 for a, c, s in zip(axes, centre, stretch, strict=True)) ** 0.5 / radius
-    distance = np.asarray(distance, np.float32) + 0.3 * _smooth_field(rng, share.shape, max(2.0, radius / 3))
+    whole = tuple(slice(0, n) for n in share.shape)
+    distance = _from_centre(whole, centre, radius, rng) + 0.3 * _smooth_field(rng, share.shape, max(2.0, radius / 3))
     weight = np.clip((1 - distance) * rng.uniform(1, 5), 0, 1) * share * rng.uniform(0.3, 1)
     texture = 1 + rng.uniform(0, 0.3) * _smooth_field(rng, share.shape, rng.uniform(2, 5))
     value = rng.uniform(*_TUMOURS[kind]) * np.clip(texture, 0.2, None)
