@@ -92,8 +92,13 @@ def reconstruct(predictor: Predictor, scan: LoadedScan, t: int) -> Healthy:
     A method that takes no timesteps, or chooses its own, is asked once.
     """
     prepared, key = scan.prepared, (SEED, content_key(scan))
-    single = replace(predictor, config=override(predictor.config, [f"diffusion.test_timesteps=[{t}]"]))
-    return single.reconstruct(torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask), key)
+    slices, mask = torch.from_numpy(prepared.slices), torch.from_numpy(prepared.mask)
+    return at_timestep(predictor, t).reconstruct(slices, mask, key)
+
+
+def at_timestep(predictor: Predictor, t: int) -> Predictor:
+    """Let a model reconstruct at one timestep instead of its own."""
+    return replace(predictor, config=override(predictor.config, [f"diffusion.test_timesteps=[{t}]"]))
 
 
 def maps(prepared: WorkingScan, healthy: Mapping[int, FloatMap]) -> Iterator[tuple[Setting, FloatMap]]:

@@ -19,7 +19,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,15 @@ from benchmarks.common import cell as shown
 from benchmarks.quality.cross_validation.folds import COMPARED, FOLDS, patients, split
 from benchmarks.quality.cross_validation.statistics import difference, mean
 from benchmarks.quality.patients import Patient
-from maediff.config import ScoreConfig, override
+from benchmarks.quality.settings import at_timestep
+from maediff.config import ScoreConfig
 from maediff.data.cases import Case
 from maediff.errors import InputError
 from maediff.evaluation import voxel_metrics
 from maediff.files import read_json
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
-from maediff.scoring import eroded, postprocess
+from maediff.scoring import postprocess
 from maediff.typing import BoolArray, DoubleArray, FloatMap
 from maediff.working import WorkingScan, lesion_slices, prepare
 
@@ -234,8 +235,7 @@ class Model:
 
 def absolute_residual(predictor: Predictor, images: FloatMap, brain: BoolArray, t: int) -> FloatMap:
     """Reconstruct slices (S, H, W) at one timestep, and compare."""
-    single = replace(predictor, config=override(predictor.config, [f"diffusion.test_timesteps=[{t}]"]))
-    healthy = single.reconstruct(torch.from_numpy(images), torch.from_numpy(brain), (SEED, t))
+    healthy = at_timestep(predictor, t).reconstruct(torch.from_numpy(images), torch.from_numpy(brain), (SEED, t))
     return healthy.residual(images, "abs")
 
 
@@ -265,9 +265,7 @@ def _intensity(images: FloatMap, brain: BoolArray) -> FloatMap:
 
 
 def _auprc(values: FloatMap, lesion: Painted, brain: BoolArray, spacing: Spacing, score: ScoreConfig) -> float:
-    filtered = postprocess(values, brain, spacing, score)
-    within = eroded(brain, spacing, score.erode_mm)
-    return voxel_metrics(np.where(within, filtered, np.float32(0)), brain, lesion.truth, None).auprc
+    return voxel_metrics(postprocess(values, brain, spacing, score), brain, lesion.truth, None).auprc
 
 
 def scored(case: Case, models: Mapping[str, Model]) -> Iterator[tuple[str, str, float]]:

@@ -26,37 +26,40 @@ _TABLE = {row.name: row for row in ROWS}
 _MAEDIFF = _TABLE["maediff"]
 
 
-def _ours(name: str, title: str, *overrides: str) -> Row:
-    return Row(name, title, (*_MAEDIFF.overrides, *overrides), _MAEDIFF.timesteps)
+def _varied(base: Row, name: str, said: str, *overrides: str, timesteps: tuple[int, ...] = ()) -> Row:
+    """Put settings on top of a row, and say so in its title."""
+    return replace(
+        base,
+        name=name,
+        title=f"{base.title}, {said}",
+        overrides=(*base.overrides, *overrides),
+        timesteps=timesteps or base.timesteps,
+    )
 
 
-def _windows(name: str, title: str, *overrides: str) -> Row:
-    row = _ours(name, title, SEE_ALL, *NO_NOISE, *MANY, *overrides)
-    return replace(row, timesteps=HIDDEN if overrides else FADED)
-
-
-def _gated(name: str) -> Row:
-    row = _TABLE[f"{name}-lesions"]
-    return replace(row, name=f"{name}-gate", title=f"{row.title}, gate", overrides=(*row.overrides, GATE))
-
-
+_DDPM, _PDDPM = _TABLE["ddpm-lesions"], _TABLE["pddpm-lesions"]
+_WINDOWS = _varied(
+    _MAEDIFF, "maediff-windows", "many small windows, no noise", SEE_ALL, *NO_NOISE, *MANY, timesteps=FADED
+)
 COMPARED = (
-    *(_TABLE[name] for name in ("intensity", "disyre", "ddpm-lesions", "pddpm-lesions")),
-    _gated("ddpm"),
-    _gated("pddpm"),
+    *(_TABLE[name] for name in ("intensity", "disyre")),
+    _DDPM,
+    _PDDPM,
+    _varied(_DDPM, "ddpm-gate", "gate", GATE),
+    _varied(_PDDPM, "pddpm-gate", "gate", GATE),
     _MAEDIFF,
-    _ours("maediff-all", "MAEDiff, the loss sees everything", SEE_ALL),
-    _ours("maediff-gate", "MAEDiff, gate", GATE),
-    _ours("maediff-all-gate", "MAEDiff, the loss sees everything, gate", SEE_ALL, GATE),
+    _varied(_MAEDIFF, "maediff-all", "the loss sees everything", SEE_ALL),
+    _varied(_MAEDIFF, "maediff-gate", "gate", GATE),
+    _varied(_MAEDIFF, "maediff-all-gate", "the loss sees everything, gate", SEE_ALL, GATE),
+    _varied(_DDPM, "ddpm-no-noise", "no noise", *NO_NOISE, timesteps=FADED),
+    _WINDOWS,
     replace(
-        _TABLE["ddpm-lesions"],
-        name="ddpm-no-noise",
-        title="DDPM + our pseudo-lesions, no noise",
-        overrides=(*_TABLE["ddpm-lesions"].overrides, *NO_NOISE),
-        timesteps=FADED,
+        _WINDOWS,
+        name="maediff-hidden",
+        title=f"{_MAEDIFF.title}, many small windows, hidden or faded",
+        overrides=(*_WINDOWS.overrides, "diffusion.hidden_share=0.5"),
+        timesteps=HIDDEN,
     ),
-    _windows("maediff-windows", "MAEDiff, many small windows, no noise"),
-    _windows("maediff-hidden", "MAEDiff, many small windows, hidden or faded", "diffusion.hidden_share=0.5"),
 )
 """Rows of the table as they are, and each hypothesis as few settings on top of one of them."""
 
