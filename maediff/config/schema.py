@@ -26,6 +26,7 @@ Method = Literal[
     "disyre",
 ]
 METHODS: tuple[str, ...] = get_args(Method)
+Noise = Literal["gaussian", "simplex", "coarse", "none"]
 Orientation = Literal["axial", "coronal", "sagittal"]
 UNTRAINED = frozenset({"intensity", "zscore"})
 """Methods without a network."""
@@ -145,7 +146,7 @@ class DiffusionConfig(Section):
     test_timesteps: tuple[int, ...] = Field(
         (500,), min_length=1, max_length=1000, description="Timesteps averaged at test time."
     )
-    noise: Literal["gaussian", "simplex", "coarse", "none"] = "gaussian"
+    noise: Noise = "gaussian"
     sampler: Literal["single_step", "ddim", "ancestral"] = "single_step"
     sampler_steps: int = Field(10, ge=1, le=_MANY, description="Steps of the ddim sampler; ancestral takes them all.")
     variance: Literal["posterior", "beta", "learned"] = Field(
@@ -447,7 +448,7 @@ class Config(Section):
         return tuple(edges if guide == EDGES else (self.data.channels.index(guide),) for guide in self.structure.guides)
 
     @property
-    def noise(self) -> Literal["gaussian", "simplex", "coarse", "none"]:
+    def noise(self) -> Noise:
         """Noise of training and inference: `diffusion.noise`, except that the DAE's noise is always coarse."""
         return "coarse" if self.method == "dae" else self.diffusion.noise
 

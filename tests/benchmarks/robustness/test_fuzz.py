@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from maediff import files, model_folder, staging, system
-from maediff.config import load_config, override
+from maediff.config import METHODS, UNTRAINED, load_config, override
 from maediff.data.cases import find_cases
 from maediff.errors import ConfigError, GeometryError, InputError, MAEDiffError, ModelError
 from maediff.evaluation.reference import Reference
@@ -110,21 +110,7 @@ def test_a_network_that_memory_cannot_hold_is_not_built(monkeypatch):
     build.check_trainable(load_config("quick", ["method=intensity"]))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "maediff",
-        "vae",
-        "dae",
-        "ddpm",
-        "pddpm",
-        "cddpm",
-        "latent_diffusion",
-        "conditioned_latent_diffusion",
-        "autoddpm",
-        "disyre",
-    ],
-)
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in UNTRAINED])
 def test_shapes_without_memory_are_those_of_the_network(method):
     config = load_config("quick", [f"method={method}"])
     built = {name: tuple(value.shape) for name, value in build.build_network(config).state_dict().items()}
