@@ -459,8 +459,8 @@ class Config(Section):
             raise ValueError(f"method {self.method} needs diffusion.noise gaussian, not {kind.noise!r}")
         if self.method == "pddpm" and self.train.windows > 1:
             raise ValueError(
-                f"train.windows={self.train.windows} does not go with method pddpm, which noises one window of its grid: "
-                "set train.windows=1"
+                f"train.windows={self.train.windows} does not go with method pddpm, which noises one window of its "
+                "grid: set train.windows=1"
             )
         if self.method in UNTRAINED and self.score.locations:
             raise ValueError(f"score.locations goes with methods that reconstruct, not with {self.method!r}")
