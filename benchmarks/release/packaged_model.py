@@ -1,17 +1,17 @@
 """The packaged model `heads`, made from label maps of whole heads alone, by one command that can be interrupted.
 
-    python -m benchmarks.release.packaged_model train  --run runs/heads      (72 minutes on 2 cores; resumable)
+    python -m benchmarks.release.packaged_model train  --run runs/heads             (hours on 2 cores; resumable)
     python -m benchmarks.release.packaged_model export --run runs/heads --healthy TABLE… --tumour-free TABLE…
     python -m benchmarks.release.packaged_model calibrate --run runs/heads --healthy TABLE… --tumour-free TABLE…
     python -m benchmarks.release.packaged_model check  --run runs/heads --json benchmarks/results/heads_healthy.json
         (--real: on the real scans alone)
 
-`train` trains the preset `heads` in two stages: axial slices first, then slices of all orientations. `export` averages
-the weights of both stages, halves their precision, writes the model to `maediff/weights/heads`, and sets its
-thresholds, apart by contrast and for stacks and volumes, on healthy scans: synthetic ones of held-out heads, real ones
-of tables of healthy scans (`--healthy`), and the slices free of tumour of tables with lesion labels (`--tumour-free`).
-Every second scan is kept back: `check` tells what the thresholds let through there. `calibrate` sets the thresholds
-anew and leaves the packaged weights as they are.
+`train` trains the preset `heads` in three stages: axial slices, then slices of all orientations, then, from the mean of
+both stages' weights, slices of a finer grid. `export` halves the precision of the last stage's weights, writes the
+model to `maediff/weights/heads`, and sets its thresholds, apart by contrast and for stacks and volumes, on healthy
+scans: synthetic ones of held-out heads, real ones of tables of healthy scans (`--healthy`), and the slices free of
+tumour of tables with lesion labels (`--tumour-free`). Every second scan is kept back: `check` tells what the thresholds
+let through there. `calibrate` sets the thresholds anew and leaves the packaged weights as they are.
 """
 
 from __future__ import annotations
@@ -46,8 +46,16 @@ from maediff.working.contrast import LESION_SIGNS, read_contrast
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/packaged-model.md", results=("heads_healthy.json",))
 PACKAGED = ROOT / "maediff" / "weights" / "heads"
-FIRST_STAGE = "axial"
-SECOND_STAGE = ("train.lr=6e-4", "train.max_steps=3600")
+AXIAL, TURNED, MEAN, FINE = "axial", "turned", "mean", "fine"
+"""Folders of the three stages, and of the mean of the first two's weights."""
+STAGES: dict[str, tuple[str, ...]] = {
+    AXIAL: ("heads.orientations=[axial]",),
+    TURNED: ("train.lr=6e-4", "train.max_steps=3600"),
+    FINE: (
+        *("train.lr=6e-4", "train.max_steps=4400", "train.seed=2"),
+        *("data.spacing_mm=1.5", "data.size=[112,128]", "partition.window=72", "partition.stride=56"),
+    ),
+}
 HEALTHY_KINDS: tuple[Kind, ...] = ("t1", "t2", "flair")
 HEALTHY_SCANS = 6
 """Synthetic healthy scans per contrast and form that a threshold is set on, and as many that it is checked on."""
@@ -59,36 +67,45 @@ MIN_VOXELS = 20_000
 
 
 def train_model(options: argparse.Namespace) -> dict[str, Any]:
-    """Train the preset `heads` on axial slices, then on all orientations, going on where an earlier call stopped."""
+    """Train the preset `heads` stage by stage, going on where an earlier call stopped."""
+    run = options.run
     shapes = [f"heads.{name}={folder}" for name, folder in lesion_shapes(options.data).items()]
-    first = options.run / FIRST_STAGE
-    stages = (
-        (first, ["heads.orientations=[axial]"]),
-        (options.run, [f"train.init={first / 'model'}", *SECOND_STAGE]),
+    starts = {TURNED: run / AXIAL / "model", FINE: run / MEAN}
+    for name, overrides in STAGES.items():
+        if (run / name / "model" / "config.yaml").is_file():
+            continue
+        if name == FINE:
+            write_mean(run / MEAN, run / AXIAL / "model", run / TURNED / "model")
+        start = [f"train.init={starts[name]}"] if name in starts else []
+        train(
+            load_config("heads", [*shapes, "train.workers=1", *overrides, *start]),
+            options.data / "head_labels",
+            run / name,
+            resume=True,
+            device=options.device,
+            on_progress=lambda now: say(str(now)),
+        )
+    return {"model": str(run / FINE / "model")}
+
+
+def write_mean(folder: Path, first: Path, second: Path) -> None:
+    """Write a model whose weights are the mean of two, with the configuration of the second.
+
+    Each of the two stages is better on some contrasts, and their mean is close to the better one on each
+    (docs/packaged-model.md).
+    """
+    stored, other = load_model_folder(second), load_model_folder(first).weights
+    save_model(
+        folder, {name: (other[name] + value) / 2 for name, value in stored.weights.items()}, stored.config, None, CARD
     )
-    for folder, overrides in stages:
-        if not (folder / "model" / "config.yaml").is_file():
-            train(
-                load_config("heads", [*shapes, "train.workers=1", *overrides]),
-                options.data / "head_labels",
-                folder,
-                resume=True,
-                device=options.device,
-                on_progress=lambda now: say(str(now)),
-            )
-    return {"model": str(options.run / "model")}
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:
-    """Write the packaged model, the mean of both stages' weights, and set its thresholds.
-
-    Each stage is better on some contrasts, and their mean is close to the better one on each (docs/packaged-model.md).
-    """
-    stored = load_model_folder(options.run / "model")
-    first = load_model_folder(options.run / FIRST_STAGE / "model").weights
+    """Write the packaged model and set its thresholds."""
+    stored = load_model_folder(options.run / FINE / "model")
     config = override(stored.config, ["train.init=null", *options.overrides])
     config = config.model_copy(update={"heads": config.heads.model_copy(update=_NO_PATHS)})
-    weights = {name: ((first[name].float() + value.float()) / 2).half() for name, value in stored.weights.items()}
+    weights = {name: value.half() for name, value in stored.weights.items()}
     save_model(PACKAGED, weights, config, None, CARD)
     return {"size_mib": (PACKAGED / "model.safetensors").stat().st_size / 2**20, **calibrate(options)}
 

@@ -11,6 +11,10 @@ from maediff.diffusion.noise import chance, uniform
 from maediff.heads.fields import shrink, smooth_field
 from maediff.heads.plane import FINE
 
+_BIAS = 0.12
+_STRONG_BIAS = 0.25
+"""Standard deviation of the logarithm of the bias field, of most scans and of scans far from their coil."""
+
 
 @dataclass(frozen=True)
 class Acquisition:
@@ -61,6 +65,7 @@ def draw_acquisition(shape: tuple[int, int], rng: torch.Generator) -> Acquisitio
     if chance(0.12, rng):  # acquired across this plane, with thick slices
         blur = (sharp, uniform(1.5, 3.0, rng)) if chance(0.5, rng) else (uniform(1.5, 3.0, rng), sharp)
     field = smooth_field(shape, min(shape) / uniform(1.5, 3, rng), rng)[0].clamp(-2, 2)
+    strength = uniform(0, _BIAS, rng) if chance(0.8, rng) else uniform(_BIAS, _STRONG_BIAS, rng)
     texture = 0.8 * smooth_field(shape, 1.5, rng)[0] + 0.6 * smooth_field(shape, uniform(5, 14, rng), rng)[0]
     noise = torch.randn(2, *shape, generator=rng)
     if chance(0.6, rng):  # resampling has smoothed the noise
@@ -68,7 +73,7 @@ def draw_acquisition(shape: tuple[int, int], rng: torch.Generator) -> Acquisitio
         noise = shrink(noise, (width, width), 1)
     return Acquisition(
         blur=blur,
-        gain=torch.exp(uniform(0, 0.12, rng) * field),
+        gain=torch.exp(strength * field),
         texture=texture,
         noise=noise,
         noise_level=uniform(0.002, 0.04, rng) if chance(0.85, rng) else uniform(0.04, 0.08, rng),

@@ -232,7 +232,7 @@ def _above_healthy(case: OutputCase, record: Mapping[str, Any]) -> str:
 
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(num=format_number, nameless=without_names, plural=_plural, share=_share)
+    environment.filters.update(num=format_number, nameless=without_names, plural=_plural, share=_share, span=_span)
     folder = resources.files("maediff.report")
     for name in ("css", "js"):
         environment.globals[name] = (folder / f"report.{name}").read_text(encoding="utf-8")
@@ -241,6 +241,11 @@ def _template() -> Any:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _span(values: Sequence[float]) -> str:
+    """Write numbers in ascending order as one, or as the first and the last."""
+    return " to ".join(dict.fromkeys(format_number(value) for value in (*values[:1], *values[-1:])))
 
 
 def _share(percent: float) -> str:
@@ -325,12 +330,13 @@ def _row(case: OutputCase, scores: Mapping[str, Any], shown: Sequence[OutputCase
 
 
 def _scale(cases: Sequence[OutputCase], top: float) -> dict[str, Any]:
-    thresholds = {case.threshold for case in cases if case.threshold is not None}
+    thresholds = sorted({case.threshold for case in cases if case.threshold is not None})
     units = {str(case.sidecar["units"]) for case in cases if case.sidecar.get("units")}
     return {
         "top": top,
         "gradient": gradient(),
-        "threshold": thresholds.pop() if len(thresholds) == 1 else None,
+        "thresholds": thresholds,
+        "start": thresholds[-1] if thresholds else top / 3,
         "word": "chosen" if any(case.sidecar.get("threshold_given") is not None for case in cases) else "calibrated",
         "units": units.pop() if len(units) == 1 else "residual, working units",
     }

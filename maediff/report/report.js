@@ -16,9 +16,9 @@ const number = (value, digits) => (Math.abs(value) < 0.5 * 10 ** -digits ? 0 : v
 const apply = (matrix, [x, y, z]) => matrix.slice(0, 3).map(row => row[0] * x + row[1] * y + row[2] * z + row[3]);
 const scale = document.getElementById("scale");
 const LEVELS = scale ? Number(scale.dataset.levels) : 1, TOP = scale ? Number(scale.dataset.top) : 1;
-const CALIBRATED = scale?.dataset.threshold === undefined ? null : Number(scale.dataset.threshold);
+const CALIBRATED = scale?.dataset.calibrated ?? null; // the text of all thresholds: contrasts have their own
 const COLOURS = scale ? JSON.parse(document.getElementById("colours").textContent) : [];
-// step: of the slider, null at the calibrated threshold, where the mask that infer wrote is shown
+// step: of the slider, null at each scan's calibrated threshold, where the mask that infer wrote is shown
 const view = { step: scale && CALIBRATED === null ? Number(document.getElementById("threshold").value) : null, mask: true, truth: true };
 
 async function picture(uri) {
@@ -344,8 +344,7 @@ function redrawAll() {
 const articles = new Map([...document.querySelectorAll("article.case")].filter(a => a.querySelector("script.data")).map(a => [a.dataset.case, a]));
 const volumeAbove = data => view.step === null ? data.maskMl : data.above[view.step];
 function showVolumes() {
-  const value = view.step === null ? CALIBRATED : view.step * TOP / LEVELS;
-  document.getElementById("cut").textContent = number(value, 3);
+  document.getElementById("cut").textContent = view.step === null ? CALIBRATED : number(view.step * TOP / LEVELS, 3);
   const button = document.getElementById("calibrated");
   if (button) button.disabled = view.step === null;
   for (const article of articles.values()) {
@@ -367,7 +366,7 @@ if (scale) {
   slider.addEventListener("input", () => { view.step = Number(slider.value); showVolumes(); redrawAll(); });
   document.getElementById("calibrated")?.addEventListener("click", () => {
     view.step = null;
-    slider.value = Math.round(LEVELS * CALIBRATED / TOP);
+    slider.value = slider.defaultValue;
     showVolumes();
     redrawAll();
   });

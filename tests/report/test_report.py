@@ -422,6 +422,21 @@ def test_a_smallest_finding_and_a_rate_can_be_chosen(cohort):
         write_report(cohort.out, cohort.root / "r.html", metrics={}, choice=Choice(threshold=1))
 
 
+def test_scans_of_several_thresholds_open_at_their_own(cohort, browser):
+    sidecar = cohort.out / "a_T2w_anomaly.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"threshold": 0.4}))
+    path = write_report(cohort.out, cohort.root / "r.html")
+    assert 'data-calibrated="0.400 to 0.600"' in path.read_text()
+    browser.send("Page.navigate", url=path.as_uri())
+    browser.wait_for("document.readyState == 'complete' && !!document.querySelector('article.case')")
+    assert browser.value("view.step") is None  # the masks of infer are shown, not those of one slider
+    assert browser.value("document.getElementById('cut').textContent") == "0.400 to 0.600"
+    browser.value("t = document.getElementById('threshold'); t.value = 20; t.dispatchEvent(new Event('input'))")
+    assert browser.value("view.step") == 20
+    browser.value("document.getElementById('calibrated').click()")
+    assert browser.value("[...document.querySelectorAll('.now')].every(now => now.hidden)")
+
+
 def test_the_page_repeats_what_the_model_is_for(cohort):
     unstated = write_report(cohort.out, cohort.root / "a.html").read_text()
     assert unstated.count("not stated</dd>") == 3
