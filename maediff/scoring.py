@@ -106,14 +106,15 @@ def postprocess(
 ) -> FloatMap:
     """Filter any voxelwise score like the anomaly map, so that methods can be compared fairly.
 
-    Values outside the brain become zero, each slice is median-filtered (``config.median_mm``), and values outside
-    the eroded brain (``config.erode_mm``) become zero. All steps work within slices.
+    Values outside the brain become zero, each slice is median-filtered (``config.median_mm``), values outside the
+    eroded brain (``config.erode_mm``) become zero, and values near the brain's surface count less
+    (``config.half_depth_mm``). All but the last step work within slices.
 
     Args:
         values: Scores (S, H, W).
         mask: Brain (S, H, W).
         spacing_mm: Spacing along x (H), y (W) and slice (S).
-        config: Filter width and erosion depth, mm.
+        config: Filter width, erosion depth and half depth, mm.
 
     Returns:
         Filtered scores (S, H, W), float32.
@@ -123,6 +124,7 @@ def postprocess(
     if max(size) > 1:
         filtered = ndimage.median_filter(filtered, size=(1, *size), mode="constant", cval=0.0)
     filtered[~eroded(mask, spacing_mm, config.erode_mm)] = 0.0
+    filtered *= depth_weight(mask, spacing_mm, config.half_depth_mm)
     return filtered
 
 
@@ -157,6 +159,34 @@ def eroded(mask: BoolArray, spacing_mm: tuple[float, float, float], erode_mm: fl
     distance = ndimage.distance_transform_edt(padded, sampling=(across, spacing_mm[0], spacing_mm[1]))
     kept: BoolArray = distance[:, 1:-1, 1:-1] > erode_mm * (1 + _TOLERANCE)
     return kept
+
+
+def depth_weight(mask: BoolArray, spacing_mm: tuple[float, float, float], half_depth_mm: float) -> FloatMap:
+    """Weigh voxels by their depth d below the brain's surface: d / (d + half_depth_mm). [ours]
+
+    At the surface brain masks err, and voxels hold a part of what lies outside; so healthy residuals are largest there,
+    and in the first and last slices of a scan. The depth is the distance to the nearest voxel outside the mask, centre
+    to centre, in three dimensions; the area beyond the scan counts as outside.
+
+    Args:
+        mask: Brain (S, H, W).
+        spacing_mm: Spacing along x (H), y (W) and slice (S).
+        half_depth_mm: Depth that counts half; 0 counts all alike.
+
+    Returns:
+        Weights from 0 (outside the brain) to below 1 (S, H, W), float32; ones if `half_depth_mm` is 0.
+
+    Example:
+        >>> line = np.ones((9, 9, 9), dtype=bool)
+        >>> depth_weight(line, (1.0, 1.0, 1.0), 5.0)[4, 4, [0, 4]].tolist()  # depths of 1 and 5 mm
+        [0.1666666716337204, 0.5]
+    """
+    if half_depth_mm <= 0:
+        return np.ones(mask.shape, dtype=np.float32)
+    across, *within = spacing_mm[2], *spacing_mm[:2]
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=(across, *within))[1:-1, 1:-1, 1:-1]
+    weight: FloatMap = (depth / (depth + half_depth_mm)).astype(np.float32)
+    return weight
 
 
 def anomaly_mask(

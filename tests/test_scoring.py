@@ -6,12 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 from skimage import morphology
 from skimage.filters import median
 
 from maediff.config import ScoreConfig
 from maediff.errors import ConfigError, InputError
-from maediff.scoring import anomaly_map, anomaly_mask, case_score, eroded, filter_pixels, postprocess, residual
+from maediff.scoring import (
+    anomaly_map,
+    anomaly_mask,
+    case_score,
+    depth_weight,
+    eroded,
+    filter_pixels,
+    postprocess,
+    residual,
+)
 
 UNIT = (1.0, 1.0, 1.0)
 slices = arrays(np.float32, (2, 5, 4), elements=st.floats(-2, 2, width=32))
@@ -93,6 +103,27 @@ def test_the_map_is_zero_outside_the_eroded_brain():
     config = ScoreConfig(median_mm=3, erode_mm=2)
     found = anomaly_map(np.ones((3, 15, 15)), np.zeros((3, 15, 15)), disc(), UNIT, config)
     assert np.array_equal(found > 0, eroded(disc(), UNIT, 2.0))
+
+
+def test_depth_is_that_of_the_nearest_voxel_outside_in_three_dimensions():
+    mask, spacing_mm = np.random.default_rng(0).random((3, 5, 6)) < 0.9, (1.0, 2.0, 5.0)
+    padded = np.pad(mask, 1)
+    sides = np.array([spacing_mm[2], *spacing_mm[:2]])  # slice, x, y
+    inside, outside = (np.argwhere(part) * sides for part in (padded, ~padded))
+    depth = cdist(inside, outside).min(1)
+    weight = depth_weight(mask, spacing_mm, 4.0)
+    assert np.allclose(weight[mask], depth / (depth + 4.0))
+    assert not weight[~mask].any()
+    assert np.allclose(depth_weight(mask, (2.0, 4.0, 10.0), 8.0), weight)  # lengths are in mm
+
+
+def test_residuals_count_half_at_the_half_depth_and_all_alike_without():
+    mask, ones = np.ones((9, 15, 15), bool), np.ones((9, 15, 15), np.float32)
+    found = postprocess(ones, mask, UNIT, ScoreConfig(half_depth_mm=3))
+    assert found[4, 7, [2, 12]].tolist() == [0.5, 0.5]  # 3 mm from the ends of the picture
+    assert found[2, 7, 7] == 0.5  # and from the first slice
+    assert found.max() == found[4, 7, 7] < 1
+    assert np.array_equal(postprocess(ones, mask, UNIT, ScoreConfig()), ones)
 
 
 @given(arrays(np.bool_, (5, 5, 5)), st.integers(1, 6))

@@ -403,6 +403,13 @@ class ScoreConfig(Section):
     )
     median_mm: float = Field(0.0, ge=0, le=100, description="Width of the in-plane median filter; 0 turns it off.")
     erode_mm: float = Field(0.0, ge=0, le=100, description="In-plane erosion of the brain mask.")
+    half_depth_mm: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="Depth below the brain's surface at which residuals count half; less above it, more below. 0: all "
+        "count alike.",
+    )
     min_size_mm3: float = Field(0.0, ge=0, description="Smaller components are removed from the anomaly mask.")
     false_positive_rate: float = Field(
         0.01, gt=0, lt=1, description="Share of healthy brain voxels above the calibrated threshold."

@@ -248,7 +248,7 @@ class Predictor:
             threshold_origin=calibrated.origin if calibrated else None,
             notes=(*prepared.notes, *scan.steps.notes, *(note.text for note in checks)),
             seconds=scan.seconds + time.perf_counter() - start,
-            units=WORKING_UNITS if self.locations is None else UNITS,
+            units=self._units,
             background=prepared.background,
             steps=scan.steps.record,
             checks=checks,
@@ -260,6 +260,11 @@ class Predictor:
             scope=self.scope,
             min_size_mm3=self.config.score.min_size_mm3,
         )
+
+    @property
+    def _units(self) -> str:
+        units = WORKING_UNITS if self.locations is None else UNITS
+        return f"{units}, less near the brain's surface" if self.config.score.half_depth_mm else units
 
     @cached_property
     def _contrasts(self) -> tuple[str, ...]:
