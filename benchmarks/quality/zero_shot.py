@@ -5,9 +5,9 @@ python -m benchmarks.quality.zero_shot --model heads --model RUN/model --set msl
 
 Sets: `lgg_flair` (test patients), `mslub` (two MS patients, FLAIR, T2, T1), `heads` (synthetic scans of held-out label
 maps, with exact truth) and `ixi_t1` (healthy). The baseline is intensity in its best variant of each set, chosen by
-looking at the truth: working grid of the scan, 1 or 2 mm, in-plane median of 0, 3 or 5 mm. Lesions are bright on T2 and
-FLAIR and dark on T1: models and baseline get the same sign. `--masks DIR` takes brain masks of lgg_flair from
-elsewhere, under the same names.
+looking at the truth: working grid of the scan, 1 or 2 mm, in-plane median of 0, 3 or 5 mm, and all depths alike or
+voxels near the brain's surface weighed down. Lesions are bright on T2 and FLAIR and dark on T1: models and baseline get
+the same sign. `--masks DIR` takes brain masks of lgg_flair from elsewhere, under the same names.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ SETS = ("mslub", "lgg_flair", "heads", "ixi_t1")
 SIGNS: dict[str, Sign] = dict(LESION_SIGNS.items())
 GRIDS: tuple[float | None, ...] = (None, 1.0, 2.0)
 MEDIANS = (0.0, 3.0, 5.0)
+HALF_DEPTHS = (0.0, 4.0)
 BOOTSTRAP = 2000
 SYNTHETIC: tuple[tuple[Kind, str], ...] = (("t2", "tumour"), ("flair", "tumour"), ("t1", "tumour"), ("t2", "ms"))
 SCANS_PER_KIND = 4
@@ -101,14 +102,18 @@ def _synthetic(options: argparse.Namespace) -> Iterator[Scan]:
 
 def intensity_maps(scan: Scan) -> Iterator[tuple[str, FloatMap]]:
     """Score a scan by brightness alone, in each variant."""
-    for grid, median in itertools.product(GRIDS, MEDIANS):
+    for grid in GRIDS:
         spacing = grid or min(scan.volume.spacing_mm[:2])
-        config = DataConfig(spacing_mm=spacing, clip=1000)
-        ready = prepare(scan.volume, scan.brain, config)
+        ready = prepare(scan.volume, scan.brain, DataConfig(spacing_mm=spacing, clip=1000))
         signed = ready.slices if SIGNS[scan.contrast] == "bright" else -ready.slices
         values = np.where(ready.mask, signed - signed[ready.mask].min(), 0)
-        working = postprocess(values, ready.mask, ready.grid.spacing_mm, ScoreConfig(median_mm=median))
-        yield f"grid {grid or 'own'}, median {median:g} mm", ready.to_native(working)
+        for median, half_depth in itertools.product(MEDIANS, HALF_DEPTHS):
+            config = ScoreConfig(median_mm=median, half_depth_mm=half_depth)
+            working = postprocess(values, ready.mask, ready.grid.spacing_mm, config)
+            yield (
+                f"grid {grid or 'own'}, median {median:g} mm, half depth {half_depth:g} mm",
+                ready.to_native(working),
+            )
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
