@@ -124,7 +124,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for model in options.models or ["heads"]:
                 row = _model_row(scan, model, options)
                 rows[scan.group][model].append(row)
-            if scan.label.any():
+            if scan.label.any() and not options.models_only:
                 for variant, values in intensity_maps(scan):
                     rows[scan.group][f"intensity, {variant}"].append(_row(scan, values, None, 0.0))
             last = rows[scan.group][(options.models or ["heads"])[0]][-1]
@@ -139,8 +139,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _model_row(scan: Scan, model: str, options: argparse.Namespace) -> dict[str, float]:
     predictor = _predictor(model, scan.contrast, options)
     result = predictor.predict(scan.volume, scan.brain)
-    threshold = None if predictor.calibration is None else predictor.calibration.threshold
-    row = _row(scan, result.anomaly, threshold, predictor.config.score.min_size_mm3)
+    row = _row(scan, result.anomaly, result.threshold, predictor.config.score.min_size_mm3)
     return row | {"seconds": result.seconds}
 
 
@@ -201,6 +200,7 @@ def _table(summary: dict[str, Any]) -> str:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", dest="models", action="append", metavar="MODEL", help="model to score; repeatable")
     parser.add_argument("--set", dest="sets", action="append", choices=SETS, help="set to score on; repeatable")
+    parser.add_argument("--models-only", action="store_true", help="leave intensity out")
     parser.add_argument("--limit", type=int, default=1000, help="scans per set and contrast (all)")
     parser.add_argument("--masks", type=Path, metavar="DIR", help="brain masks of lgg_flair, under the same names")
     parser.add_argument("--override", dest="overrides", action="append", default=[], help="such as infer.draws=2")
