@@ -1,6 +1,7 @@
 """What does the packaged model find on real scans that no training has seen, and how often is it wrong on healthy ones?
 
-python -m benchmarks.quality.zero_shot --json benchmarks/results/zero_shot.json
+python -m benchmarks.quality.zero_shot --set mslub --set lgg_flair --set ixi_t1 --json benchmarks/results/zero_shot.json
+python -m benchmarks.quality.zero_shot --set heads --models-only --json benchmarks/results/zero_shot_synthetic.json
 python -m benchmarks.quality.zero_shot --model heads --model RUN/model --set mslub    (one set, two models)
 
 Sets: `lgg_flair` (test patients), `mslub` (two MS patients, FLAIR, T2, T1), `heads` (synthetic scans of held-out label
@@ -40,7 +41,9 @@ from maediff.volume import Volume, from_image, read_mask, read_nifti
 from maediff.working import prepare
 from maediff.working.contrast import LESION_SIGNS
 
-BENCHMARK = Benchmark(__file__, __doc__, page="docs/packaged-model.md", results=("zero_shot.json",))
+BENCHMARK = Benchmark(
+    __file__, __doc__, page="docs/packaged-model.md", results=("zero_shot.json", "zero_shot_synthetic.json")
+)
 SETS = ("mslub", "lgg_flair", "heads", "ixi_t1")
 SIGNS: dict[str, Sign] = dict(LESION_SIGNS.items())
 GRIDS: tuple[float | None, ...] = (None, 1.0, 2.0)
