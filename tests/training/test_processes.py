@@ -49,6 +49,7 @@ def process(rank, port, config, scans, out, resume):
     """Train as one of two processes that a launcher started."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ["OMP_NUM_THREADS"] = "1"  # as a launcher sets it; else accelerate chooses, and warns
     try:
         model = train(config, scans, out, device="cpu", resume=resume)
     except TrainingInterrupted:
