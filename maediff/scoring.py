@@ -154,10 +154,8 @@ def eroded(mask: BoolArray, spacing_mm: tuple[float, float, float], erode_mm: fl
     """
     if erode_mm <= 0:
         return np.asarray(mask, dtype=bool)
-    padded = np.pad(np.asarray(mask, dtype=bool), ((0, 0), (1, 1), (1, 1)))
-    across = 10.0 * (padded.shape[1] * spacing_mm[0] + padded.shape[2] * spacing_mm[1])  # no neighbour slice is nearest
-    distance = ndimage.distance_transform_edt(padded, sampling=(across, spacing_mm[0], spacing_mm[1]))
-    kept: BoolArray = distance[:, 1:-1, 1:-1] > erode_mm * (1 + _TOLERANCE)
+    across = 10.0 * ((mask.shape[1] + 2) * spacing_mm[0] + (mask.shape[2] + 2) * spacing_mm[1])  # no slice is nearest
+    kept: BoolArray = _depth_mm(mask, (*spacing_mm[:2], across)) > erode_mm * (1 + _TOLERANCE)
     return kept
 
 
@@ -183,10 +181,16 @@ def depth_weight(mask: BoolArray, spacing_mm: tuple[float, float, float], half_d
     """
     if half_depth_mm <= 0:
         return np.ones(mask.shape, dtype=np.float32)
-    across, *within = spacing_mm[2], *spacing_mm[:2]
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=(across, *within))[1:-1, 1:-1, 1:-1]
+    depth = _depth_mm(mask, spacing_mm)
     weight: FloatMap = (depth / (depth + half_depth_mm)).astype(np.float32)
     return weight
+
+
+def _depth_mm(mask: BoolArray, spacing_mm: tuple[float, float, float]) -> FloatArray:
+    """Measure how far each voxel lies from the nearest one outside the mask or beyond the scan (S, H, W), mm."""
+    padded = np.pad(np.asarray(mask, dtype=bool), 1)
+    depth: FloatArray = ndimage.distance_transform_edt(padded, sampling=(spacing_mm[2], *spacing_mm[:2]))
+    return depth[1:-1, 1:-1, 1:-1]
 
 
 def anomaly_mask(

@@ -52,8 +52,13 @@ STAGES: dict[str, tuple[str, ...]] = {
     AXIAL: ("heads.orientations=[axial]",),
     TURNED: ("train.lr=6e-4", "train.max_steps=3600"),
     FINE: (
-        *("train.lr=6e-4", "train.max_steps=4400", "train.seed=2"),
-        *("data.spacing_mm=1.5", "data.size=[112,128]", "partition.window=72", "partition.stride=56"),
+        "train.lr=6e-4",
+        "train.max_steps=4400",
+        "train.seed=2",
+        "data.spacing_mm=1.5",
+        "data.size=[112,128]",
+        "partition.window=72",
+        "partition.stride=56",
     ),
 }
 HEALTHY_KINDS: tuple[Kind, ...] = ("t1", "t2", "flair")
@@ -95,9 +100,8 @@ def write_mean(folder: Path, first: Path, second: Path) -> None:
     (docs/packaged-model.md).
     """
     stored, other = load_model_folder(second), load_model_folder(first).weights
-    save_model(
-        folder, {name: (other[name] + value) / 2 for name, value in stored.weights.items()}, stored.config, None, CARD
-    )
+    mean = {name: (other[name] + value) / 2 for name, value in stored.weights.items()}
+    save_model(folder, mean, stored.config, None, CARD)
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:
