@@ -34,6 +34,8 @@ from maediff.working.spatial import to_working
 
 MOST_SAMPLES = 4
 """Most samples that a method may see, as a multiple of MAEDiff's, even if its samples cost little."""
+HALF_DEPTH_MM = 4.0
+"""`score.half_depth_mm` of the second AUPRC: that of the packaged model."""
 FALSE_PER_SCAN = 2.0
 """Lesion-wise sensitivity is measured at this mean number of false components per test scan."""
 Rows = list[dict[str, Any]]
@@ -82,10 +84,11 @@ class Raw:
 
 @dataclass(frozen=True)
 class Maps:
-    """A scan's map in native space, with and without the median filter."""
+    """A scan's map in native space, with and without the median filter, and filtered and weighed by depth."""
 
     filtered: FloatMap
     unfiltered: FloatMap
+    weighed: FloatMap
     healthy_l1: float | None
     seconds_a_slice: float
 
@@ -206,10 +209,11 @@ def gflop_per_slice(predictor: Predictor, patient: Patient, t: int) -> float:
 
 
 def maps(predictor: Predictor, patient: Patient, score: ScoreConfig, t: int) -> Maps:
-    """Score a scan and bring the map to its own voxels, with and without the median filter."""
+    """Score a scan and bring the map to its own voxels, see :class:`Maps`."""
     raw = raw_scores(predictor, patient, score, t)
     unfiltered = raw.map_as(score.model_copy(update={"median_mm": 0.0}))
-    return Maps(raw.map_as(score), unfiltered, raw.healthy_l1, raw.seconds_a_slice)
+    weighed = raw.map_as(score.model_copy(update={"half_depth_mm": HALF_DEPTH_MM}))
+    return Maps(raw.map_as(score), unfiltered, weighed, raw.healthy_l1, raw.seconds_a_slice)
 
 
 def raw_scores(predictor: Predictor, patient: Patient, score: ScoreConfig, t: int) -> Raw:
@@ -294,7 +298,7 @@ def _test(predictor: Predictor, data: DataSet, cases: Path, t: int, thresholds: 
 
 
 def _metrics(found: Maps, patient: Patient, thresholds: dict[str, Any]) -> dict[str, float]:
-    """Measure one scan, with the median filter at both thresholds, and without it."""
+    """Measure one scan, with the median filter at both thresholds, without it, and weighed by depth."""
     brain, label, spacing = patient.brain, patient.label, patient.volume.spacing_mm
 
     def at(name: str) -> tuple[float, Mask]:
@@ -303,8 +307,12 @@ def _metrics(found: Maps, patient: Patient, thresholds: dict[str, Any]) -> dict[
     calibrated = voxel_metrics(found.filtered, brain, label, *at("healthy"))
     validated = voxel_metrics(found.filtered, brain, label, *at("validated"))
     raw = voxel_metrics(found.unfiltered, brain, label, None)
-    unfiltered = {"auprc_unfiltered": raw.auprc, "dice_oracle_unfiltered": raw.dice_oracle}
-    return asdict(calibrated) | {"dice_validated": validated.dice} | unfiltered
+    others = {
+        "auprc_unfiltered": raw.auprc,
+        "dice_oracle_unfiltered": raw.dice_oracle,
+        "auprc_weighed": voxel_metrics(found.weighed, brain, label, None).auprc,
+    }
+    return asdict(calibrated) | {"dice_validated": validated.dice} | others
 
 
 def _transfer(data: DataSet, row: Row, place: Place, cases: Path) -> dict[str, Any]:
