@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import torch
@@ -67,12 +68,22 @@ def coarse_noise(shape: tuple[int, int], factor: int, rng: torch.Generator) -> T
         (1, H, W) float32, scaled to unit variance.
     """
     grid = [side // factor + 3 for side in shape]
-    field = F.interpolate(
-        torch.randn(1, 1, *grid, generator=rng), scale_factor=float(factor), mode="bicubic", align_corners=False
-    )
+    coarse = torch.randn(1, *grid, generator=rng)
     row, column = torch.randint(factor, 2 * factor, (2,), generator=rng).tolist()
-    field = field[0, :, row : row + shape[0], column : column + shape[1]]
+    down, across = (
+        _bicubic(grid[0], factor)[row : row + shape[0]],
+        _bicubic(grid[1], factor)[column : column + shape[1]],
+    )
+    field = down @ coarse @ across.T
     return (field - field.mean()) / field.std().clamp(min=1e-6)
+
+
+@functools.lru_cache(maxsize=256)
+def _bicubic(points: int, factor: int) -> Tensor:
+    """Build the matrix (points factor, points) that makes `points` values `factor` times as fine along an axis."""
+    lines = torch.eye(points)[None, None]
+    fine: Tensor = F.interpolate(lines, (points * factor, points), mode="bicubic", align_corners=False)[0, 0]
+    return fine
 
 
 def simplex_noise(

@@ -178,5 +178,14 @@ def _grain(image: Tensor, rng: torch.Generator, strength: float, *, most: float)
 def _blurred(image: Tensor, mask: Tensor) -> Tensor:
     """Average tissue over squares of a quarter of the slice, counting only brain; the shape of `image`."""
     side = image.shape[-2] // 4 | 1
-    total, share = (F.avg_pool2d(x, side, 1, side // 2) for x in ((image + 1) * mask, mask.float()))
-    return total / share.clamp(min=1 / side**2) - 1
+    total, share = (_box_sum(x, side) for x in ((image + 1) * mask, mask.float()))
+    return total / share.clamp(min=1) - 1
+
+
+def _box_sum(x: Tensor, side: int) -> Tensor:
+    """Sum the square of `side` pixels, an odd number, around each pixel (..., H, W); nothing lies outside."""
+    for axis in (-2, -1):
+        along = x.transpose(axis, -1)
+        so_far = F.pad(along, (side // 2 + 1, side // 2)).double().cumsum(-1)
+        x = (so_far[..., side:] - so_far[..., :-side]).to(x.dtype).transpose(axis, -1)
+    return x

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from maediff.diffusion import add_noise, schedule
-from maediff.diffusion.noise import generator, noise_field
+from maediff.diffusion.noise import coarse_noise, generator, noise_field
 
 KINDS = ("gaussian", "simplex", "coarse")
 
@@ -30,6 +31,16 @@ def test_structured_noise_is_smooth(kind):
 def test_gaussian_pixels_are_uncorrelated():
     field = noise_field("gaussian", (128, 128), generator(1))[0]
     assert abs(float((field[1:] * field[:-1]).mean())) < 0.03
+
+
+@pytest.mark.parametrize("factor", [2, 5, 32])
+def test_coarse_noise_is_a_part_of_a_bicubic_interpolation(factor):
+    found, rng = coarse_noise((24, 40), factor, generator(1)), generator(1)
+    grid = torch.randn(1, 1, 24 // factor + 3, 40 // factor + 3, generator=rng)
+    whole = F.interpolate(grid, scale_factor=float(factor), mode="bicubic")[0]
+    row, column = torch.randint(factor, 2 * factor, (2,), generator=rng).tolist()
+    wanted = whole[:, row : row + 24, column : column + 40]
+    torch.testing.assert_close(found, (wanted - wanted.mean()) / wanted.std(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

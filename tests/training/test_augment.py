@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from maediff.config import LesionsConfig
 from maediff.diffusion.noise import chance, generator, uniform
 from maediff.training.augment import augment
-from maediff.training.pseudo_lesions import _blob, add_pseudo_lesions
+from maediff.training.pseudo_lesions import _blob, _box_sum, add_pseudo_lesions
 
 CLIP = 1.5
 
@@ -206,3 +208,10 @@ def test_lesions_start_in_the_brain_and_window_of_the_slice_itself(brain):
     changed = add_pseudo_lesions(dark, empty, donor, CLIP, generator(1), offsets=OFFSETS)
     assert not torch.equal(changed[0], dark[0])
     assert (changed[1:] == -1).all()
+
+
+@pytest.mark.parametrize("side", [1, 3, 17])
+def test_sums_of_squares_are_scipys(side):
+    image = torch.rand(2, 1, 20, 15, generator=generator("box"))
+    wanted = side**2 * ndimage.uniform_filter(image.numpy(), (0, 0, side, side), mode="constant")
+    np.testing.assert_allclose(_box_sum(image, side), wanted, rtol=1e-4, atol=1e-5)
