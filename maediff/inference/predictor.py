@@ -264,7 +264,9 @@ class Predictor:
     @property
     def _units(self) -> str:
         units = WORKING_UNITS if self.locations is None else UNITS
-        return f"{units}, less near the brain's surface" if self.config.score.half_depth_mm else units
+        score = self.config.score
+        weighed = ", less near the brain's surface" if score.half_depth_mm else ""
+        return units + weighed + (", more amid others" if score.support_mm else "")
 
     @cached_property
     def _contrasts(self) -> tuple[str, ...]:
