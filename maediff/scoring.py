@@ -24,7 +24,7 @@ CASE_SCORE_SHARE = 0.01
 _SUPPORT = 3.0
 """Weight of the mean residual around a voxel beside its own. [ours]"""
 _SUPPORT_FROM = 0.1
-"""Residuals support each other by what they have above this, in the units of the map: healthy tissue has less. [ours]"""
+"""Residuals support each other by what they have above this, in the units of the map. [ours]"""
 
 _TOLERANCE = 1e-6  # relative; keeps 5 x 1 mm a five-pixel filter in floating point
 
@@ -225,7 +225,7 @@ def supported(values: FloatMap, mask: BoolArray, spacing_mm: tuple[float, float,
     share = blurred(mask.astype(np.float32))
     total = blurred(np.maximum(values - _SUPPORT_FROM, 0))
     around = np.divide(total, share, out=np.zeros_like(total), where=mask & (share > 0))
-    found: FloatMap = values + _SUPPORT * around
+    found: FloatMap = (values + _SUPPORT * around).astype(np.float32)
     return found
 
 

@@ -21,6 +21,7 @@ from maediff.scoring import (
     filter_pixels,
     postprocess,
     residual,
+    supported,
 )
 
 UNIT = (1.0, 1.0, 1.0)
@@ -124,6 +125,38 @@ def test_residuals_count_half_at_the_half_depth_and_all_alike_without():
     assert found[2, 7, 7] == 0.5  # and from the first slice
     assert found.max() == found[4, 7, 7] < 1
     assert np.array_equal(postprocess(ones, mask, UNIT, ScoreConfig()), ones)
+
+
+# Support
+
+
+def test_support_is_the_mean_of_the_excess_in_the_brain_under_a_gaussian():
+    rng = np.random.default_rng(0)
+    mask, spacing_mm, reach = rng.random((4, 6, 5)) < 0.8, (1.0, 2.0, 5.0), 6.0
+    values = np.where(mask, rng.random(mask.shape), 0).astype(np.float32)
+    places = np.argwhere(mask) * np.array([spacing_mm[2], *spacing_mm[:2]])
+    weight = np.exp(-0.5 * (cdist(places, places) / reach) ** 2)
+    around = weight @ np.maximum(values[mask] - 0.1, 0) / weight.sum(1)
+    found = supported(values, mask, spacing_mm, reach)
+    assert np.allclose(found[mask], values[mask] + 3 * around, rtol=0.03)  # the Gaussian ends at three deviations
+    assert not found[~mask].any()
+    assert np.allclose(supported(values, mask, (2.0, 4.0, 10.0), 12.0), found, rtol=1e-5)  # lengths are in mm
+
+
+def test_a_lone_residual_keeps_its_value_and_one_amid_others_gains():
+    mask, values = np.ones((21, 41, 41), bool), np.full((21, 41, 41), 0.05, np.float32)
+    values[10, 5, 5] = values[10, 25:36, 25:36] = 1.0
+    found = postprocess(values, mask, UNIT, ScoreConfig(support_mm=3))
+    assert found[10, 5, 5] == pytest.approx(1.0, abs=0.02)
+    assert found[10, 30, 30] > 1.3
+    assert found[0, 40, 0] == np.float32(0.05)  # healthy tissue supports nothing
+    assert np.array_equal(postprocess(values, mask, UNIT, ScoreConfig()), values)
+
+
+def test_what_erosion_took_gets_no_support():
+    mask = np.ones((9, 15, 15), bool)
+    found = postprocess(mask.astype(np.float32), mask, UNIT, ScoreConfig(erode_mm=2, support_mm=4))
+    assert np.array_equal(found > 0, eroded(mask, UNIT, 2.0))
 
 
 @given(arrays(np.bool_, (5, 5, 5)), st.integers(1, 6))

@@ -6,9 +6,10 @@ python -m benchmarks.quality.zero_shot --model heads --model RUN/model --set msl
 
 Sets: `lgg_flair` (test patients), `mslub` (two MS patients, FLAIR, T2, T1), `heads` (synthetic scans of held-out label
 maps, with exact truth) and `ixi_t1` (healthy). The baseline is intensity in its best variant of each set, chosen by
-looking at the truth: working grid of the scan, 1 or 2 mm, in-plane median of 0, 3 or 5 mm, and all depths alike or
-voxels near the brain's surface weighed down. Lesions are bright on T2 and FLAIR and dark on T1: models and baseline get
-the same sign. `--masks DIR` takes brain masks of lgg_flair from elsewhere, under the same names.
+looking at the truth: working grid of the scan, 1 or 2 mm, in-plane median of 0, 3 or 5 mm, voxels near the brain's
+surface weighed down or not, and supported by those around them or not. Lesions are bright on T2 and FLAIR and dark on
+T1: models and baseline get the same sign. `--masks DIR` takes brain masks of lgg_flair from elsewhere, under the same
+names.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ SETS = ("mslub", "lgg_flair", "heads", "ixi_t1")
 SIGNS: dict[str, Sign] = dict(LESION_SIGNS.items())
 GRIDS: tuple[float | None, ...] = (None, 1.0, 2.0)
 MEDIANS = (0.0, 3.0, 5.0)
-HALF_DEPTHS = (0.0, 4.0)
+WEIGHTS = ((0.0, 0.0), (4.0, 0.0), (0.0, 20.0), (4.0, 20.0))
+"""Half depth and reach of support, mm: none, those of the packaged model, and each alone."""
 BOOTSTRAP = 2000
 SYNTHETIC: tuple[tuple[Kind, str], ...] = (("t2", "tumour"), ("flair", "tumour"), ("t1", "tumour"), ("t2", "ms"))
 SCANS_PER_KIND = 4
@@ -110,11 +112,11 @@ def intensity_maps(scan: Scan) -> Iterator[tuple[str, FloatMap]]:
         ready = prepare(scan.volume, scan.brain, DataConfig(spacing_mm=spacing, clip=1000))
         signed = ready.slices if SIGNS[scan.contrast] == "bright" else -ready.slices
         values = np.where(ready.mask, signed - signed[ready.mask].min(), 0)
-        for median, half_depth in itertools.product(MEDIANS, HALF_DEPTHS):
-            config = ScoreConfig(median_mm=median, half_depth_mm=half_depth)
+        for median, (half_depth, support) in itertools.product(MEDIANS, WEIGHTS):
+            config = ScoreConfig(median_mm=median, half_depth_mm=half_depth, support_mm=support)
             working = postprocess(values, ready.mask, ready.grid.spacing_mm, config)
             yield (
-                f"grid {grid or 'own'}, median {median:g} mm, half depth {half_depth:g} mm",
+                f"grid {grid or 'own'}, median {median:g} mm, half depth {half_depth:g} mm, support {support:g} mm",
                 ready.to_native(working),
             )
 

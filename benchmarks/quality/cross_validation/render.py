@@ -22,12 +22,13 @@ BEGIN, END = "<!-- begin: python -m benchmarks.quality.cross_validation --render
 REFERENCE = "maediff"
 METRICS = {
     "auprc": "AUPRC",
+    "auprc_weighed": "AUPRC, weighed",
     "auroc": "AUROC",
     "dice": "Dice, healthy threshold",
     "sensitivity": "lesions found at 2 false positives a scan",
     "healthy_l1": "healthy l1",
 }
-COMPARED_METRICS = ("auprc", "auroc", "dice", "sensitivity")
+COMPARED_METRICS = ("auprc", "auprc_weighed", "auroc", "dice", "sensitivity")
 Cells = list[dict[str, Any]]
 
 
@@ -49,9 +50,11 @@ class Scored:
         return self.row.name.split("-")[0] == REFERENCE
 
     def values(self, metric: str) -> DoubleArray:
-        """Collect a metric (trainings, patients); NaN if it is not defined."""
-        found = [[scan[metric] for cell in cells for scan in cell["patients"]] for cells in self.trainings.values()]
-        return np.asarray(found, dtype=np.float64)
+        """Collect a metric (trainings, patients) of the trainings whose cells have it; NaN if it is not defined."""
+        found = [[scan.get(metric) for cell in cells for scan in cell["patients"]] for cells in self.trainings.values()]
+        values = np.asarray(found, dtype=np.float64)
+        measured = np.isfinite(values).any(1)
+        return values[measured] if measured.any() else values[:1]
 
 
 def load(results: Path, folds: Sequence[int] = range(FOLDS)) -> tuple[list[Scored], list[str]]:

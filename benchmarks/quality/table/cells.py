@@ -34,8 +34,8 @@ from maediff.working.spatial import to_working
 
 MOST_SAMPLES = 4
 """Most samples that a method may see, as a multiple of MAEDiff's, even if its samples cost little."""
-HALF_DEPTH_MM = 4.0
-"""`score.half_depth_mm` of the second AUPRC: that of the packaged model."""
+WEIGHED = {"half_depth_mm": 4.0, "support_mm": 20.0}
+"""Post-processing on top of a data set's own, for a second AUPRC: that of the packaged model."""
 FALSE_PER_SCAN = 2.0
 """Lesion-wise sensitivity is measured at this mean number of false components per test scan."""
 Rows = list[dict[str, Any]]
@@ -84,7 +84,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class Maps:
-    """A scan's map in native space, with and without the median filter, and filtered and weighed by depth."""
+    """A scan's map in native space, with and without the median filter, and filtered and :data:`WEIGHED`."""
 
     filtered: FloatMap
     unfiltered: FloatMap
@@ -212,7 +212,7 @@ def maps(predictor: Predictor, patient: Patient, score: ScoreConfig, t: int) -> 
     """Score a scan and bring the map to its own voxels, see :class:`Maps`."""
     raw = raw_scores(predictor, patient, score, t)
     unfiltered = raw.map_as(score.model_copy(update={"median_mm": 0.0}))
-    weighed = raw.map_as(score.model_copy(update={"half_depth_mm": HALF_DEPTH_MM}))
+    weighed = raw.map_as(score.model_copy(update=WEIGHED))
     return Maps(raw.map_as(score), unfiltered, weighed, raw.healthy_l1, raw.seconds_a_slice)
 
 
@@ -298,7 +298,7 @@ def _test(predictor: Predictor, data: DataSet, cases: Path, t: int, thresholds: 
 
 
 def _metrics(found: Maps, patient: Patient, thresholds: dict[str, Any]) -> dict[str, float]:
-    """Measure one scan, with the median filter at both thresholds, without it, and weighed by depth."""
+    """Measure one scan, with the median filter at both thresholds, without it, and weighed."""
     brain, label, spacing = patient.brain, patient.label, patient.volume.spacing_mm
 
     def at(name: str) -> tuple[float, Mask]:
