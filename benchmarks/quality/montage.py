@@ -57,15 +57,30 @@ def panels(shown: Shown, top: float) -> list[RGB]:
 
 def write_montage(path: Path, rows: Sequence[Shown], heading: str) -> None:
     """Write one row per scan; the colour scale, in working units, is the same for all rows."""
+    top = max(float(np.percentile(row.anomaly[row.brain], 99.5)) for row in rows) or 1.0
+    heading = f"{heading}\nmap: black 0 to yellow {top:.3g} working units. Research use only"
+    write_pictures(path, COLUMNS, [Pictured(row.title, row.affine, panels(row, top)) for row in rows], heading)
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """A row of finished pictures of one size, cut along an axial plane of a scan with this affine."""
+
+    title: str
+    affine: npt.NDArray[np.float64]
+    pictures: Sequence[RGB]
+
+
+def write_pictures(path: Path, columns: Sequence[str], rows: Sequence[Pictured], heading: str) -> None:
+    """Write rows of pictures with a title over each column."""
     from matplotlib.figure import Figure
 
-    top = max(float(np.percentile(row.anomaly[row.brain], 99.5)) for row in rows) or 1.0
-    figure = Figure(figsize=(_INCHES * len(COLUMNS), _INCHES * len(rows) + 0.5), layout="constrained")
-    figure.suptitle(f"{heading}\nmap: black 0 to yellow {top:.3g} working units. Research use only", fontsize=9)
-    axes = figure.subplots(len(rows), len(COLUMNS), squeeze=False)
+    figure = Figure(figsize=(_INCHES * len(columns), _INCHES * len(rows) + 0.5), layout="constrained")
+    figure.suptitle(heading, fontsize=9)
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         height, width = plane_spacing_mm(row.affine)
-        for axis, title, picture in zip(line, COLUMNS, panels(row, top), strict=True):
+        for axis, title, picture in zip(line, columns, row.pictures, strict=True):
             axis.imshow(picture, aspect=height / width)
             axis.set_title(title, fontsize=8)
             axis.set_xticks([])

@@ -5,6 +5,8 @@
                                                                  some cells; others may run beside it
     python -m benchmarks.quality.cross_validation --render       print the tables of the stored cells alone
     python -m benchmarks.quality.cross_validation --render --fold 0 1    of some folds, before all are there
+    python -m benchmarks.quality.cross_validation --masks DIR --pictures FILE.png --fold 0 --seed 1
+                                                                 test patients under each method with a model
 
 A cell is a JSON file, RESULTS/ROW/foldK.json, or foldK.seedN.json for another seed of the training. Models lie in
 --work, in a folder for each budget and set of masks; an interrupted training goes on from its checkpoint. Cells of
@@ -34,6 +36,7 @@ from benchmarks.quality.cross_validation.folds import (
     path_of,
     patients,
 )
+from benchmarks.quality.cross_validation.pictures import draw
 from benchmarks.quality.cross_validation.render import BEGIN, END, markdown
 from benchmarks.quality.table.cells import Place, compute
 from maediff.errors import InputError
@@ -47,6 +50,9 @@ WORK = ROOT / "runs" / "cross_validation"
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Compute what is missing and render."""
     torch.set_num_threads(options.threads)
+    if options.pictures:
+        _draw(options)
+        return {}
     if not options.render:
         _compute(options)
     print(markdown(options.results, options.fold))
@@ -67,6 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="models (%(default)s)")
     parser.add_argument("--results", type=Path, default=CELLS, metavar="DIR", help="cells (%(default)s)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="also write the tables of all folds into this page")
+    parser.add_argument("--pictures", type=Path, metavar="FILE", help="draw patients of a fold as PNG, compute nothing")
     parser.add_argument("--render", action="store_true", help="compute nothing")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
 
@@ -84,6 +91,17 @@ def _compute(options: argparse.Namespace) -> None:
         place = Place(options.work / protocol.name, options.data, options.results, seed)
         found = compute(data_set(cases, fold, options.budget), row, place)
         save_results(path, {"protocol": asdict(protocol)} | found)
+
+
+def _draw(options: argparse.Namespace) -> None:
+    """Draw test patients of the first fold and seed asked for."""
+    cases = patients(options.data, options.masks)
+    protocol = Protocol(options.budget, fingerprint(cases))
+    fold, seed = options.fold[0], options.seed[0]
+    place = Place(options.work / protocol.name, options.data, options.results, seed)
+    chosen = [row for row in COMPARED if row.name in options.row]
+    draw(options.pictures, data_set(cases, fold, options.budget), chosen, place, fold)
+    say(f"drawn into {options.pictures}; pictures of these scans may not be published")
 
 
 def check(path: Path, protocol: Protocol) -> None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +133,55 @@ def test_trainings_that_disagree_widen_the_interval_and_those_that_agree_do_not(
     alone = statistics.difference(patients[None], other)
     assert width(0.0) == pytest.approx(alone.ci_high - alone.ci_low, rel=0.05)
     assert width(0.05) == pytest.approx(0.1 + width(0.0), rel=0.2)  # one training or the other, and their patients
+
+
+# Pictures
+
+
+def patient(subject, radius):
+    places = np.indices((24, 24, 6)).astype(float) - np.array([12, 12, 3])[:, None, None, None]
+    brain = (places**2).sum(0) < 120
+    volume = SimpleNamespace(data=brain * 1.0, affine=np.eye(4))
+    case = SimpleNamespace(subject=subject, id=subject)
+    return SimpleNamespace(case=case, volume=volume, brain=brain, label=(places**2).sum(0) < radius**2)
+
+
+def test_patients_are_shown_from_the_smallest_tumour_to_the_largest():
+    found = module("pictures")._spread([patient(str(radius), radius) for radius in (5, 2, 7, 3, 9, 4, 8)])
+    assert [one.case.subject for one in found] == ["2", "4", "7", "9"]
+    assert len(module("pictures")._spread([patient("a", 2)])) == 1
+
+
+def test_the_picture_shows_each_method_that_has_a_cell_and_a_model(tmp_path, monkeypatch):
+    pictures, folds = module("pictures"), module("folds")
+    place = import_module("benchmarks.quality.table.cells").Place(tmp_path / "work", tmp_path, tmp_path / "cells", 1)
+    data = folds.data_set(cases(), 0, 20.0)
+    rows = [row for row in folds.COMPARED if row.name in {"intensity", "maediff", "disyre", "ddpm-lesions"}]
+    (place.work / data.name).mkdir(parents=True)
+    (place.work / data.name / "cases.csv").write_text("")
+    monkeypatch.setattr(pictures, "find_cases", lambda path, split: [])
+    monkeypatch.setattr(pictures, "_spread", lambda found: [patient("p1", 4), patient("p2", 6)])
+    monkeypatch.setattr(pictures, "load_model", lambda model, device: model)
+    asked, drawn = [], []
+
+    def maps(model, one, score, timestep):
+        asked.append((model.parent.name, timestep))
+        return SimpleNamespace(filtered=one.label * 1.0)
+
+    monkeypatch.setattr(pictures, "maps", maps)
+    write = pictures.write_pictures
+    monkeypatch.setattr(pictures, "write_pictures", lambda *given: drawn.append(given) or write(*given))
+    with pytest.raises(import_module("benchmarks.common").AbsentError, match="no method of fold 0, seed 1"):
+        pictures.draw(tmp_path / "a.png", data, rows, place, 0)
+    for name, seed in (("intensity", 0), ("maediff", 1), ("disyre", 0)):  # DISYRE has another seed's cell
+        cell(place.cells, name, 0, (0.5,), seed)
+        (place.work / data.name / (f"{name}.seed{seed}" if seed else name) / "model").mkdir(parents=True)
+    (place.work / data.name / "ddpm-lesions.seed1" / "model").mkdir(parents=True)
+    pictures.draw(tmp_path / "a.png", data, rows, place, 0)
+    assert asked == [("intensity", 30)] * 2 + [("maediff.seed1", 30)] * 2
+    assert drawn[0][1] == ["scan", "tumour", "intensity threshold", "MAEDiff"]
+    assert [line.title.split(",")[0] for line in drawn[0][2]] == ["p1", "p2"]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 # The page
