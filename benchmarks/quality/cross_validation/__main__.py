@@ -39,7 +39,7 @@ from benchmarks.quality.cross_validation.folds import (
 from benchmarks.quality.cross_validation.pictures import draw
 from benchmarks.quality.cross_validation.render import BEGIN, END, markdown
 from benchmarks.quality.table.cells import Place, compute
-from maediff.errors import InputError
+from maediff.errors import InputError, MAEDiffError
 from maediff.files import read_json
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/cross-validation.md", results=("cross_validation",))
@@ -53,12 +53,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.pictures:
         _draw(options)
         return {}
-    if not options.render:
-        _compute(options)
+    failed = [] if options.render else _compute(options)
     print(markdown(options.results, options.fold))
     if options.page:
         write_between(options.page, BEGIN, END, markdown(options.results))
         say(f"rendered {options.page}")
+    if failed:
+        raise MAEDiffError(f"{len(failed)} cells could not be computed, the others are stored: {'; '.join(failed)}")
     return {}
 
 
@@ -78,10 +79,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
 
 
-def _compute(options: argparse.Namespace) -> None:
+def _compute(options: argparse.Namespace) -> list[str]:
+    """Compute the missing cells; return a sentence for each one that failed."""
     cases = patients(options.data, options.masks)
     protocol = Protocol(options.budget, fingerprint(cases))
     chosen = [row for row in COMPARED if row.name in options.row]
+    failed = []
     for seed, fold, row in product(options.seed, options.fold, chosen):
         path = path_of(options.results, row.name, fold, seed)
         if path.is_file():
@@ -89,8 +92,14 @@ def _compute(options: argparse.Namespace) -> None:
             continue
         say(f"fold {fold} {row.name} seed {seed}")
         place = Place(options.work / protocol.name, options.data, options.results, seed)
-        found = compute(data_set(cases, fold, options.budget), row, place)
+        try:
+            found = compute(data_set(cases, fold, options.budget), row, place)
+        except MAEDiffError as error:
+            failed.append(f"fold {fold} {row.name} seed {seed}: {error}")
+            say(f"  failed: {error}")
+            continue
         save_results(path, {"protocol": asdict(protocol)} | found)
+    return failed
 
 
 def _draw(options: argparse.Namespace) -> None:

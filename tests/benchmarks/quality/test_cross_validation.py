@@ -300,6 +300,27 @@ def test_stored_cells_are_kept_and_missing_ones_computed_each_with_its_fold_and_
     assert len(done) == 3
 
 
+def test_a_cell_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    command = module("__main__")
+
+    def compute(data, row, place):
+        if data.name == "fold1":
+            raise InputError("checkpoint of another configuration")
+        return {"patients": []}
+
+    monkeypatch.setattr(command, "patients", lambda data, masks: cases())
+    monkeypatch.setattr(command, "fingerprint", lambda found: "abc")
+    monkeypatch.setattr(command, "compute", compute)
+    monkeypatch.setattr(command, "markdown", lambda results, folds: "")
+    assert command.main(["--results", str(tmp_path), "--row", "maediff"]) == 1
+    assert sorted(path.name for path in (tmp_path / "maediff").iterdir()) == [
+        f"fold{fold}.json" for fold in (0, 2, 3, 4)
+    ]
+    said = capsys.readouterr().err
+    assert "1 cells could not be computed" in said
+    assert "fold 1 maediff seed 0: checkpoint of another configuration" in said
+
+
 def test_the_documented_tables_are_those_of_the_stored_cells():
     render = module("render")
     page = (ROOT / "docs" / "cross-validation.md").read_text(encoding="utf-8")
