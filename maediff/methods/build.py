@@ -16,7 +16,6 @@ from maediff.methods.base import Anomalies, Method, ScanBaseline
 from maediff.methods.conditioned_latent_diffusion import ConditionedLatentDiffusion
 from maediff.methods.ddpm import DDPM, ConditionedDDPM
 from maediff.methods.disyre import DISYRE
-from maediff.methods.group_norm import replace_group_norms
 from maediff.methods.intensity import Intensity
 from maediff.methods.latent_diffusion import LatentDiffusion
 from maediff.methods.maediff.reconstructor import Reconstructor
@@ -48,9 +47,7 @@ def build_network(config: Config, weights: Mapping[str, Tensor] | None = None) -
     """
     if config.method in UNTRAINED:
         return build_scan_baseline(config, weights)
-    network = _TRAINED[config.method](config)
-    replace_group_norms(network)
-    return network
+    return _TRAINED[config.method](config)
 
 
 def build_scan_baseline(config: Config, weights: Mapping[str, Tensor] | None = None) -> ScanBaseline:
