@@ -11,7 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from maediff.files import atomic_path
-from maediff.report.figures import TRUTH_COLOUR, frame_around, grey, heat, overlay, plane_slices, plane_spacing_mm
+from maediff.report.figures import (
+    TRUTH_COLOUR,
+    Frame,
+    frame_around,
+    grey,
+    heat,
+    overlay,
+    plane_slices,
+    plane_spacing_mm,
+)
 
 COLUMNS = ("scan", "healthy reconstruction", "anomaly map", "truth")
 _INCHES = 2.6
@@ -41,18 +50,49 @@ class Shown:
     truth: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Section:
+    """The axial slice with most of the lesion, cut to the brain.
+
+    Attributes:
+        affine: Voxel to RAS mm.
+        frame: What is cut out of which slice.
+        scan: It in the scan, in grey.
+        truth: The lesion over it.
+        window: Intensities that are black and white.
+    """
+
+    affine: npt.NDArray[np.float64]
+    frame: Frame
+    scan: RGB
+    truth: RGB
+    window: tuple[float, float]
+
+    @classmethod
+    def of(
+        cls,
+        affine: npt.NDArray[np.float64],
+        scan: npt.NDArray[Any],
+        brain: npt.NDArray[np.bool_],
+        truth: npt.NDArray[np.bool_],
+    ) -> Section:
+        """Choose the slice; arrays (X, Y, Z) on one grid."""
+        lesion = plane_slices(truth, affine)
+        frame = frame_around(plane_slices(brain, affine), int(lesion.sum((1, 2)).argmax()), plane_spacing_mm(affine))
+        low, high = (float(q) for q in np.percentile(scan[brain], (0.5, 99.8)))
+        picture = grey(frame.cut(plane_slices(scan, affine)), low, high)
+        return cls(affine, frame, picture, overlay(picture, frame.cut(lesion), TRUTH_COLOUR), (low, high))
+
+    def cut(self, data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Cut another array (X, Y, Z) of the grid."""
+        return self.frame.cut(plane_slices(data, self.affine))
+
+
 def panels(shown: Shown, top: float) -> list[RGB]:
     """Cut the slice with most of the lesion: scan, reconstruction, map up to ``top``, truth over the scan."""
-
-    def planes(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return plane_slices(data, shown.affine)
-
-    truth = planes(shown.truth)
-    frame = frame_around(planes(shown.brain), int(truth.sum((1, 2)).argmax()), plane_spacing_mm(shown.affine))
-    low, high = (float(q) for q in np.percentile(shown.scan[shown.brain], (0.5, 99.8)))
-    scan = grey(frame.cut(planes(shown.scan)), low, high)
-    healthy = grey(frame.cut(planes(shown.reconstruction)), low, high)
-    return [scan, healthy, heat(frame.cut(planes(shown.anomaly)), top), overlay(scan, frame.cut(truth), TRUTH_COLOUR)]
+    section = Section.of(shown.affine, shown.scan, shown.brain, shown.truth)
+    healthy = grey(section.cut(shown.reconstruction), *section.window)
+    return [section.scan, healthy, heat(section.cut(shown.anomaly), top), section.truth]
 
 
 def write_montage(path: Path, rows: Sequence[Shown], heading: str) -> None:

@@ -23,16 +23,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Benchmark, say, table
 from benchmarks.quality.table.cells import training_gflop
-from benchmarks.speed.timing import load, sample_batch, slices
+from benchmarks.speed.timing import load
 from maediff.config import Config, load_config, override
+from maediff.data.slices import SliceSet
 from maediff.hardware import matmul_flops, resolve_device, use_bf16
 from maediff.training.loop import Losses, fit
 from maediff.training.pace import Pace
+from maediff.training.stream import sample_stream
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=("training.json",))
 WARM_UP_STEPS = 3
@@ -48,6 +51,16 @@ STAGES = {
 """Function of each stage of the training loop, by its file; the forward pass is what is left of a step."""
 IN_STEP = ("backward", "gradient clipping", "optimiser", "averaged weights")
 OPERATORS = 12
+
+
+def slices(config: Config, count: int = 64) -> SliceSet:
+    """Make textured ellipses of the working size."""
+    height, width = config.data.size
+    rows, columns = np.indices((height, width))
+    inside = ((rows - height / 2) / (0.42 * height)) ** 2 + ((columns - width / 2) / (0.42 * width)) ** 2 < 1
+    texture = np.random.default_rng(0).normal(0, 0.3, (count, height, width)).cumsum(2) / np.sqrt(width)
+    images = np.where(inside, np.clip(texture, -1, 1), -1).astype(np.float16)
+    return SliceSet(images, np.repeat(inside[None], count, 0), ("s",) * count, 0, ())
 
 
 def train(config: Config, steps: int, device: torch.device) -> Pace:
@@ -92,9 +105,15 @@ def _cumulative(stats: pstats.Stats) -> dict[tuple[str, str], float]:
     return found
 
 
+def _batch(config: Config) -> dict[str, torch.Tensor]:
+    stream = sample_stream(slices(config), config, config.train.batch_size, augmented=True)
+    samples = [stream[index] for index in range(config.train.batch_size)]
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
 def _forward_gflop(config: Config) -> float:
     """Count the operations of an image's forward pass, 1e9."""
-    losses, batch = Losses(config).train(), sample_batch(config)
+    losses, batch = Losses(config).train(), _batch(config)
     with FlopCounterMode(display=False) as counter:
         losses(batch)
     return float(counter.get_total_flops() / len(batch["t"]) / 1e9)
@@ -103,7 +122,7 @@ def _forward_gflop(config: Config) -> float:
 def _operators(config: Config, device: torch.device) -> dict[str, float]:
     """Return the operators that take most of a training step's forward and backward pass, ms."""
     losses = Losses(config).train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batch = {name: value.to(device) for name, value in sample_batch(config).items()}
+    batch = {name: value.to(device) for name, value in _batch(config).items()}
     bf16 = use_bf16(device, config.train.precision)
 
     def step() -> None:

@@ -39,6 +39,8 @@ from benchmarks.quality.cross_validation.folds import (
 from benchmarks.quality.cross_validation.pictures import draw
 from benchmarks.quality.cross_validation.render import BEGIN, END, markdown
 from benchmarks.quality.table.cells import Place, compute
+from benchmarks.quality.table.rows import Row
+from maediff.data.cases import Case
 from maediff.errors import InputError, MAEDiffError
 from maediff.files import read_json
 
@@ -81,9 +83,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _compute(options: argparse.Namespace) -> list[str]:
     """Compute the missing cells; return a sentence for each one that failed."""
-    cases = patients(options.data, options.masks)
-    protocol = Protocol(options.budget, fingerprint(cases))
-    chosen = [row for row in COMPARED if row.name in options.row]
+    cases, protocol, chosen = _asked(options)
     failed = []
     for seed, fold, row in product(options.seed, options.fold, chosen):
         path = path_of(options.results, row.name, fold, seed)
@@ -104,13 +104,17 @@ def _compute(options: argparse.Namespace) -> list[str]:
 
 def _draw(options: argparse.Namespace) -> None:
     """Draw test patients of the first fold and seed asked for."""
-    cases = patients(options.data, options.masks)
-    protocol = Protocol(options.budget, fingerprint(cases))
+    cases, protocol, chosen = _asked(options)
     fold, seed = options.fold[0], options.seed[0]
     place = Place(options.work / protocol.name, options.data, options.results, seed)
-    chosen = [row for row in COMPARED if row.name in options.row]
     draw(options.pictures, data_set(cases, fold, options.budget), chosen, place, fold)
     say(f"drawn into {options.pictures}; pictures of these scans may not be published")
+
+
+def _asked(options: argparse.Namespace) -> tuple[list[Case], Protocol, list[Row]]:
+    """Return the patients, the protocol and the rows that the options ask for."""
+    cases = patients(options.data, options.masks)
+    return cases, Protocol(options.budget, fingerprint(cases)), [row for row in COMPARED if row.name in options.row]
 
 
 def check(path: Path, protocol: Protocol) -> None:

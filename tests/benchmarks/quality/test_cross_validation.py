@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -164,11 +165,11 @@ def test_the_picture_shows_each_method_that_has_a_cell_and_a_model(tmp_path, mon
     monkeypatch.setattr(pictures, "load_model", lambda model, device: model)
     asked, drawn = [], []
 
-    def maps(model, one, score, timestep):
+    def raw_scores(model, one, score, timestep):
         asked.append((model.parent.name, timestep))
-        return SimpleNamespace(filtered=one.label * 1.0)
+        return SimpleNamespace(map_as=lambda given: one.label * 1.0)
 
-    monkeypatch.setattr(pictures, "maps", maps)
+    monkeypatch.setattr(pictures, "raw_scores", raw_scores)
     write = pictures.write_pictures
     monkeypatch.setattr(pictures, "write_pictures", lambda *given: drawn.append(given) or write(*given))
     with pytest.raises(import_module("benchmarks.common").AbsentError, match="no method of fold 0, seed 1"):
@@ -235,6 +236,23 @@ def test_the_page_shows_means_over_all_patients_and_differences_to_both_referenc
     assert "| MAEDiff | 0.100 [0.100, 0.100] |" in rival
     assert "30 (10)" in text
     assert "DISYRE, seed 0: no cell of fold 0, 1, 2, 3, 4" in text
+
+
+def test_a_metric_that_some_trainings_lack_is_that_of_the_others(tmp_path):
+    grid(tmp_path, "maediff", (0.5, 0.7))
+    grid(tmp_path, "maediff", (0.5, 0.7), seed=1)
+    for fold in range(5):
+        path = module("folds").path_of(tmp_path, "maediff", fold, 1)
+        record = json.loads(path.read_text())
+        for one in record["results"]["patients"]:
+            one["auprc_weighed"] = one["auprc"] + 0.1
+        path.write_text(json.dumps(record))
+    row = module("render").load(tmp_path)[0][0]
+    assert row.values("auprc").shape == (2, 10)
+    np.testing.assert_allclose(row.values("auprc_weighed"), row.values("auprc")[:1] + 0.1)
+    grid(tmp_path, "ddpm-lesions", (0.4, 0.6))
+    table = module("render").markdown(tmp_path)
+    assert re.search(r"^\| DDPM \+ our pseudo-lesions \| 1 \| 0\.500 \[[^]]+\] \| - \|", table, re.MULTILINE)
 
 
 def test_a_training_counts_once_all_its_folds_are_there(tmp_path):
