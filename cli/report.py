@@ -27,6 +27,7 @@ from ._options import Command, cut_options, examples, output_option, reference_o
     default=24,
     help="Scans with pictures, the highest scores first; 0 shows all.",
 )
+@click.option("--run", "training", type=click.Path(path_type=Path), help="Training to show: the folder train wrote.")
 @cut_options
 @talk
 def command(
@@ -37,6 +38,7 @@ def command(
     out: Path,
     title: str,
     cards: int,
+    training: Path | None,
     cut: dict[str, float | None],
 ) -> None:
     """Write one self-contained HTML page about an output folder.
@@ -45,6 +47,8 @@ def command(
     outlines of the anomaly mask and, if a reference is given, of the truth; it lists all findings, metrics, settings,
     versions, and the failed scans with the reason. It loads nothing from the network. The overlaps with the reference
     are added to each scan's <stem>_components.tsv.
+
+    --run adds the loss of the model's training, and how its reconstructions grew.
 
     With --threshold, --rate or --min-size the page shows other masks than those that infer wrote, and says so; the
     output folder is not changed.
@@ -62,5 +66,6 @@ def command(
         title=title,
         max_pictures=cards or None,
         choice=Choice(**cut),
+        training=training,
     )
     say(f"report: {path}")

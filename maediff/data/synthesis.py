@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from maediff.data.lesions import KINDS
 from maediff.data.phantom import MIXED, MODALITIES, Phantom, atlas, subject
 from maediff.errors import ConfigError, OutputError
 from maediff.files import cannot_write, remove_leftovers, write_json
+from maediff.system import usable_cores
 from maediff.tables import write_table
 from maediff.volume import Volume, new_header, write_like
 
 _SUFFIXES = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR"}
+_MOST_THREADS = 4  # each holds a subject in memory
 _MADE, _TABLE = "synth.json", "cases.csv"
 _COLUMNS = ("image", "mask", "label", "subject", "split", "lesion", "modality")
 
@@ -125,10 +128,11 @@ def write_cohort(
     _clear(folder)
     write_json(folder / _MADE, made.facts)  # first, so that a cohort that was cut off is known as ours
     rows = []
-    for plan in plans:
-        if on_subject:
-            on_subject(plan.name)
-        rows.append(_write_subject(folder, plan, draw(plan), made.space))
+    with ThreadPoolExecutor(min(usable_cores(), _MOST_THREADS)) as pool:
+        for row in pool.map(lambda plan: _write_subject(folder, plan, draw(plan), made.space), plans):
+            rows.append(row)
+            if on_subject:
+                on_subject(row["subject"])
     name, terms = "MAEDiff synthetic cohort", made.licence
     describe_data_set(folder, name, "raw", (_TABLE, _MADE), f"# {name}\n\n{terms}\n", License=terms)
     describe_data_set(folder / "derivatives" / "masks", f"{name}: masks", "derivative", License=terms)

@@ -63,17 +63,15 @@ def dice_oracle(values: FloatArray, label: BoolArray, mask: BoolArray) -> float:
     return float((2 * precision * recall / np.where(either > 0, either, 1)).max())
 
 
-def auroc(values: FloatArray, truth: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
+def auroc(values: FloatArray, truth: npt.ArrayLike) -> float:
     """Compute the area under the ROC curve, ties counted half; NaN unless both kinds are present.
 
     Args:
         values: Scores (N,).
         truth: Whether each is of a lesion (N,).
-        weights: How often each counts (N,); None counts each once.
     """
     kinds = np.asarray(truth, dtype=bool)
-    present = kinds if weights is None else kinds[np.asarray(weights) > 0]
-    return float(roc_auc_score(kinds, values, sample_weight=weights)) if present.any() and not present.all() else NAN
+    return float(roc_auc_score(kinds, values)) if kinds.any() and not kinds.all() else NAN
 
 
 def voxel_metrics(

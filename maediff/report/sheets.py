@@ -77,7 +77,7 @@ def encode(picture: ByteArray, *, lossless: bool) -> str:
     stream = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(picture))
     if lossless:
-        image.save(stream, "PNG", optimize=True)
+        image.save(stream, "PNG", compress_level=6)  # optimize: four times as long for a tenth less
     else:
         image.save(stream, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     kind = "png" if lossless else "jpeg"

@@ -31,7 +31,7 @@ from maediff.evaluation import (
     voxel_metrics,
 )
 from maediff.evaluation.bootstrap import histogram, paired_p_value, pooled
-from maediff.evaluation.case import case_auroc_estimate
+from maediff.evaluation.case import case_auroc_estimate, resampled_auroc
 from maediff.evaluation.method_metrics import method_metrics
 from maediff.evaluation.outputs import read_outputs
 from maediff.evaluation.reference import Reference
@@ -127,6 +127,17 @@ def test_case_auroc_is_the_share_of_pairs_in_order(scores, kinds):
         assert case_auroc(scores, kinds) == pytest.approx(pair_auroc(scores, kinds))
     else:
         assert math.isnan(case_auroc(scores, kinds))
+
+
+@given(tied_scores, arrays(np.bool_, 40), arrays(np.int64, (5, 40), elements=st.integers(0, 3)))
+def test_auroc_of_resamples_is_that_of_scikit_learn(scores, kinds, weights):
+    found = resampled_auroc(scores, kinds, weights)
+    for value, drawn in zip(found, weights, strict=True):
+        present = kinds[drawn > 0]
+        if present.any() and not present.all():
+            assert value == pytest.approx(roc_auc_score(kinds, scores, sample_weight=drawn))
+        else:
+            assert math.isnan(value)
 
 
 def test_case_interval_resamples_patients():
