@@ -83,7 +83,7 @@ def train_model(options: argparse.Namespace) -> dict[str, Any]:
             write_mean(run / MEAN, run / AXIAL / "model", run / TURNED / "model")
         start = [f"train.init={starts[name]}"] if name in starts else []
         train(
-            load_config("heads", [*shapes, "train.workers=1", *overrides, *start]),
+            load_config("heads", [*shapes, "train.workers=1", *overrides, *start, *options.overrides]),
             options.data / "head_labels",
             run / name,
             resume=True,

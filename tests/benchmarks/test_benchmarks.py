@@ -73,6 +73,16 @@ def test_no_script_is_imported_as_a_library():
         assert found is None, f"{path}: {found[0]}"
 
 
+def test_an_installation_is_the_package_and_all_that_it_requires():
+    installation = module("speed.installation")
+    plain, clustered = installation.needed("maediff"), installation.needed("MAEDiff", ["cluster"])
+    assert {"maediff", "torch", "sympy", "scikit-learn"} <= set(plain)  # sympy is required by torch alone
+    assert not {"distributed", "pytest"} & set(plain)
+    assert set(clustered) - set(plain) >= {"distributed"}
+    recorded = [file.size or 0 for file in plain["numpy"].files if file.suffix != ".pyc"]  # as pip wrote them down
+    assert installation.size_mb(plain["numpy"]) == pytest.approx(sum(recorded) / 1e6, rel=0.01)
+
+
 def test_absent_data_are_named(tmp_path):
     common = module("common")
     with pytest.raises(common.AbsentError, match=r"no lgg_flair data: .*cases\.csv.*--data"):
