@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ KEY = 16
 NO_NOISE = ("diffusion.noise=none", "diffusion.train_timesteps=[30, 60]")
 FADED, HIDDEN = (30,), (30, 1000)
 MANY = ("partition.window=16", "partition.stride=8", "train.windows=8", "infer.together=8", MASKED)
+MEDIANS_MM, HALF_DEPTHS_MM, SUPPORTS_MM = (0.0, 9.0, 15.0), (0.0, 4.0), (0.0, 20.0)
+"""Post-processing that validation chooses from, every combination."""
 GATE, SEE_ALL = "model.gate=true", "train.outside_weight=1"
 _TABLE = {row.name: row for row in ROWS}
 _MAEDIFF = _TABLE["maediff"]
@@ -52,6 +55,16 @@ COMPARED = (
     _varied(_MAEDIFF, "maediff-gate", "gate", GATE),
     _varied(_MAEDIFF, "maediff-all-gate", "the loss sees everything, gate", SEE_ALL, GATE),
     _varied(_DDPM, "ddpm-no-noise", "no noise", *NO_NOISE, timesteps=FADED),
+    _varied(_DDPM, "ddpm-restore", "gate, no noise", GATE, *NO_NOISE, timesteps=FADED),
+    _varied(
+        _MAEDIFF,
+        "maediff-restore",
+        "the loss sees everything, gate, no noise",
+        SEE_ALL,
+        GATE,
+        *NO_NOISE,
+        timesteps=FADED,
+    ),
     _WINDOWS,
     replace(
         _WINDOWS,
@@ -132,12 +145,17 @@ def split(cases: Sequence[Case], fold: int) -> Cases:
 
 
 def data_set(cases: Sequence[Case], fold: int, budget_tflop: float) -> DataSet:
-    """Make a column of the table of a fold: settings and scoring are those of ``lgg_flair``."""
+    """Make a column of the table of a fold: ``lgg_flair`` with post-processing that validation chooses."""
+    base = DATA_SETS["lgg_flair"]
+    lengths = product(MEDIANS_MM, HALF_DEPTHS_MM, SUPPORTS_MM)
+    names = ("median_mm", "half_depth_mm", "support_mm")
+    settings = (dict(zip(names, values, strict=True)) for values in lengths)
     return replace(
-        DATA_SETS["lgg_flair"],
+        base,
         name=f"fold{fold}",
         title=f"real FLAIR, fold {fold}",
         cases=lambda _folder, _data: split(cases, fold),
+        others=tuple(base.score.model_copy(update=setting) for setting in settings),
         budget_tflop=budget_tflop,
         choose=VALIDATION,
     )

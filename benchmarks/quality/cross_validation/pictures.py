@@ -14,7 +14,7 @@ from benchmarks.quality.montage import RGB, Pictured, Section, write_pictures
 from benchmarks.quality.patients import Patient
 from benchmarks.quality.table.cells import Place, raw_scores
 from benchmarks.quality.table.rows import DataSet, Row, config_of
-from maediff.config import UNTRAINED
+from maediff.config import UNTRAINED, ScoreConfig
 from maediff.data.cases import find_cases
 from maediff.files import read_json
 from maediff.inference.load import load_model
@@ -53,9 +53,10 @@ def draw(path: Path, data: DataSet, rows: Sequence[Row], place: Place, fold: int
         if not (cell.is_file() and model.is_dir()):
             say(f"{row.name}: no cell {cell}, or no model {model}; left out")
             continue
-        predictor, timestep = load_model(model, "cpu"), read_json(cell)["results"]["timestep"]
-        raws = (raw_scores(predictor, patient, data.score, timestep) for patient in patients)
-        methods.append(MethodMaps(row, [raw.map_as(data.score) for raw in raws]))
+        predictor, chosen = load_model(model, "cpu"), read_json(cell)["results"]
+        score = ScoreConfig.model_validate(chosen["score"])
+        raws = (raw_scores(predictor, patient, score, chosen["timestep"]) for patient in patients)
+        methods.append(MethodMaps(row, [raw.map_as(score) for raw in raws]))
     if not methods:
         raise AbsentError(f"no method of fold {fold}, seed {place.seed} has a cell and a model in {place.work}")
     lines = [

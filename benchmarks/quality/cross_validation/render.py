@@ -19,16 +19,18 @@ from maediff.files import read_json
 from maediff.typing import DoubleArray
 
 BEGIN, END = "<!-- begin: python -m benchmarks.quality.cross_validation --render -->", "<!-- end -->"
-REFERENCE = "maediff"
+OURS = "maediff"
 METRICS = {
     "auprc": "AUPRC",
-    "auprc_weighed": "AUPRC, weighed",
+    "auprc_plain": "AUPRC, median of 15 mm alone",
     "auroc": "AUROC",
     "dice": "Dice, healthy threshold",
     "sensitivity": "lesions found at 2 false positives a scan",
     "healthy_l1": "healthy l1",
 }
-COMPARED_METRICS = ("auprc", "auprc_weighed", "auroc", "dice", "sensitivity")
+COMPARED_METRICS = ("auprc", "auprc_plain", "auroc", "dice", "sensitivity")
+LENGTHS = ("median_mm", "half_depth_mm", "support_mm")
+"""Of the post-processing, those that validation chooses."""
 Cells = list[dict[str, Any]]
 
 
@@ -47,7 +49,7 @@ class Scored:
     @property
     def ours(self) -> bool:
         """Whether it is a variant of MAEDiff."""
-        return self.row.name.split("-")[0] == REFERENCE
+        return self.row.name.split("-")[0] == OURS
 
     def values(self, metric: str) -> DoubleArray:
         """Collect a metric (trainings, patients) of the trainings whose cells have it; NaN if it is not defined."""
@@ -105,10 +107,10 @@ def markdown(results: Path, folds: Sequence[int] = range(FOLDS)) -> str:
     return "\n\n".join(parts)
 
 
-def best_rival(scored: Sequence[Scored]) -> Scored | None:
-    """Find the row with the highest mean AUPRC that is no variant of MAEDiff; None if there is none."""
-    rivals = [row for row in scored if not row.ours]
-    return max(rivals, key=lambda row: mean(row.values("auprc"), n=0).mean, default=None)
+def best(scored: Sequence[Scored], *, ours: bool) -> Scored | None:
+    """Find the variant of MAEDiff, or the rival, with the highest mean AUPRC; None if there is none."""
+    rows = [row for row in scored if row.ours is ours]
+    return max(rows, key=lambda row: mean(row.values("auprc"), n=0).mean, default=None)
 
 
 def _seeds(results: Path, row: str) -> list[int]:
@@ -118,8 +120,7 @@ def _seeds(results: Path, row: str) -> list[int]:
 
 
 def _references(scored: Sequence[Scored]) -> list[Scored]:
-    ours = next((row for row in scored if row.row.name == REFERENCE), None)
-    return [row for row in (ours, best_rival(scored)) if row is not None]
+    return [row for row in (best(scored, ours=True), best(scored, ours=False)) if row is not None]
 
 
 def _protocol(first: Scored, folds: Sequence[int]) -> str:
@@ -156,17 +157,23 @@ def _cost(scored: Sequence[Scored]) -> str:
     for row in scored:
         cells = [cell for cells in row.trainings.values() for cell in cells]
         spent = cells[0]["training"]
-        chosen = sorted(cell["timestep"] for cell in cells)
-        counted = ", ".join(f"{t} ({chosen.count(t)})" for t in dict.fromkeys(chosen))
+        timesteps = [cell["timestep"] for cell in cells]
+        lengths = ["/".join(f"{cell['score'][name]:g}" for name in LENGTHS) for cell in cells]
         lines.append(
             [
                 row.row.title,
-                counted if len(row.row.timesteps) > 1 else "-",
+                _counted(sorted(timesteps)) if len(row.row.timesteps) > 1 else "-",
+                _counted(sorted(lengths, key=lambda one: -lengths.count(one))),
                 f"{spent['steps']:,}" if spent["samples"] else "-",
                 f"{cells[0]['parameters'] / 1e6:.2f}",
                 f"{cells[0]['gflop_per_slice']:.2f}",
                 f"{float(np.median(row.values('seconds_a_slice'))):.3f}",
             ]
         )
-    header = ["method", "t chosen (trainings)", "training steps", "parameters, M", "GFLOP a slice", "s a slice"]
-    return markdown_table(header, lines)
+    chosen = ["t chosen (trainings)", "median/half depth/support chosen, mm (trainings)"]
+    return markdown_table(["method", *chosen, "training steps", "parameters, M", "GFLOP a slice", "s a slice"], lines)
+
+
+def _counted(values: Sequence[Any]) -> str:
+    """List different values in order, each with how often it occurs."""
+    return ", ".join(f"{value} ({values.count(value)})" for value in dict.fromkeys(values))

@@ -27,15 +27,14 @@ from maediff.files import read_json, write_json
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.methods.build import build_scan_baseline
-from maediff.scoring import anomaly_mask, case_score, fixed_sign
+from maediff.scoring import anomaly_mask, case_score, fixed_sign, postprocess
 from maediff.training.loop import Losses, Progress
-from maediff.working import WorkingScan, lesion_slices
+from maediff.typing import BoolArray
+from maediff.working import WorkingScan, lesion_slices, prepare_label
 from maediff.working.spatial import to_working
 
 MOST_SAMPLES = 4
 """Most samples that a method may see, as a multiple of MAEDiff's, even if its samples cost little."""
-WEIGHED = {"half_depth_mm": 4.0, "support_mm": 20.0}
-"""Post-processing on top of a data set's own, for a second AUPRC: that of the packaged model."""
 FALSE_PER_SCAN = 2.0
 """Lesion-wise sensitivity is measured at this mean number of false components per test scan."""
 Rows = list[dict[str, Any]]
@@ -56,6 +55,16 @@ class Budget:
     samples: int
     tflop: float
     gflop_a_sample: float
+
+
+@dataclass(frozen=True)
+class Maps:
+    """A scan's map in native space, with and without the median filter."""
+
+    filtered: FloatMap
+    unfiltered: FloatMap
+    healthy_l1: float | None
+    seconds_a_slice: float
 
 
 @dataclass(frozen=True)
@@ -81,16 +90,25 @@ class Raw:
         config = self.scorer.config.model_copy(update={"score": score})
         return replace(self.scorer, config=config, locations=None).map_of(self.prepared, self.values)
 
+    def without(self, slices: BoolArray) -> Raw:
+        """Cut slices (S,) out of the brain, so that their scores support none in other slices."""
+        mask = self.prepared.mask & ~slices[:, None, None]
+        kept = np.where(mask, self.values, np.float32(0))
+        return replace(self, prepared=replace(self.prepared, mask=mask), values=kept)
+
+    def maps(self, score: ScoreConfig) -> Maps:
+        """Make the map with the filter widths of `score`, and another without the median filter."""
+        unfiltered = self.map_as(score.model_copy(update={"median_mm": 0.0}))
+        return Maps(self.map_as(score), unfiltered, self.healthy_l1, self.seconds_a_slice)
+
 
 @dataclass(frozen=True)
-class Maps:
-    """A scan's map in native space, with and without the median filter, and filtered and :data:`WEIGHED`."""
+class Choice:
+    """What validation chose for a training: timestep, post-processing, and thresholds by name."""
 
-    filtered: FloatMap
-    unfiltered: FloatMap
-    weighed: FloatMap
-    healthy_l1: float | None
-    seconds_a_slice: float
+    timestep: int
+    score: ScoreConfig
+    thresholds: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -146,16 +164,22 @@ def compute(data: DataSet, row: Row, place: Place) -> dict[str, Any]:
     validation = [Patient(case) for case in find_cases(cases, split="val")]
     chosen = [patient for patient in validation if patient.case.label][: data.choose]
     raws = {t: [raw_scores(predictor, patient, data.score, t) for patient in chosen] for t in row.timesteps}
-    tries = {t: _validation_auprc(found, chosen, data.score, t) for t, found in raws.items()}
+    tries = {t: _validation_auprc(found, chosen, data.score) for t, found in raws.items()}
     best = max(tries, key=lambda t: tries[t])
+    say(f"  validation AUPRC at timesteps: {', '.join(f'{t}: {value:.3f}' for t, value in tries.items())}")
+    scores = (data.score, *data.others)
+    gained = [_working_auprc(raws[best], chosen, score) for score in scores]
+    score = scores[int(np.argmax(gained))]
     known = {patient.case.id: raw for patient, raw in zip(chosen, raws[best], strict=True)}
-    found = (known.get(p.case.id) or raw_scores(predictor, p, data.score, best) for p in validation)
-    thresholds = _thresholds([raw.map_as(data.score) for raw in found], validation)
-    rows = _test(predictor, data, cases, best, thresholds)
+    found = [known.get(p.case.id) or raw_scores(predictor, p, score, best) for p in validation]
+    thresholds = _thresholds(found, validation, score)
+    rows = _test(predictor, data, cases, Choice(best, score, thresholds))
     return {
         "training": asdict(spent) | {"seconds": seconds},
         "validation_auprc": {str(t): value for t, value in tries.items()},
         "timestep": best,
+        "score": score.model_dump(),
+        "postprocessing_auprc": gained,
         "thresholds": thresholds,
         "parameters": sum(p.numel() for p in predictor.network.parameters()),
         "gflop_per_slice": gflop_per_slice(predictor, validation[0], best),
@@ -208,14 +232,6 @@ def gflop_per_slice(predictor: Predictor, patient: Patient, t: int) -> float:
     return float(counter.get_total_flops() / 1e9)
 
 
-def maps(predictor: Predictor, patient: Patient, score: ScoreConfig, t: int) -> Maps:
-    """Score a scan and bring the map to its own voxels, see :class:`Maps`."""
-    raw = raw_scores(predictor, patient, score, t)
-    unfiltered = raw.map_as(score.model_copy(update={"median_mm": 0.0}))
-    weighed = raw.map_as(score.model_copy(update=WEIGHED))
-    return Maps(raw.map_as(score), unfiltered, weighed, raw.healthy_l1, raw.seconds_a_slice)
-
-
 def raw_scores(predictor: Predictor, patient: Patient, score: ScoreConfig, t: int) -> Raw:
     """Compute residuals on the working grid; maps of methods without a network are resampled to it."""
     volume = patient.volume
@@ -254,27 +270,37 @@ def _train(config: Config, cases: Path, run_dir: Path) -> float:
     return seconds
 
 
-def _validation_auprc(raws: Sequence[Raw], patients: Sequence[Patient], score: ScoreConfig, t: int) -> float:
+def _validation_auprc(raws: Sequence[Raw], patients: Sequence[Patient], score: ScoreConfig) -> float:
     found = [
         voxel_metrics(raw.map_as(score), patient.brain, patient.label, None).auprc
         for raw, patient in zip(raws, patients, strict=True)
     ]
-    mean = float(np.nanmean(found))
-    say(f"  timestep {t}: validation AUPRC {mean:.3f} of {len(found)} scans")
-    return mean
+    return float(np.nanmean(found))
 
 
-def _thresholds(maps: Sequence[FloatMap], validation: Sequence[Patient]) -> dict[str, Any]:
+def _working_auprc(raws: Sequence[Raw], patients: Sequence[Patient], score: ScoreConfig) -> float:
+    """Average AUPRC on the working grid, which is coarser than the scans and so a tenth of the work."""
+    found = []
+    for raw, patient in zip(raws, patients, strict=True):
+        prepared = raw.prepared
+        values = postprocess(raw.values, prepared.mask, prepared.grid.spacing_mm, score)
+        truth = prepare_label(patient.label, prepared.grid)
+        found.append(voxel_metrics(values, prepared.mask, truth, None).auprc)
+    return float(np.nanmean(found))
+
+
+def _thresholds(raws: Sequence[Raw], validation: Sequence[Patient], score: ScoreConfig) -> dict[str, Any]:
     """Choose one threshold from healthy scans (or from tumour-free slices) and one from labelled scans."""
-    pairs = list(zip(maps, validation, strict=True))
-    healthy = [(values, p.brain) for values, p in pairs if p.case.label is None]
+    pairs = list(zip(raws, validation, strict=True))
+    healthy = [(raw.map_as(score), p.brain) for raw, p in pairs if p.case.label is None]
     pseudo = not healthy
     if pseudo:
-        healthy = [(values, p.pseudo_healthy) for values, p in pairs if p.pseudo_healthy.any()]
+        calm = [(raw.without(lesion_slices(p.label, raw.prepared.grid)), p) for raw, p in pairs]
+        healthy = [(raw.map_as(score), p.pseudo_healthy) for raw, p in calm if p.pseudo_healthy.any()]
     calibration: Calibration = calibrate(
         ((values, mask, case_score(values, mask)) for values, mask in healthy), ScoreConfig().false_positive_rate
     )
-    labelled = [(values, p) for values, p in pairs if p.case.label]
+    labelled = [(raw.map_as(score), p) for raw, p in pairs if p.case.label]
     validated = validated_threshold([values for values, _ in labelled], [p for _, p in labelled])
     return {
         "healthy": calibration.threshold,
@@ -284,21 +310,26 @@ def _thresholds(maps: Sequence[FloatMap], validation: Sequence[Patient]) -> dict
     }
 
 
-def _test(predictor: Predictor, data: DataSet, cases: Path, t: int, thresholds: dict[str, Any]) -> Rows:
+def _test(predictor: Predictor, data: DataSet, cases: Path, choice: Choice) -> Rows:
+    """Measure each test scan with a post-processing; where it was chosen, also the AUPRC without the choice."""
     kinds = lesion_kinds(cases)
     rows, scans = [], []
     for number, case in enumerate(find_cases(cases, split="test"), start=1):
         patient = Patient(case)
-        found = maps(predictor, patient, data.score, t)
-        facts = {"number": number, "kind": kinds.get(case.subject, ""), "healthy_l1": found.healthy_l1}
-        rows.append(facts | _metrics(found, patient, thresholds) | {"seconds_a_slice": found.seconds_a_slice})
+        raw = raw_scores(predictor, patient, choice.score, choice.timestep)
+        found = raw.maps(choice.score)
+        row = {"number": number, "kind": kinds.get(case.subject, ""), "healthy_l1": found.healthy_l1}
+        row |= _metrics(found, patient, choice.thresholds) | {"seconds_a_slice": found.seconds_a_slice}
+        if data.others:
+            row["auprc_plain"] = voxel_metrics(raw.map_as(data.score), patient.brain, patient.label, None).auprc
+        rows.append(row)
         scans.append((found.filtered, patient.label, patient.brain))
     _, detections = detection_at(scans, false_per_scan=FALSE_PER_SCAN)
     return [row | {"sensitivity": here.detection_rate} for row, here in zip(rows, detections, strict=True)]
 
 
 def _metrics(found: Maps, patient: Patient, thresholds: dict[str, Any]) -> dict[str, float]:
-    """Measure one scan, with the median filter at both thresholds, without it, and weighed."""
+    """Measure one scan, with the median filter at both thresholds, and without it."""
     brain, label, spacing = patient.brain, patient.label, patient.volume.spacing_mm
 
     def at(name: str) -> tuple[float, Mask]:
@@ -310,7 +341,6 @@ def _metrics(found: Maps, patient: Patient, thresholds: dict[str, Any]) -> dict[
     others = {
         "auprc_unfiltered": raw.auprc,
         "dice_oracle_unfiltered": raw.dice_oracle,
-        "auprc_weighed": voxel_metrics(found.weighed, brain, label, None).auprc,
     }
     return asdict(calibrated) | {"dice_validated": validated.dice} | others
 
@@ -329,5 +359,5 @@ def _transfer(data: DataSet, row: Row, place: Place, cases: Path) -> dict[str, A
             f"compute the cell {other.name} {row.name} first, with --again if it is stored"
         )
     predictor = load_model(model, "cpu")
-    rows = _test(predictor, data, cases, cell["timestep"], cell["thresholds"])
+    rows = _test(predictor, data, cases, Choice(cell["timestep"], data.score, cell["thresholds"]))
     return {"trained_on": other.name, "timestep": cell["timestep"], "thresholds": cell["thresholds"], "patients": rows}

@@ -146,7 +146,8 @@ class DataSet:
         name: Key of its cells.
         title: Name on the page.
         config: Preset or YAML file that all methods start from.
-        score: Post-processing, the same for all methods.
+        score: Post-processing, the same for all methods; with it validation chooses the timestep.
+        others: Further post-processing among which validation then chooses, for each training.
         cases: Function that lists the cases with splits train, val and test. Its arguments are a folder for synthetic
             scans and the folder of real scans.
         budget_tflop: Training operations, forward and backward, that every method may spend.
@@ -160,6 +161,7 @@ class DataSet:
     config: str
     score: ScoreConfig
     cases: Callable[[Path, Path], Cases]
+    others: tuple[ScoreConfig, ...] = ()
     budget_tflop: float = 0.0
     choose: int = 6
     dense_size: tuple[int, int] | None = None

@@ -108,6 +108,17 @@ def test_other_masks_are_taken_by_name_and_must_be_there(tmp_path):
     assert folds.fingerprint(new) == folds.fingerprint(old)
 
 
+def test_post_processing_is_chosen_from_every_combination_of_lengths():
+    folds, base = module("folds"), import_module("benchmarks.quality.table.rows").DATA_SETS["lgg_flair"]
+    data = folds.data_set(cases(), 0, 20.0)
+    assert data.score == base.score
+    assert base.others == ()
+    lengths = {(score.median_mm, score.half_depth_mm, score.support_mm) for score in data.others}
+    assert lengths == {(m, d, s) for m in (0.0, 9.0, 15.0) for d in (0.0, 4.0) for s in (0.0, 20.0)}
+    changed = {"median_mm", "half_depth_mm", "support_mm"}
+    assert all(score.model_dump(exclude=changed) == base.score.model_dump(exclude=changed) for score in data.others)
+
+
 # Statistics
 
 
@@ -166,8 +177,8 @@ def test_the_picture_shows_each_method_that_has_a_cell_and_a_model(tmp_path, mon
     asked, drawn = [], []
 
     def raw_scores(model, one, score, timestep):
-        asked.append((model.parent.name, timestep))
-        return SimpleNamespace(map_as=lambda given: one.label * 1.0)
+        asked.append((model.parent.name, timestep, score.support_mm))
+        return SimpleNamespace(map_as=lambda given: one.label * float(given == score))
 
     monkeypatch.setattr(pictures, "raw_scores", raw_scores)
     write = pictures.write_pictures
@@ -179,7 +190,7 @@ def test_the_picture_shows_each_method_that_has_a_cell_and_a_model(tmp_path, mon
         (place.work / data.name / (f"{name}.seed{seed}" if seed else name) / "model").mkdir(parents=True)
     (place.work / data.name / "ddpm-lesions.seed1" / "model").mkdir(parents=True)
     pictures.draw(tmp_path / "a.png", data, rows, place, 0)
-    assert asked == [("intensity", 30)] * 2 + [("maediff.seed1", 30)] * 2
+    assert asked == [("intensity", 30, 20.0)] * 2 + [("maediff.seed1", 30, 20.0)] * 2
     assert drawn[0][1] == ["scan", "tumour", "intensity threshold", "MAEDiff"]
     assert [line.title.split(",")[0] for line in drawn[0][2]] == ["p1", "p2"]
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -207,6 +218,7 @@ def cell(results, row, fold, auprcs, seed=0, budget=20.0):
         "protocol": {"budget_tflop": budget, "masks": "abc"},
         "training": {"steps": 10, "samples": 160},
         "timestep": 30,
+        "score": {"sign": "bright", "median_mm": 9.0 if fold else 15.0, "half_depth_mm": 4.0, "support_mm": 20.0},
         "parameters": 2_000_000,
         "gflop_per_slice": 1.25,
         "patients": [scan(k, value) for k, value in enumerate(auprcs, start=1)],
@@ -230,11 +242,12 @@ def test_the_page_shows_means_over_all_patients_and_differences_to_both_referenc
     assert "10 patients, folds 0, 1, 2, 3, 4, 20 TFLOP of training for each method and fold" in text
     assert "| MAEDiff | 1 | 0.600 [" in text
     assert "| MAEDiff, the loss sees everything | 2 | 0.800 [" in text
-    ours, rival = text.partition("Minus MAEDiff:")[2].split("Minus DDPM + our pseudo-lesions:")
-    assert "| DDPM + our pseudo-lesions | -0.100 [-0.100, -0.100] |" in ours
-    assert "| MAEDiff, the loss sees everything | 0.200 [0.100, 0.300] |" in ours  # one training or the other
+    title = "Minus MAEDiff, the loss sees everything:"
+    ours, rival = text.partition(title)[2].split("Minus DDPM + our pseudo-lesions:")
+    assert "| DDPM + our pseudo-lesions | -0.300 [-0.400, -0.200] |" in ours  # one training or the other
+    assert "| MAEDiff | -0.200 [-0.300, -0.100] |" in ours
     assert "| MAEDiff | 0.100 [0.100, 0.100] |" in rival
-    assert "30 (10)" in text
+    assert "| 30 (10) | 9/4/20 (8), 15/4/20 (2) | 10 | 2.00 |" in text
     assert "DISYRE, seed 0: no cell of fold 0, 1, 2, 3, 4" in text
 
 
@@ -245,11 +258,11 @@ def test_a_metric_that_some_trainings_lack_is_that_of_the_others(tmp_path):
         path = module("folds").path_of(tmp_path, "maediff", fold, 1)
         record = json.loads(path.read_text())
         for one in record["results"]["patients"]:
-            one["auprc_weighed"] = one["auprc"] + 0.1
+            one["auprc_plain"] = one["auprc"] + 0.1
         path.write_text(json.dumps(record))
     row = module("render").load(tmp_path)[0][0]
     assert row.values("auprc").shape == (2, 10)
-    np.testing.assert_allclose(row.values("auprc_weighed"), row.values("auprc")[:1] + 0.1)
+    np.testing.assert_allclose(row.values("auprc_plain"), row.values("auprc")[:1] + 0.1)
     grid(tmp_path, "ddpm-lesions", (0.4, 0.6))
     table = module("render").markdown(tmp_path)
     assert re.search(r"^\| DDPM \+ our pseudo-lesions \| 1 \| 0\.500 \[[^]]+\] \| - \|", table, re.MULTILINE)

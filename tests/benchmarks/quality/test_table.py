@@ -121,7 +121,8 @@ def scored(tmp_path, tiny, make_model, make_scan):
 
 def test_maps_are_those_of_inference(scored):
     predictor, patient = scored
-    found = module("quality.table.cells").maps(predictor, patient, predictor.config.score, 30)
+    score = predictor.config.score
+    found = module("quality.table.cells").raw_scores(predictor, patient, score, 30).maps(score)
     expected = predictor.predict(patient.case.image).anomaly
     np.testing.assert_allclose(found.filtered, expected, atol=1e-6)
     assert expected.max() > 0
@@ -144,6 +145,23 @@ def test_healthy_l1_leaves_slices_with_lesion_out(scored, tmp_path):
         nib.Nifti1Image(np.ones(patient.label.shape, np.uint8), patient.volume.affine), tmp_path / "a_lesion.nii.gz"
     )
     assert cells.raw_scores(predictor, patients.Patient(patient.case), score, 30).healthy_l1 is None
+
+
+def test_slices_that_are_cut_out_support_no_others(scored):
+    predictor, patient = scored
+    cells, alone = module("quality.table.cells"), ScoreConfig(sign="abs", median_mm=5)
+    raw = cells.raw_scores(predictor, patient, alone, 30)
+    calm = ~lesion_slices(patient.label, raw.prepared.grid)
+    cut = raw.without(~calm)
+    assert calm.any()
+    assert not calm.all()
+    assert not cut.prepared.mask[~calm].any()
+    native = raw.prepared.to_native(np.broadcast_to(calm[:, None, None], raw.values.shape).astype(np.float32)) > 0.999
+    np.testing.assert_allclose(cut.map_as(alone)[native], raw.map_as(alone)[native], atol=1e-6)
+    supported = alone.model_copy(update={"support_mm": 20.0})
+    louder = replace(raw, values=np.where(calm[:, None, None], raw.values, raw.values + 5).astype(np.float32))
+    assert (louder.map_as(supported)[native] > raw.map_as(supported)[native]).any()
+    np.testing.assert_array_equal(louder.without(~calm).map_as(supported), cut.map_as(supported))
 
 
 def test_a_transfer_names_the_cell_that_it_builds_on(tmp_path):
