@@ -48,6 +48,10 @@ _QUICK_WARNING = (
     "Quick demo: the model was trained for seconds, to prove that every part runs. Its maps mean nothing; run "
     "`maediff demo` without --quick for maps to look at."
 )
+_MINUTE_WARNING = (
+    "This model was trained for about a minute, to show a training from its start to its end; it finds little. "
+    "report-phantom.html shows the same brains under a packaged model that had hours."
+)
 _MINUTE = ("train.max_steps=300", "train.val_every=50", "train.checkpoint_every=100", "train.log_every=10")
 FULL = Scale(24, 2.0, "tiny", _MINUTE)
 QUICK = Scale(14, 4.0, "quick")
@@ -90,7 +94,8 @@ def run_demo(out: str | Path, *, quick: bool = False, seed: int = 0, on_message:
     say("4/5 scoring plain baselines on the same brains")
     methods |= score_baselines(find_cases(table), config)
     say(f"5/5 writing {out / 'report.html'}")
-    for suffix in ("", "-phantom"):
+    warnings = {"": _QUICK_WARNING if quick else _MINUTE_WARNING, "-phantom": ""}
+    for suffix, warning in warnings.items():
         if (out / f"out{suffix}" / "cases.tsv").is_file():
             write_report(
                 out / f"out{suffix}",
@@ -99,7 +104,7 @@ def run_demo(out: str | Path, *, quick: bool = False, seed: int = 0, on_message:
                 metrics=out / f"metrics{suffix}",
                 table=methods,
                 training=None if suffix else out / "run",
-                warning=_QUICK_WARNING if quick else "",
+                warning=warning,
                 title="MAEDiff demo" + (": packaged model" if suffix else ": model trained in a minute"),
             )
     summary = {
