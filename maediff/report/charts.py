@@ -41,7 +41,7 @@ def unit_chart(x: Array, y: Array, labels: tuple[str, str], *, chance: tuple[flo
     Returns:
         SVG; labels are escaped.
     """
-    right, base = _LEFT + _SIZE, _TOP + _SIZE
+    base = _TOP + _SIZE
 
     def at(across: float, up: float) -> str:
         return f"{_LEFT + _SIZE * across:.1f},{base - _SIZE * up:.1f}"
@@ -53,14 +53,8 @@ def unit_chart(x: Array, y: Array, labels: tuple[str, str], *, chance: tuple[flo
         for v in (0.0, 0.5, 1.0)
     )
     line = " ".join(at(float(a), float(b)) for a, b in zip(x, y, strict=True))
-    return (
-        f'<svg class="chart" viewBox="0 0 {right + 10} {base + _BOTTOM}" width="{right + 10}" role="img" '
-        f'aria-label="{escape(labels[1])} against {escape(labels[0])}">{grid}'
-        f'<path class="chance" d="M{at(0, chance[0])} L{at(1, chance[1])}"/><polyline class="curve" points="{line}"/>'
-        f'<text x="{_LEFT + _SIZE / 2:.0f}" y="{base + 32}" text-anchor="middle">{escape(labels[0])}</text>'
-        f'<text transform="translate(12 {_TOP + _SIZE / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(labels[1])}'
-        "</text></svg>"
-    )
+    chance_line = f'<path class="chance" d="M{at(0, chance[0])} L{at(1, chance[1])}"/>'
+    return _plot(f'{grid}{chance_line}<polyline class="curve" points="{line}"/>', labels, _LEFT, _SIZE)
 
 
 def strip_chart(groups: Sequence[Group], unit: str, width: int = 640) -> str:
@@ -136,12 +130,18 @@ def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], labels: tupl
             f'<polyline class="curve c{number}" points="{line}"/>'
             f'<text class="row c{number}" x="{width - 14}" y="{height}" text-anchor="end">{escape(name)}</text>'
         )
+    return _plot(grid + "".join(drawn), labels, left, across)
+
+
+def _plot(drawn: str, labels: tuple[str, str], left: int, across: int) -> str:
+    """Put what is drawn into a picture with labelled axes; the axis along x starts at `left` and is `across` long."""
+    width, base = left + across + 10, _TOP + _SIZE
+    along, up = map(escape, labels)
     return (
         f'<svg class="chart" viewBox="0 0 {width} {base + _BOTTOM}" width="{width}" role="img" '
-        f'aria-label="{escape(labels[1])} against {escape(labels[0])}">{grid}{"".join(drawn)}'
-        f'<text x="{left + across / 2:.0f}" y="{base + 32}" text-anchor="middle">{escape(labels[0])}</text>'
-        f'<text transform="translate(12 {_TOP + _SIZE / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(labels[1])}'
-        "</text></svg>"
+        f'aria-label="{up} against {along}">{drawn}'
+        f'<text x="{left + across / 2:.0f}" y="{base + 32}" text-anchor="middle">{along}</text>'
+        f'<text transform="translate(12 {_TOP + _SIZE / 2:.0f}) rotate(-90)" text-anchor="middle">{up}</text></svg>'
     )
 
 

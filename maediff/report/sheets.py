@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maediff.report.figures import image_uri
 from maediff.typing import Array, ByteArray
 
 LEVELS = 127
@@ -80,8 +80,7 @@ def encode(picture: ByteArray, *, lossless: bool) -> str:
         image.save(stream, "PNG", compress_level=6)  # optimize: four times as long for a tenth less
     else:
         image.save(stream, "JPEG", quality=_JPEG_QUALITY, optimize=True)
-    kind = "png" if lossless else "jpeg"
-    return f"data:image/{kind};base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return image_uri(stream.getvalue(), "png" if lossless else "jpeg")
 
 
 def choose_slices(first: int, last: int, keys: Sequence[int], count: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import math
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from maediff.errors import InputError
 from maediff.report.charts import line_chart
+from maediff.report.figures import image_uri
 
 PICTURES = 6
 """Pictures of the validation that are shown: the first, the last, and others evenly between them."""
@@ -46,7 +46,7 @@ def read_training(run_dir: Path) -> TrainingView:
         with log.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         curves = {name: _points(rows, name) for name in ("loss", "val_loss")}
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, csv.Error) as error:
         raise InputError(
             f"{log} is no log of a training ({type(error).__name__}: {error}); name the folder that `maediff train -o` "
             "wrote"
@@ -56,7 +56,7 @@ def read_training(run_dir: Path) -> TrainingView:
     shown = {"training": curves["loss"], "validation": curves["val_loss"]}
     return TrainingView(
         line_chart({name: points for name, points in shown.items() if points}, ("step", "loss")),
-        tuple((step, _uri(path)) for step, path in _spread(_pictures(run_dir / "pictures"))),
+        tuple((step, image_uri(path.read_bytes())) for step, path in _spread(_pictures(run_dir / "pictures"))),
         int(curves["loss"][-1][0]),
         curves["val_loss"][-1][1] if curves["val_loss"] else None,
     )
@@ -76,7 +76,3 @@ def _pictures(folder: Path) -> list[tuple[int, Path]]:
 def _spread(pictures: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
     places = np.unique(np.linspace(0, len(pictures) - 1, min(PICTURES, len(pictures))).round().astype(int))
     return [pictures[place] for place in places]
-
-
-def _uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
