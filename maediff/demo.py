@@ -50,7 +50,7 @@ _QUICK_WARNING = (
 )
 _MINUTE_WARNING = (
     "This model was trained for about a minute, to show a training from its start to its end; it finds little. "
-    "report-phantom.html shows the same brains under a packaged model that had hours."
+    "report-phantom.html shows the same brains under a packaged model of 6,000 steps."
 )
 _MINUTE = ("train.max_steps=300", "train.val_every=50", "train.checkpoint_every=100", "train.log_every=10")
 FULL = Scale(24, 2.0, "tiny", _MINUTE)
