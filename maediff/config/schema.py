@@ -185,6 +185,11 @@ class ModelConfig(Section):
         description="The change of the input is a gate from 0 to 1 times a difference; pseudo-lesions teach the gate "
         "where to be 1 (methods maediff, pddpm, ddpm, cddpm, autoddpm).",
     )
+    mirror: bool = Field(
+        False,
+        description="The U-Net also sees the slice mirrored at its midline: the other hemisphere (methods maediff and "
+        "ddpm).",
+    )
     mask_channel: bool = Field(True, description="The U-Net sees the mask of the window as an input channel.")
     condition: Literal["residual", "cross_attention", "none"] = Field(
         "residual", description="How MAE features enter the U-Net; none is the ablation."
@@ -535,6 +540,27 @@ class Config(Section):
             raise ValueError(f"{asked} needs scans, and heads.enabled draws single slices: turn one of them off")
         if self.structure.kinds:
             raise ValueError(f"{asked} does not go with side networks: leave structure empty or set data.neighbours=0")
+        return self
+
+    @model_validator(mode="after")
+    def _sees_the_other_side(self) -> Config:
+        if not self.model.mirror:
+            return self
+        if self.method not in {"maediff", "ddpm"}:
+            raise ValueError(f"model.mirror goes with methods maediff and ddpm, not {self.method!r}: set it to false")
+        if self.structure.kinds:
+            raise ValueError("model.mirror does not go with side networks: leave structure empty or set it to false")
+        if isinstance(self.infer.context, int):
+            raise ValueError(
+                f"model.mirror needs infer.context slice or brain, not {self.infer.context}: so little context does "
+                "not show the other side of a window"
+            )
+        drawn = self.heads.orientations if self.heads.enabled else ()
+        if "sagittal" in (*drawn, *self.infer.orientations):
+            raise ValueError(
+                "model.mirror needs slices that show both hemispheres, and sagittal ones show one: leave sagittal out "
+                "of heads.orientations and infer.orientations"
+            )
         return self
 
     @model_validator(mode="after")

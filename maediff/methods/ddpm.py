@@ -12,6 +12,7 @@ from maediff.config import Config
 from maediff.diffusion import variational
 from maediff.methods.base import Draw
 from maediff.methods.folded_unet import FoldedUNet, unet_multiple
+from maediff.methods.hemispheres import midlines, mirrored
 from maediff.methods.objective import (
     Noised,
     denoising_loss,
@@ -46,7 +47,8 @@ class DDPM(WholeSliceMethod):
         self.learned = config.diffusion.variance == "learned"
         self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
         self.offsets, self.neighbour_channels = config.data.offsets, config.neighbour_channels
-        widths = (1 + self.neighbour_channels, 1 + self.gate + self.learned)
+        self.mirror = config.model.mirror
+        widths = (1 + self.neighbour_channels + self.mirror, 1 + self.gate + self.learned)
         self.net = FoldedUNet(config.model, widths, embedding=embedding)
         self.multiple = unet_multiple(config.model)
 
@@ -95,9 +97,11 @@ class DDPM(WholeSliceMethod):
         Returns:
             Its prediction, the share of a learned variance or None, the gate's logits or None, (B, 1, H, W) each.
         """
-        output = self.net(x_t, t, condition).float()
+        own = x_t[:, :1]
+        seen = torch.cat([x_t, mirrored(own, midlines(own))], 1) if self.mirror else x_t
+        output = self.net(seen, t, condition).float()
         image = output[:, : 1 + self.gate]
-        prediction, gate = read_output(image, x_t[:, :1], skip=self.skip, gated=self.gate)
+        prediction, gate = read_output(image, own, skip=self.skip, gated=self.gate)
         return prediction, output[:, -1:] if self.learned else None, gate
 
     def condition(self, images: Tensor) -> Tensor | None:

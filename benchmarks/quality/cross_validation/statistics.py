@@ -19,9 +19,10 @@ def mean(values: DoubleArray, n: int = RESAMPLES, seed: int = 0) -> Estimate:
 def difference(ours: DoubleArray, other: DoubleArray, n: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Average the difference of two rows over the same patients, with a percentile bootstrap interval.
 
-    Each resample draws patients with replacement, the same ones for both rows, and one training of each row. With two
-    trainings the drawn one varies as much as the mean of two does; a row with a single one adds nothing to the
-    interval, which is then too narrow.
+    Each resample draws patients with replacement, the same ones for both rows, and all but one of each row's n
+    trainings, with replacement too: the mean of n - 1 drawn ones varies as much as that of n trainings does, where n
+    drawn ones would vary too little (Rao and Wu, JASA 1988). A row with a single training adds nothing to the interval,
+    which is then too narrow.
 
     Args:
         ours: (trainings, patients); patients with a NaN in either row are left out.
@@ -41,7 +42,9 @@ def difference(ours: DoubleArray, other: DoubleArray, n: int = RESAMPLES, seed: 
 
     def drawn(values: DoubleArray) -> DoubleArray:
         means: DoubleArray = counts @ values[:, defined].T / patients
-        return means[np.arange(n), rng.integers(len(values), size=n)]
+        picked = rng.integers(len(values), size=(n, max(1, len(values) - 1)))
+        average: DoubleArray = np.take_along_axis(means, picked, 1).mean(1)
+        return average
 
     low, high = interval(drawn(ours) - drawn(other), patients)
     return Estimate(float(ours[:, defined].mean() - other[:, defined].mean()), low, high, patients)

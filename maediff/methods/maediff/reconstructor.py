@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from maediff import diffusion
 from maediff.config import Config, ModelConfig
 from maediff.methods.base import Method
+from maediff.methods.hemispheres import midlines, mirrored
 from maediff.methods.maediff.loss import Reconstruction, losses
 from maediff.methods.maediff.mae import MaskedAutoencoder
 from maediff.methods.maediff.partition import visible_cells
@@ -55,13 +56,14 @@ class Reconstructor(Method):
         self.input_skip = config.model.input_skip
         self.gate = config.model.gate
         self.mask_channel = config.model.mask_channel
+        self.mirror = config.model.mirror
         self.cell = config.partition.cell
         self.channels = config.reconstructed_channels
         self.neighbour_channels = config.neighbour_channels
         self.blocks = config.model.num_res_blocks
         self.wants_pixels = self.condition != "none" and config.model.mae_loss_weight > 0
         self.uses_every_parameter = self.condition == "none" or self.wants_pixels
-        self.unet = _unet(config.model, self.channels, self.neighbour_channels)
+        self.unet = _unet(config.model, self.channels, self.neighbour_channels + self.mirror * self.channels)
         conditioned, widths = self.condition != "none", (self.channels, self.neighbour_channels)
         self.mae = MaskedAutoencoder(self.cell, config.model, *widths) if conditioned else None
         self.adapters = self._adapters(config.model)
@@ -147,6 +149,7 @@ class Reconstructor(Method):
         own, seen = perturbed[:, : self.channels], perturbed
         if self.neighbour_channels:
             seen = torch.cat([own, (1 - mask) * perturbed[:, self.channels :]], 1)
+        seen = torch.cat([seen, mirrored(own, midlines(own))], 1) if self.mirror else seen
         seen = torch.cat([seen, mask], 1) if self.mask_channel else seen
         stacked = F.pixel_unshuffle(seen, self.patch)
         output = self._denoise(stacked.contiguous(memory_format=torch.channels_last), t, features, guide)

@@ -147,6 +147,15 @@ def test_trainings_that_disagree_widen_the_interval_and_those_that_agree_do_not(
     assert width(0.05) == pytest.approx(0.1 + width(0.0), rel=0.2)  # one training or the other, and their patients
 
 
+@pytest.mark.parametrize(("count", "wide"), [(2, 2.0), (9, 3.92)])
+def test_resampled_trainings_vary_as_the_mean_of_all_does(count, wide):
+    """The interval, in standard errors of the mean: from one of two points to the other, and that of a normal one."""
+    trainings = np.random.default_rng(3).standard_normal(count)
+    found = module("statistics").mean(np.repeat(trainings[:, None], 5, 1))  # patients are all alike
+    error = trainings.std(ddof=1) / np.sqrt(count)
+    assert found.ci_high - found.ci_low == pytest.approx(wide * error, rel=0.15)
+
+
 # Pictures
 
 
