@@ -35,6 +35,7 @@ from maediff.evaluation.lesion import lesion_metrics
 from maediff.heads.contrast import Kind
 from maediff.heads.headset import read_head_set, split_heads
 from maediff.heads.scan import draw_scan
+from maediff.inference.asymmetry import asymmetry_weight
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.scoring import Sign, anomaly_mask, postprocess
@@ -49,7 +50,8 @@ SETS = ("mslub", "lgg_flair", "heads", "ixi_t1")
 SIGNS: dict[str, Sign] = dict(LESION_SIGNS.items())
 GRIDS: tuple[float | None, ...] = (None, 1.0, 2.0)
 MEDIANS = (0.0, 3.0, 5.0)
-WEIGHTS = ((0.0, 0.0), (4.0, 0.0), (0.0, 20.0), (4.0, 20.0))
+WEIGHTS = ((0, 0, 0), (4, 0, 0), (0, 20, 0), (4, 20, 0), (0, 0, 6), (4, 20, 6))
+"""Half depth, support and asymmetry of a baseline's map, mm: none of them, each, and all, as the model has them."""
 """Half depth and reach of support, mm: none, those of the packaged model, and each alone."""
 BOOTSTRAP = 2000
 SYNTHETIC: tuple[tuple[Kind, str], ...] = (("t2", "tumour"), ("flair", "tumour"), ("t1", "tumour"), ("t2", "ms"))
@@ -112,11 +114,14 @@ def intensity_maps(scan: Scan) -> Iterator[tuple[str, FloatMap]]:
         ready = prepare(scan.volume, scan.brain, DataConfig(spacing_mm=spacing, clip=1000))
         signed = ready.slices if SIGNS[scan.contrast] == "bright" else -ready.slices
         values = np.where(ready.mask, signed - signed[ready.mask].min(), 0)
-        for median, (half_depth, support) in itertools.product(MEDIANS, WEIGHTS):
+        usual = replace(ready, slices=np.clip(ready.slices, -1, DataConfig().clip))
+        weights = {reach: asymmetry_weight(usual, SIGNS[scan.contrast], reach) for *_, reach in WEIGHTS}
+        for median, (half_depth, support, reach) in itertools.product(MEDIANS, WEIGHTS):
             config = ScoreConfig(median_mm=median, half_depth_mm=half_depth, support_mm=support)
-            working = postprocess(values, ready.mask, ready.grid.spacing_mm, config)
+            working = postprocess(values * weights[reach], ready.mask, ready.grid.spacing_mm, config)
             yield (
-                f"grid {grid or 'own'}, median {median:g} mm, half depth {half_depth:g} mm, support {support:g} mm",
+                f"grid {grid or 'own'}, median {median:g} mm, half depth {half_depth} mm, support {support} mm, "
+                f"asymmetry {reach} mm",
                 ready.to_native(working),
             )
 

@@ -422,6 +422,14 @@ class ScoreConfig(Section):
         description="Standard deviation of the Gaussian within which residuals support each other: a voxel amid other "
         "residuals counts more, a lone one as much as before. 0 turns it off.",
     )
+    asymmetry_mm: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="Standard deviation of the Gaussian that smooths the scan's difference from its mirror image: a "
+        "residual counts more, up to 2.2 times, where the scan departs from its other hemisphere in the direction of "
+        "the sign. 0 turns it off.",
+    )
     min_size_mm3: float = Field(0.0, ge=0, description="Smaller components are removed from the anomaly mask.")
     false_positive_rate: float = Field(
         0.01, gt=0, lt=1, description="Share of healthy brain voxels above the calibrated threshold."

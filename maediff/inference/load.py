@@ -166,7 +166,8 @@ def _sign_in_force(config: Config, stored: Config, calibration: Calibration) -> 
 
 def _maps_as(config: Config, sign: str | None = None) -> dict[str, Any]:
     """Collect the settings that a calibrated threshold depends on."""
-    score = config.score.model_dump(include={"median_mm", "erode_mm", "half_depth_mm", "support_mm", "locations"})
+    lengths = {"median_mm", "erode_mm", "half_depth_mm", "support_mm", "asymmetry_mm"}
+    score = config.score.model_dump(include={*lengths, "locations"})
     return _residuals_as(config) | {"score": score, "sign": sign or config.score.sign}
 
 

@@ -20,6 +20,7 @@ from maediff.errors import InputError, ModelError
 from maediff.findings import preparation_notes
 from maediff.hardware import check_not_forked, use_bf16, usual_defaults
 from maediff.images import as_image, as_mask
+from maediff.inference.asymmetry import asymmetry_weight
 from maediff.inference.reading import Reading, Steps, find_brain, read_sign
 from maediff.inference.result import WORKING_UNITS, AnomalyResult
 from maediff.inputcheck import HealthyScan, MapMeasures, check_scan, compare, measure_scan, refuse, refuse_ct
@@ -265,8 +266,12 @@ class Predictor:
     def _units(self) -> str:
         units = WORKING_UNITS if self.locations is None else UNITS
         score = self.config.score
-        weighed = ", less near the brain's surface" if score.half_depth_mm else ""
-        return units + weighed + (", more amid others" if score.support_mm else "")
+        weighed = {
+            "less near the brain's surface": score.half_depth_mm,
+            "more amid others": score.support_mm,
+            "more where the hemispheres differ": score.asymmetry_mm,
+        }
+        return ", ".join([units, *(how for how, length in weighed.items() if length)])
 
     @cached_property
     def _contrasts(self) -> tuple[str, ...]:
@@ -287,9 +292,17 @@ class Predictor:
 
     @usual_defaults()
     def residual(self, scan: LoadedScan, seed: int = 0) -> FloatMap:
-        """Reconstruct a prepared scan in the first orientation; return its residual on the working grid (S, H, W)."""
-        prepared = scan.prepared
-        return self._healthy(prepared, (seed, content_key(scan))).residual(prepared.slices, scan.reading.sign)
+        """Reconstruct a prepared scan in the first orientation; return its residual on the working grid (S, H, W).
+
+        It is weighed by `score.asymmetry_mm`; see :mod:`maediff.inference.asymmetry`.
+        """
+        healthy = self._healthy(scan.prepared, (seed, content_key(scan)))
+        return self._residual(scan.prepared, healthy, scan.reading.sign)
+
+    def _residual(self, prepared: WorkingScan, healthy: Healthy, sign: Sign) -> FloatMap:
+        values = healthy.residual(prepared.slices, sign)
+        reach = self.config.score.asymmetry_mm
+        return values * asymmetry_weight(prepared, sign, reach) if reach else values
 
     def _healthy(
         self, prepared: WorkingScan, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None = None
@@ -329,7 +342,7 @@ class Predictor:
         if deviation is not None and several:
             deviation = deviation.mean(1)
         uncertainty = None if deviation is None else prepared.to_native(deviation.numpy())
-        return self.map_of(prepared, healthy.residual(prepared.slices, sign)), reconstruction, uncertainty
+        return self.map_of(prepared, self._residual(prepared, healthy, sign)), reconstruction, uncertainty
 
     @usual_defaults()
     def map_of(self, prepared: WorkingScan, residual: FloatMap) -> FloatMap:

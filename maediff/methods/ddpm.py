@@ -12,7 +12,6 @@ from maediff.config import Config
 from maediff.diffusion import variational
 from maediff.methods.base import Draw
 from maediff.methods.folded_unet import FoldedUNet, unet_multiple
-from maediff.methods.hemispheres import midlines, mirrored
 from maediff.methods.objective import (
     Noised,
     denoising_loss,
@@ -24,6 +23,7 @@ from maediff.methods.objective import (
     whole,
 )
 from maediff.methods.whole_slices import WholeSliceMethod
+from maediff.working.hemispheres import midlines, mirrored
 
 
 class DDPM(WholeSliceMethod):

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from maediff import diffusion
 from maediff.config import Config, ModelConfig
 from maediff.methods.base import Method
-from maediff.methods.hemispheres import midlines, mirrored
 from maediff.methods.maediff.loss import Reconstruction, losses
 from maediff.methods.maediff.mae import MaskedAutoencoder
 from maediff.methods.maediff.partition import visible_cells
@@ -35,6 +34,7 @@ from maediff.methods.maediff.structure import (
     zeroed,
 )
 from maediff.methods.objective import read_output
+from maediff.working.hemispheres import midlines, mirrored
 
 
 class Reconstructor(Method):

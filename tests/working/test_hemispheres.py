@@ -12,7 +12,7 @@ from scipy import ndimage
 from maediff.config import Config, override
 from maediff.diffusion.noise import generator
 from maediff.errors import ConfigError
-from maediff.methods.hemispheres import midlines, mirrored
+from maediff.working.hemispheres import midlines, mirrored
 
 
 def brains(count=3, shape=(64, 80), seed="brains"):
