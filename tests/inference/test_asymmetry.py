@@ -19,7 +19,7 @@ MOST = 1 + GAIN * LIMIT
 
 
 def head(*, left=0.0, right=0.0, degrees=0.0, shift=0.0, shape=(60, 68, 56)):
-    """A symmetric brain of 3 mm voxels, with a ball on the left or right that is so much brighter; and where that is."""
+    """A symmetric brain of 3 mm voxels with a brighter ball on the left or right, and where these balls are."""
     places = np.indices(shape).astype(float) - (np.array(shape)[:, None, None, None] - 1) / 2
     brain = (places[0] / 22) ** 2 + (places[1] / 28) ** 2 + (places[2] / 22) ** 2 < 1
     texture = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(shape), 2)
