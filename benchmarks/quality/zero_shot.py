@@ -50,8 +50,8 @@ SETS = ("mslub", "lgg_flair", "heads", "ixi_t1")
 SIGNS: dict[str, Sign] = dict(LESION_SIGNS.items())
 GRIDS: tuple[float | None, ...] = (None, 1.0, 2.0)
 MEDIANS = (0.0, 3.0, 5.0)
-WEIGHTS = ((0, 0, 0), (4, 0, 0), (0, 20, 0), (4, 20, 0), (0, 0, 6), (4, 20, 6))
-"""Half depth, support and asymmetry of a baseline's map, mm: none of them, each, and all, as the model has them."""
+WEIGHTS = ((0, 0, 0), (4, 0, 0), (0, 20, 0), (4, 20, 0), (0, 20, 6), (4, 20, 6))
+"""Half depth, support and asymmetry of a baseline's map, mm: none of them, some, and all, as the model has them."""
 """Half depth and reach of support, mm: none, those of the packaged model, and each alone."""
 BOOTSTRAP = 2000
 SYNTHETIC: tuple[tuple[Kind, str], ...] = (("t2", "tumour"), ("flair", "tumour"), ("t1", "tumour"), ("t2", "ms"))

@@ -2,9 +2,12 @@
 
 A healthy structure that the network does not restore, such as a bright cortex or a choroid plexus, is there on both
 sides; most lesions are not. The weight never falls below 1, so that lesions on both sides count as much as before.
+What differs between the sides over several centimetres is shading, and does not count.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,9 +19,11 @@ from maediff.typing import BoolArray, FloatMap
 from maediff.working import WorkingScan
 from maediff.working.hemispheres import midlines, mirrored
 
-GAIN, LIMIT = 3.0, 0.4
-"""The weight is 1 + GAIN x the departure, in working units, up to LIMIT."""
+GAIN, LIMIT, SHADING = 3.0, 0.4, 5.0
+"""The weight is 1 + GAIN x the departure, in working units, up to LIMIT; shading is what is left of it under a Gaussian
+that is SHADING times as wide."""
 _LARGE = 0.4  # slices with this share of the largest slice's brain show where the midline is
+_LEAST_SHARE = 0.1  # a voxel with less brain of known departure around it counts less
 _SQUARE = 0.05  # pixels whose sides differ by less than this share are taken as square
 
 
@@ -28,7 +33,8 @@ def asymmetry_weight(scan: WorkingScan, sign: Sign, reach_mm: float) -> FloatMap
     Args:
         scan: The scan on its working grid, in any orientation.
         sign: What counts: brighter, darker or different (abs) than the other side.
-        reach_mm: Standard deviation of the Gaussian that smooths the departure; 0 weighs all alike.
+        reach_mm: Standard deviation of the Gaussian that smooths the departure; 0 weighs all alike. Shading, the same
+            under a wider one, is subtracted.
 
     Returns:
         Weights from 1 to 1 + GAIN x LIMIT, of the shape of the mask (S, H, W).
@@ -45,12 +51,22 @@ def asymmetry_weight(scan: WorkingScan, sign: Sign, reach_mm: float) -> FloatMap
     other, share = _mirrored(above, plane), _mirrored(brain.astype(np.float32), plane)
     both = brain & (share > 0.5)
     departure = np.where(both, above - other / np.maximum(share, 0.5), 0)
-    departure = {"bright": departure, "dark": -departure, "abs": np.abs(departure)}[sign]
-    widths = [reach_mm / step for step in spacing]
-    known = ndimage.gaussian_filter(both.astype(np.float32), widths)
-    smooth = ndimage.gaussian_filter(departure.astype(np.float32), widths) / np.maximum(known, 0.2)
-    weight = 1 + GAIN * np.clip(smooth, 0, LIMIT)
+    near, far = (
+        _smoothed(departure, both, [width / step for step in spacing]) for width in (reach_mm, SHADING * reach_mm)
+    )
+    signed = {"bright": near - far, "dark": far - near, "abs": np.abs(near - far)}[sign]
+    weight = 1 + GAIN * np.clip(signed, 0, LIMIT)
     return np.ascontiguousarray(np.transpose(weight, np.argsort(axes)), dtype=np.float32)
+
+
+def _smoothed(values: FloatMap, known: BoolArray, widths: Sequence[float]) -> FloatMap:
+    """Smooth values that are 0 where nothing is known, by the share of what is."""
+    share, total = (
+        ndimage.gaussian_filter(each.astype(np.float32), widths, mode="constant", truncate=3.0)
+        for each in (known, values)
+    )
+    found: FloatMap = total / np.maximum(share, _LEAST_SHARE)
+    return found
 
 
 def _midplane(values: FloatMap, brain: BoolArray, *, square: bool) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from maediff.calibration import Calibration
 from maediff.errors import ConfigError, GeometryError, InputError, ModelError
+from maediff.inference.asymmetry import GAIN, LIMIT
 from maediff.inference.load import load_model
 from maediff.volume import from_image, read_nifti
 
@@ -96,6 +99,20 @@ def test_names_and_the_order_of_voxels_change_nothing(predictors, make_scan, tmp
     assert other.score == pytest.approx(one.score, rel=1e-4)
 
 
+def test_asymmetry_weighs_the_map_and_says_so(predictors, make_scan):
+    plain = predictors["world"]
+    score = plain.config.score.model_copy(update={"asymmetry_mm": 12.0})
+    weighed = replace(plain, config=plain.config.model_copy(update={"score": score}))
+    one, other = (predictor.predict(make_scan(RAS, SHAPE)) for predictor in (plain, weighed))
+    assert (other.anomaly >= one.anomaly - 1e-6).all()
+    assert (other.anomaly <= (1 + GAIN * LIMIT) * one.anomaly + 1e-6).all()
+    assert (other.anomaly > 1.1 * one.anomaly).any()
+    np.testing.assert_array_equal(other.reconstruction, one.reconstruction)
+    assert other.units == f"{one.units}, more where the hemispheres differ"
+    mirrored = weighed.predict(make_scan(flipped((0,)), SHAPE)).anomaly
+    assert abs(mirrored[::-1] - other.anomaly).mean() < 0.02 * other.anomaly.mean()
+
+
 def test_outside_the_brain_the_reconstruction_is_the_scan(predictors, make_scan):
     scan = make_scan(RAS, SHAPE)
     data = np.asarray(scan.dataobj)
@@ -169,7 +186,13 @@ def test_overrides_that_change_maps_drop_the_threshold(make_model, tiny, tmp_pat
     folder = make_model(tmp_path / "m", tiny(), CALIBRATION.to_dict())
     assert load_model(folder, "cpu", ("infer.batch_size=3", "score.min_size_mm3=50")).calibration == CALIBRATION
     other = "voxel" if tiny().data.align == "world" else "world"
-    changes = ("infer.draws=2", "partition.stride=4", "diffusion.test_timesteps=[100]", "score.median_mm=12")
+    changes = (
+        "infer.draws=2",
+        "partition.stride=4",
+        "diffusion.test_timesteps=[100]",
+        "score.median_mm=12",
+        "score.asymmetry_mm=6",
+    )
     for change in (*changes, f"data.align={other}"):
         caplog.clear()
         assert load_model(folder, "cpu", (change,)).calibration is None
