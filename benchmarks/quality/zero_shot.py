@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -110,7 +111,10 @@ def _synthetic(options: argparse.Namespace) -> Iterator[Scan]:
 def intensity_maps(scan: Scan) -> Iterator[tuple[str, FloatMap]]:
     """Score a scan by brightness alone, in each variant."""
     for grid in GRIDS:
-        spacing = grid or min(scan.volume.spacing_mm[:2])
+        own = min(scan.volume.spacing_mm[:2])
+        if grid and math.isclose(grid, own, rel_tol=1e-3):
+            continue  # it is the scan's own
+        spacing = grid or own
         ready = prepare(scan.volume, scan.brain, DataConfig(spacing_mm=spacing, clip=1000))
         signed = ready.slices if SIGNS[scan.contrast] == "bright" else -ready.slices
         values = np.where(ready.mask, signed - signed[ready.mask].min(), 0)
@@ -189,7 +193,8 @@ def _summary(methods: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     plain = {name: rows for name, rows in methods.items() if name.startswith("intensity")}
     kept = {name: rows for name, rows in methods.items() if name not in plain}
     summary: dict[str, Any] = {"scans": len(next(iter(kept.values())))}
-    best = max(plain, key=lambda name: np.mean([row["auprc"] for row in plain[name]]), default=None)
+    everywhere = [name for name, rows in plain.items() if len(rows) == summary["scans"]]  # a grid may be a scan's own
+    best = max(everywhere, key=lambda name: np.mean([row["auprc"] for row in plain[name]]), default=None)
     if best is not None:
         kept[best] = plain[best]
     for name, rows in kept.items():
