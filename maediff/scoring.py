@@ -6,6 +6,7 @@ Pure functions on arrays. Working slices are ``(S, H, W)``: slice, working x, wo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -218,15 +219,23 @@ def supported(values: FloatMap, mask: BoolArray, spacing_mm: tuple[float, float,
         return values
     widths = [support_mm / step for step in (spacing_mm[2], *spacing_mm[:2])]
 
-    def blurred(x: FloatMap) -> FloatMap:
-        smooth: FloatMap = ndimage.gaussian_filter(x, widths, mode="constant", truncate=3.0)
-        return smooth
-
-    share = blurred(mask.astype(np.float32))
-    total = blurred(np.maximum(values - _SUPPORT_FROM, 0))
+    share = blurred(mask.astype(np.float32), widths)
+    total = blurred(np.maximum(values - _SUPPORT_FROM, 0), widths)
     around = np.divide(total, share, out=np.zeros_like(total), where=mask & (share > 0))
     found: FloatMap = (values + _SUPPORT * around).astype(np.float32)
     return found
+
+
+def blurred(values: FloatMap, widths: Sequence[float]) -> FloatMap:
+    """Blur a volume with a Gaussian that ends at three standard deviations (voxels along each axis); 0 lies beyond it.
+
+    `scipy.ndimage.gaussian_filter`, one matrix along each axis: for wide Gaussians many times as fast.
+    """
+    for axis, width in enumerate(widths):
+        line = np.eye(values.shape[axis], dtype=np.float32)
+        along = ndimage.gaussian_filter1d(line, width, axis=0, mode="constant", truncate=3.0)
+        values = np.moveaxis(np.tensordot(along, values, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(values)
 
 
 def _depth_mm(mask: BoolArray, spacing_mm: tuple[float, float, float]) -> FloatArray:

@@ -15,6 +15,7 @@ from maediff.errors import ConfigError, InputError
 from maediff.scoring import (
     anomaly_map,
     anomaly_mask,
+    blurred,
     case_score,
     depth_weight,
     eroded,
@@ -179,3 +180,10 @@ def test_case_score_averages_the_highest_percent_of_the_brain_and_ignores_the_re
     assert case_score(values, values == 3) == 3.0
     with pytest.raises(InputError, match="empty"):
         case_score(values, values < 0)
+
+
+@pytest.mark.parametrize("widths", [(0.7, 2.0, 1.0), (9.0, 9.0, 9.0)])
+def test_blurring_is_that_of_scipy(widths):
+    values = np.random.default_rng(0).random((9, 14, 11)).astype(np.float32)
+    expected = ndimage.gaussian_filter(values, widths, mode="constant", truncate=3.0)
+    np.testing.assert_allclose(blurred(values, widths), expected, atol=1e-6)

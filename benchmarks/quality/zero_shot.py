@@ -53,7 +53,6 @@ GRIDS: tuple[float | None, ...] = (None, 1.0, 2.0)
 MEDIANS = (0.0, 3.0, 5.0)
 WEIGHTS = ((0, 0, 0), (4, 0, 0), (0, 20, 0), (4, 20, 0), (0, 20, 6), (4, 20, 6))
 """Half depth, support and asymmetry of a baseline's map, mm: none of them, some, and all, as the model has them."""
-"""Half depth and reach of support, mm: none, those of the packaged model, and each alone."""
 BOOTSTRAP = 2000
 SYNTHETIC: tuple[tuple[Kind, str], ...] = (("t2", "tumour"), ("flair", "tumour"), ("t1", "tumour"), ("t2", "ms"))
 SCANS_PER_KIND = 4
@@ -110,8 +109,8 @@ def _synthetic(options: argparse.Namespace) -> Iterator[Scan]:
 
 def intensity_maps(scan: Scan) -> Iterator[tuple[str, FloatMap]]:
     """Score a scan by brightness alone, in each variant."""
+    own = min(scan.volume.spacing_mm[:2])
     for grid in GRIDS:
-        own = min(scan.volume.spacing_mm[:2])
         if grid and math.isclose(grid, own, rel_tol=1e-3):
             continue  # it is the scan's own
         spacing = grid or own

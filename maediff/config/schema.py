@@ -468,6 +468,11 @@ class Config(Section):
         return self.reconstructed_channels * len(self.data.offsets)
 
     @property
+    def mirror_channels(self) -> int:
+        """Number of channels of a slice's mirror image, which come after those of its neighbours."""
+        return self.reconstructed_channels * self.model.mirror
+
+    @property
     def guide_channels(self) -> tuple[tuple[int, ...], ...]:
         """What each side network sees, as indices into a slice's channels followed by the edges of the first C."""
         count = self.data.channel_count

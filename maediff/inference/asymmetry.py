@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from nibabel.orientations import io_orientation
-from scipy import ndimage, stats
+from scipy import stats
 
-from maediff.scoring import Sign
+from maediff.scoring import Sign, blurred
 from maediff.typing import BoolArray, FloatMap
 from maediff.working import WorkingScan
 from maediff.working.hemispheres import midlines, mirrored
@@ -50,7 +50,7 @@ def asymmetry_weight(scan: WorkingScan, sign: Sign, reach_mm: float) -> FloatMap
     above = np.where(brain, values + 1, 0).astype(np.float32)
     other, share = _mirrored(above, plane), _mirrored(brain.astype(np.float32), plane)
     both = brain & (share > 0.5)
-    departure = np.where(both, above - other / np.maximum(share, 0.5), 0)
+    departure: FloatMap = np.where(both, above - other / np.maximum(share, 0.5), 0).astype(np.float32)
     near, far = (
         _smoothed(departure, both, [width / step for step in spacing]) for width in (reach_mm, SHADING * reach_mm)
     )
@@ -61,11 +61,8 @@ def asymmetry_weight(scan: WorkingScan, sign: Sign, reach_mm: float) -> FloatMap
 
 def _smoothed(values: FloatMap, known: BoolArray, widths: Sequence[float]) -> FloatMap:
     """Smooth values that are 0 where nothing is known, by the share of what is."""
-    share, total = (
-        ndimage.gaussian_filter(each.astype(np.float32), widths, mode="constant", truncate=3.0)
-        for each in (known, values)
-    )
-    found: FloatMap = total / np.maximum(share, _LEAST_SHARE)
+    share, total = (blurred(each.astype(np.float32), widths) for each in (known, values))
+    found: FloatMap = total / np.maximum(share, np.float32(_LEAST_SHARE))
     return found
 
 
@@ -79,7 +76,7 @@ def _midplane(values: FloatMap, brain: BoolArray, *, square: bool) -> torch.Tens
     large = np.flatnonzero((area > 0) & (area >= _LARGE * area.max()))
     found = midlines(torch.from_numpy(values[large, None])).numpy()
     tilt = float(np.median(found[:, 0])) if square else 0.0
-    slope, intercept = (0.0, float(np.median(found[:, 1])))
+    slope, intercept = 0.0, float(np.median(found[:, 1]))
     if len(large) > 2:
         slope, intercept = stats.theilslopes(found[:, 1], large)[:2]
     places = np.arange(len(values))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -300,9 +300,12 @@ class Predictor:
         return self._residual(scan.prepared, healthy, scan.reading.sign)
 
     def _residual(self, prepared: WorkingScan, healthy: Healthy, sign: Sign) -> FloatMap:
-        values = healthy.residual(prepared.slices, sign)
-        reach = self.config.score.asymmetry_mm
-        return values * asymmetry_weight(prepared, sign, reach) if reach else values
+        """Compare with the healthy version, weighed by the asymmetry of the channels that were reconstructed."""
+        own = prepared
+        if prepared.slices.ndim == 4:
+            own = replace(prepared, slices=prepared.slices[:, : self.config.reconstructed_channels])
+        weight = asymmetry_weight(own, sign, self.config.score.asymmetry_mm)
+        return healthy.residual(prepared.slices, sign) * weight
 
     def _healthy(
         self, prepared: WorkingScan, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None = None
@@ -319,13 +322,17 @@ class Predictor:
         score = self.config.score.model_copy(update={"sign": scan.reading.sign})
         direct = self.network.scan_maps(volume, prepared.native_mask, score)
         if direct is not None:
-            return *direct, None
+            anomaly, healthy = direct
+            if score.asymmetry_mm:
+                weight = asymmetry_weight(prepared, scan.reading.sign, score.asymmetry_mm)
+                anomaly = anomaly * np.maximum(prepared.to_native(weight), 1)
+            return anomaly, healthy, None
         cuts = (prepared, *scan.turned)
         made = [
             self._maps_of(cut, scan.reading.sign, key, _part(on_batch, index, len(cuts)))
             for index, cut in enumerate(cuts)
         ]
-        anomaly: FloatMap = np.mean([maps[0] for maps in made], axis=0)
+        anomaly = np.mean([maps[0] for maps in made], axis=0)
         reconstruction = prepared.scale.inverse(np.mean([maps[1] for maps in made], axis=0))
         reconstruction[~prepared.native_mask] = volume.data[~prepared.native_mask]
         deviations = [maps[2] for maps in made if maps[2] is not None]

@@ -23,7 +23,7 @@ from maediff.methods.objective import (
     whole,
 )
 from maediff.methods.whole_slices import WholeSliceMethod
-from maediff.working.hemispheres import midlines, mirrored
+from maediff.working.hemispheres import other_side
 
 
 class DDPM(WholeSliceMethod):
@@ -34,7 +34,8 @@ class DDPM(WholeSliceMethod):
     adds the variational bound to the loss; if the variance is learned, only the variance learns from the bound (the
     hybrid loss of Nichol and Dhariwal 2021).
 
-    It may see neighbouring slices (`data.neighbours`), noised like the slice, see :mod:`maediff.methods.neighbours`.
+    It may see neighbouring slices (`data.neighbours`), noised like the slice, see :mod:`maediff.methods.neighbours`,
+    and the mirror image of the noised slice (`model.mirror`), see :mod:`maediff.working.hemispheres`.
 
     Differences from AnoDDPM: MONAI's U-Net; objective and schedule of the configuration (theirs: eps, linear);
     timesteps of `diffusion.train_timesteps`; brains are scaled by percentiles.
@@ -98,7 +99,7 @@ class DDPM(WholeSliceMethod):
             Its prediction, the share of a learned variance or None, the gate's logits or None, (B, 1, H, W) each.
         """
         own = x_t[:, :1]
-        seen = torch.cat([x_t, mirrored(own, midlines(own))], 1) if self.mirror else x_t
+        seen = torch.cat([x_t, other_side(own)], 1) if self.mirror else x_t
         output = self.net(seen, t, condition).float()
         image = output[:, : 1 + self.gate]
         prediction, gate = read_output(image, own, skip=self.skip, gated=self.gate)

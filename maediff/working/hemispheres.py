@@ -1,7 +1,8 @@
-"""The other hemisphere as context: the slice mirrored at its midline, as a further channel of the network. [ours]
+"""The other hemisphere: the midline of a slice, and the slice mirrored at it. [ours]
 
-Brains are nearly symmetric, and most lesions lie on one side. The mirror image is made of what the network sees, noise
-included, so that it shows no more of what is to be restored than the slice itself does.
+Brains are nearly symmetric, and most lesions lie on one side. Networks may see the mirror image as further channels
+(`model.mirror`). It is made of what the network sees, noise included, so that it shows no more of what is to be
+restored than the slice itself does. Maps may be weighed by it (`score.asymmetry_mm`).
 
 The midline is found in each slice by itself. In an image turned so that its midline runs along the columns, row r and
 row s - r are alike. The autoconvolution of each column, summed over all columns, therefore peaks at the s of the
@@ -47,6 +48,11 @@ def midlines(images: Tensor) -> Tensor:
     distance = factor * (_peak(alike[own, angle], place[own, angle]) - (rows - 1)) / 2 + (factor * rows - height) / 2
     tilt = ANGLES[0] + (ANGLES[1] - ANGLES[0]) * _peak(best, angle)
     return torch.stack([tilt, distance], 1)
+
+
+def other_side(images: Tensor) -> Tensor:
+    """Mirror slices (B, C, H, W), each at its own midline."""
+    return mirrored(images, midlines(images))
 
 
 def mirrored(images: Tensor, midline: Tensor) -> Tensor:

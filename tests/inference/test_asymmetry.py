@@ -37,9 +37,9 @@ def head(*, left=0.0, right=0.0, degrees=0.0, shift=0.0, shape=(60, 68, 56)):
     return volume, inside, lesions
 
 
-def weights(volume, brain, sign="bright", orientation="axial", reach=6.0, data=DATA):
-    scan = prepare(volume, brain, data, orientation=orientation)
-    return scan.to_native(asymmetry_weight(scan, sign, reach))
+def weights(volume, brain, sign="bright", orientation="axial"):
+    scan = prepare(volume, brain, DATA, orientation=orientation)
+    return scan.to_native(asymmetry_weight(scan, sign, 6.0))
 
 
 def test_without_reach_all_count_alike():

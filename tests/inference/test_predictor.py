@@ -113,6 +113,29 @@ def test_asymmetry_weighs_the_map_and_says_so(predictors, make_scan):
     assert abs(mirrored[::-1] - other.anomaly).mean() < 0.02 * other.anomaly.mean()
 
 
+def test_asymmetry_weighs_maps_of_methods_without_a_network(make_model, tiny, make_scan, tmp_path):
+    plain, weighed = (
+        load_model(make_model(tmp_path / name, tiny("method=intensity", "score.sign=bright", setting)), "cpu")
+        for name, setting in (("plain", "score.asymmetry_mm=0"), ("weighed", "score.asymmetry_mm=12"))
+    )
+    one, other = (model.predict(make_scan(RAS, SHAPE)) for model in (plain, weighed))
+    assert (other.anomaly >= one.anomaly - 1e-6).all()
+    assert (other.anomaly > 1.1 * one.anomaly).any()
+
+
+def test_channels_that_only_steer_do_not_weigh(make_model, tiny, make_scan, tmp_path):
+    settings = ("data.channels=[flair, t1]", "structure.kinds=[t2i]", "structure.guides=[t1]", "structure.omega=[0]")
+    model = load_model(make_model(tmp_path / "m", tiny(*settings, "score.asymmetry_mm=12")), "cpu")
+    scan = make_scan(RAS, SHAPE)
+    brain = scan.get_fdata() > 0
+    other = nib.Nifti1Image(np.where(brain, scan.get_fdata()[::-1] + 50, 0), scan.affine)
+    found = [
+        model.predict([scan, guide], nib.Nifti1Image(brain.astype(np.uint8), scan.affine)).anomaly
+        for guide in (scan, other)
+    ]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
 def test_outside_the_brain_the_reconstruction_is_the_scan(predictors, make_scan):
     scan = make_scan(RAS, SHAPE)
     data = np.asarray(scan.dataobj)

@@ -16,7 +16,7 @@ _PLANES = 16
 """Float32 images per window and channel that the engine holds: input, noise, mask, weights, estimates."""
 
 _NEIGHBOUR_PLANES = 4
-"""The same per channel of neighbouring slices: whole, visible part, view, input of the U-Net."""
+"""The same per channel of neighbouring slices or the mirror image: whole, visible part, view, input of the U-Net."""
 
 
 def window_bytes(config: Config, shape: tuple[int, int], *, bf16: bool) -> int:
@@ -35,7 +35,8 @@ def window_bytes(config: Config, shape: tuple[int, int], *, bf16: bool) -> int:
     finest = pixels / model.patch**2
     skips = sum((model.num_res_blocks + 1) * width * finest / 4**depth for depth, width in enumerate(model.channels))
     widest = 4 * (model.channels[0] + model.channels[1]) * finest
-    images = _PLANES * config.data.channel_count + _NEIGHBOUR_PLANES * config.neighbour_channels
+    beside = config.neighbour_channels + config.mirror_channels
+    images = _PLANES * config.data.channel_count + _NEIGHBOUR_PLANES * beside
     return int((skips + widest) * (2 if bf16 else 4) + images * 4 * pixels)
 
 

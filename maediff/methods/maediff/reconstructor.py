@@ -4,7 +4,8 @@ Source: MAEDiff, arXiv 2401.10561: the input is a partly perturbed slice, condit
 How the features enter is ours: as residuals added to the U-Net's skip connections at matching levels (as ControlNet and
 T2I-Adapter do), or by cross-attention; `condition="none"` is the ablation. The mask as an input channel is ours too;
 `mask_channel=False` leaves it out. Side networks may steer it by a second image, see
-:mod:`maediff.methods.maediff.structure`, and it may see neighbouring slices, see :mod:`maediff.methods.neighbours`.
+:mod:`maediff.methods.maediff.structure`, and it may see neighbouring slices, see :mod:`maediff.methods.neighbours`, and
+the slice's mirror image, see :mod:`maediff.working.hemispheres`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from maediff.methods.maediff.structure import (
     zeroed,
 )
 from maediff.methods.objective import read_output
-from maediff.working.hemispheres import midlines, mirrored
+from maediff.working.hemispheres import other_side
 
 
 class Reconstructor(Method):
@@ -63,7 +64,7 @@ class Reconstructor(Method):
         self.blocks = config.model.num_res_blocks
         self.wants_pixels = self.condition != "none" and config.model.mae_loss_weight > 0
         self.uses_every_parameter = self.condition == "none" or self.wants_pixels
-        self.unet = _unet(config.model, self.channels, self.neighbour_channels + self.mirror * self.channels)
+        self.unet = _unet(config.model, self.channels, self.neighbour_channels + config.mirror_channels)
         conditioned, widths = self.condition != "none", (self.channels, self.neighbour_channels)
         self.mae = MaskedAutoencoder(self.cell, config.model, *widths) if conditioned else None
         self.adapters = self._adapters(config.model)
@@ -149,7 +150,7 @@ class Reconstructor(Method):
         own, seen = perturbed[:, : self.channels], perturbed
         if self.neighbour_channels:
             seen = torch.cat([own, (1 - mask) * perturbed[:, self.channels :]], 1)
-        seen = torch.cat([seen, mirrored(own, midlines(own))], 1) if self.mirror else seen
+        seen = torch.cat([seen, other_side(own)], 1) if self.mirror else seen
         seen = torch.cat([seen, mask], 1) if self.mask_channel else seen
         stacked = F.pixel_unshuffle(seen, self.patch)
         output = self._denoise(stacked.contiguous(memory_format=torch.channels_last), t, features, guide)
@@ -212,10 +213,10 @@ class Reconstructor(Method):
         return _resize(self.adapters[name](features), (shape[0] >> depth, shape[1] >> depth))
 
 
-def _unet(config: ModelConfig, channels: int, neighbours: int) -> DiffusionModelUNet:
+def _unet(config: ModelConfig, channels: int, beside: int) -> DiffusionModelUNet:
     """Build MONAI's U-Net over `patch` x `patch` pixels folded into channels, with the window's mask beside them."""
     return DiffusionModelUNet(
-        **encoder_arguments(config, channels + neighbours),
+        **encoder_arguments(config, channels + beside),
         out_channels=(2 if config.gate else 1) * channels * config.patch**2,
     )
 

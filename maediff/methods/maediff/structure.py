@@ -166,7 +166,7 @@ def encoder_arguments(model: ModelConfig, channels: int) -> dict[str, Any]:
 
     Args:
         model: Widths, depths and the kind of condition.
-        channels: C, of a slice and its neighbours; the mask of the window comes beside them.
+        channels: C, of a slice, its neighbours and its mirror image; the mask of the window comes beside them.
     """
     cross = model.condition == "cross_attention"
     return {
