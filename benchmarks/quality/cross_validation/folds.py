@@ -44,6 +44,13 @@ _DDPM, _PDDPM = _TABLE["ddpm-lesions"], _TABLE["pddpm-lesions"]
 _WINDOWS = _varied(
     _MAEDIFF, "maediff-windows", "many small windows, no noise", SEE_ALL, *NO_NOISE, *MANY, timesteps=FADED
 )
+_HIDDEN = replace(
+    _WINDOWS,
+    name="maediff-hidden",
+    title=f"{_MAEDIFF.title}, many small windows, hidden or faded",
+    overrides=(*_WINDOWS.overrides, "diffusion.hidden_share=0.5"),
+    timesteps=HIDDEN,
+)
 COMPARED = (
     *(_TABLE[name] for name in ("intensity", "disyre")),
     _DDPM,
@@ -68,13 +75,8 @@ COMPARED = (
         timesteps=FADED,
     ),
     _WINDOWS,
-    replace(
-        _WINDOWS,
-        name="maediff-hidden",
-        title=f"{_MAEDIFF.title}, many small windows, hidden or faded",
-        overrides=(*_WINDOWS.overrides, "diffusion.hidden_share=0.5"),
-        timesteps=HIDDEN,
-    ),
+    _HIDDEN,
+    _varied(_HIDDEN, "maediff-hidden-mirror", "other hemisphere", MIRROR),
 )
 """Rows of the table as they are, and each hypothesis as few settings on top of one of them."""
 
