@@ -10,7 +10,8 @@ misplaced (tissue from elsewhere in the slice, at the brightness of what it repl
 intensity), smooth (structure is missing) and turned (upside down in its place). The truth is the region of the lesion.
 The map is the absolute residual with the filters of the models' configuration. Where a row has several timesteps, their
 mean is scored beside each alone, each in units of its residual on healthy slices of validation patients. Intensity is
-the distance from the median of the slice's brain, with the same filters.
+the distance from the median of the slice's brain, with the same filters. Scores are stored beside each model after each
+patient, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,18 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from benchmarks.common import RESULTS, Benchmark, markdown_table, say, table, write_between
+from benchmarks.common import RESULTS, Benchmark, markdown_table, plain, say, table, write_between
 from benchmarks.common import cell as shown
 from benchmarks.quality.cross_validation.folds import COMPARED, FOLDS, patients, split
 from benchmarks.quality.cross_validation.statistics import difference, mean
 from benchmarks.quality.patients import Patient
 from benchmarks.quality.settings import at_timestep
-from maediff.config import ScoreConfig
+from benchmarks.quality.table.rows import DATA_SETS, Row
+from maediff.config import Config, load_config
 from maediff.data.cases import Case
 from maediff.errors import InputError
 from maediff.evaluation import voxel_metrics
-from maediff.files import read_json
+from maediff.files import file_sha256, read_json, write_json
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.scoring import postprocess
@@ -54,6 +57,9 @@ LARGE = 0.6
 INTENSITY = "intensity"
 BEGIN, END = "<!-- begin: python -m benchmarks.quality.unseen_lesions --render -->", "<!-- end -->"
 Spacing = tuple[float, float, float]
+Families = dict[str, dict[str, float]]
+"""AUPRC of a patient, by family and timestep."""
+Patients = dict[str, Families]
 Fill = Callable[["Spot"], FloatMap]
 
 
@@ -244,16 +250,16 @@ def load(folder: Path, timesteps: Sequence[int], validation: Sequence[Case]) -> 
     predictor = load_model(folder, "cpu")
     healthy = []
     for case in validation:
-        images, brain, _ = _tumour_free(case, predictor)
+        images, brain, _ = _tumour_free(case)
         if len(images):
             healthy.append([absolute_residual(predictor, images, brain, t)[brain].mean() for t in timesteps])
     return Model(predictor, dict(zip(timesteps, np.mean(healthy, axis=0).tolist(), strict=True)))
 
 
-def _tumour_free(case: Case, predictor: Predictor) -> tuple[FloatMap, BoolArray, Spacing]:
+def _tumour_free(case: Case) -> tuple[FloatMap, BoolArray, Spacing]:
     """Prepare the chosen slices of a patient: images and brain (S, H, W), and the spacing in mm."""
     patient = Patient(case)
-    prepared = prepare(patient.volume, patient.brain, predictor.config.data)
+    prepared = prepare(patient.volume, patient.brain, _config().data)
     slices = chosen_slices(prepared, lesion_slices(patient.label, prepared.grid))
     return prepared.slices[slices], prepared.mask[slices], prepared.grid.spacing_mm
 
@@ -264,21 +270,57 @@ def _intensity(images: FloatMap, brain: BoolArray) -> FloatMap:
     return np.abs(images - np.reshape(middles, (-1, 1, 1))).astype(np.float32) * brain
 
 
-def _auprc(values: FloatMap, lesion: Painted, brain: BoolArray, spacing: Spacing, score: ScoreConfig) -> float:
+@cache
+def _config() -> Config:
+    """Load the settings that all rows share: slices and filters."""
+    return load_config(DATA_SETS["lgg_flair"].config)
+
+
+def _auprc(values: FloatMap, lesion: Painted, brain: BoolArray, spacing: Spacing) -> float:
+    score = _config().score.model_copy(update={"sign": "abs"})
     return voxel_metrics(postprocess(values, brain, spacing, score), brain, lesion.truth, None).auprc
 
 
-def scored(case: Case, models: Mapping[str, Model]) -> Iterator[tuple[str, str, float]]:
-    """Score a patient: method, family, AUPRC over its slices; nothing if every large slice holds tumour."""
-    predictor = next(iter(models.values())).predictor
-    score = predictor.config.score.model_copy(update={"sign": "abs"})
-    images, brain, spacing = _tumour_free(case, predictor)
-    for family in FAMILIES if len(images) else ():
-        lesion = painted(images, brain, family, case.subject)
-        yield INTENSITY, family, _auprc(_intensity(lesion.images, brain), lesion, brain, spacing, score)
-        for name, model in models.items():
-            for time, values in model.residuals(lesion.images, brain).items():
-                yield f"{name}, {time}", family, _auprc(values, lesion, brain, spacing, score)
+def intensity_scores(case: Case) -> Families:
+    """Score the distance from each slice's median on a patient."""
+    return scored(case, lambda images, brain: {"": _intensity(images, brain)})
+
+
+def scored(case: Case, residuals: Callable[[FloatMap, BoolArray], Mapping[str, FloatMap]]) -> Families:
+    """Score a patient: AUPRC over its slices by family and timestep; nothing if every large slice holds tumour."""
+    images, brain, spacing = _tumour_free(case)
+    return {
+        family: {
+            time: _auprc(values, lesion, brain, spacing) for time, values in residuals(lesion.images, brain).items()
+        }
+        for family in (FAMILIES if len(images) else ())
+        for lesion in [painted(images, brain, family, case.subject)]
+    }
+
+
+def stored_scores(folder: Path, timesteps: Sequence[int], validation: list[Case], test: list[Case]) -> Patients:
+    """Score a model on test patients, those alone whose scores are not yet stored beside it.
+
+    Args:
+        folder: The run folder; gets `unseen_lesions.json`, written anew after each patient.
+        timesteps: Of the model's row.
+        validation: Patients whose healthy slices give the units of each timestep.
+        test: Patients to score.
+    """
+    path = folder / BENCHMARK.results[0]
+    key = {
+        "weights": file_sha256(folder / "model" / "model.safetensors"),
+        "validation": [case.subject for case in validation],
+    }
+    stored = read_json(path) if path.is_file() else {}
+    patients: Patients = stored["patients"] if stored.get("key") == key else {}
+    absent = [case for case in test if case.subject not in patients]
+    if absent:
+        model = load(folder / "model", timesteps, validation)
+        for case in absent:
+            patients[case.subject] = scored(case, model.residuals)
+            write_json(path, {"key": key, "patients": plain(patients)})
+    return {case.subject: patients[case.subject] for case in test}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -293,17 +335,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError("--work is missing: name the folder of the cross-validation's models")
     torch.set_num_threads(options.threads)
     cases = patients(options.data, options.masks)
-    rows = [row for row in COMPARED if row.name in options.row]
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for fold in options.fold:
         part = {row["subject"]: row["split"] for row in split(cases, fold)}
-        validation = [case for case in cases if part[case.subject] == "val"][: options.limit]
-        folders = {row: options.work / f"fold{fold}" / row.name / "model" for row in rows}
-        models = {row.name: load(folder, row.timesteps, validation) for row, folder in folders.items()}
-        for case in [case for case in cases if part[case.subject] == "test"][: options.limit]:
-            for name, family, value in scored(case, models):
-                found[name][family].append(value)
-            say(f"fold {fold} {case.subject}")
+        chosen = {name: [case for case in cases if part[case.subject] == name] for name in ("val", "test")}
+        validation, test = chosen["val"][: options.limit], chosen["test"][: options.limit]
+        _collect(found, INTENSITY, {case.subject: intensity_scores(case) for case in test})
+        for name in options.row:
+            folder = options.work / f"fold{fold}" / name
+            _collect(found, name, stored_scores(folder, _row(name).timesteps, validation, test))
+            say(f"fold {fold} {name}: {len(test)} patients")
     values = {name: {family: np.array([row]) for family, row in by.items()} for name, by in found.items()}
     print(_table(values))
     summary = {
@@ -316,12 +357,30 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"families": summary, "patients": found}
 
 
+def _collect(found: dict[str, dict[str, list[float]]], name: str, patients: Patients) -> None:
+    """Add a model's scores, by name with timestep and by family."""
+    for families in patients.values():
+        for family, times in families.items():
+            for time, value in times.items():
+                found[", ".join(filter(None, (name, time)))][family].append(value)
+
+
+def _row(name: str) -> Row:
+    """Find the row of a run folder: its name, of other seeds with `.seedN` behind it."""
+    rows = {row.name: row for row in COMPARED if row.name != INTENSITY}
+    plain_name = name.partition(".seed")[0]
+    if plain_name not in rows:
+        raise InputError(f"--row {name}: there is no such row; allowed are {', '.join(rows)}, and these with .seedN")
+    return rows[plain_name]
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """Render stored results: AUPRC of each method and family, and the number of patients."""
     titles = {row.name: row.title for row in COMPARED}
     lines = []
     for name, families in results["patients"].items():
         row, _, time = name.partition(", ")
+        row = row.partition(".seed")[0]
         found = [shown(mean(np.array([families[family]], np.float64))) for family in FAMILIES]
         lines.append([", ".join(filter(None, (titles.get(row, row), time))), *found])
     count = len(results["patients"][INTENSITY]["bright"])
@@ -335,12 +394,11 @@ def _table(values: dict[str, dict[str, DoubleArray]]) -> str:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    names = [row.name for row in COMPARED if row.name != INTENSITY]
     parser.add_argument("--masks", type=Path, metavar="DIR", help="brain masks instead of those of the data set")
     parser.add_argument("--work", type=Path, metavar="DIR", help="models, in foldK/ROW/model")
     parser.add_argument("--render", action="store_true", help="compute nothing")
     parser.add_argument("--page", type=Path, metavar="FILE", help="also write the table into this page (with --render)")
-    parser.add_argument("--row", nargs="+", choices=names, default=names, help="methods (all)")
+    parser.add_argument("--row", nargs="+", default=[], metavar="ROW", help="methods, of other seeds as ROW.seedN")
     parser.add_argument("--fold", nargs="+", type=int, choices=range(FOLDS), default=list(range(FOLDS)), help="(all)")
     parser.add_argument("--limit", type=int, default=1000, help="patients per fold, of test and of validation (all)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")

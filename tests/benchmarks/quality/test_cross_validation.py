@@ -80,7 +80,9 @@ def test_each_hypothesis_is_its_settings_and_nothing_else():
     seen = of["maediff-windows"].diffusion
     assert hidden.diffusion == seen.model_copy(update={"hidden_share": 0.5})
     assert hidden.model_copy(update={"diffusion": seen}) == of["maediff-windows"]
-    tried = {row.timesteps for row in folds.COMPARED if len(row.timesteps) > 1 and row.name != "maediff-hidden"}
+    both = rows.config_of(data, next(row for row in folds.COMPARED if row.name == "maediff-hidden-mirror"))
+    assert both == hidden.model_copy(update={"model": hidden.model.model_copy(update={"mirror": True})})
+    tried = {row.timesteps for row in folds.COMPARED if len(row.timesteps) > 1 and "hidden" not in row.name}
     assert len(tried) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,6 +86,33 @@ def _distance(mask):
     from scipy import ndimage
 
     return ndimage.distance_transform_edt(~mask)
+
+
+def scores_of(folder, subjects, monkeypatch, scored):
+    """Stored scores of a run folder, where scoring a patient notes its name."""
+    unseen = module()
+    monkeypatch.setattr(unseen, "load", lambda *_: SimpleNamespace(residuals=None))
+    monkeypatch.setattr(unseen, "scored", lambda case, _: scored.append(case.subject) or {"dark": {"t 30": 0.5}})
+    return unseen.stored_scores(folder, (30,), [], [SimpleNamespace(subject=subject) for subject in subjects])
+
+
+def test_a_patient_is_scored_once_until_the_weights_change(tmp_path, monkeypatch):
+    weights, scored = tmp_path / "model" / "model.safetensors", []
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    scores_of(tmp_path, ["a"], monkeypatch, scored)
+    found = scores_of(tmp_path, ["b", "a"], monkeypatch, scored)
+    assert scored == ["a", "b"]
+    assert list(found) == ["b", "a"]
+    weights.write_bytes(b"second")
+    scores_of(tmp_path, ["a"], monkeypatch, scored)
+    assert scored == ["a", "b", "a"]
+
+
+def test_rows_that_do_not_exist_are_refused():
+    with pytest.raises(module().InputError, match=r"--row ddpm-lessons.seed1: there is no such row"):
+        module()._row("ddpm-lessons.seed1")
+    assert module()._row("ddpm-lesions.seed1").name == "ddpm-lesions"
 
 
 def test_the_page_shows_what_is_stored():
