@@ -65,6 +65,7 @@ COMPARED = (
     _varied(_DDPM, "ddpm-mirror", "gate, other hemisphere", GATE, MIRROR),
     _varied(_DDPM, "ddpm-no-noise", "no noise", *NO_NOISE, timesteps=FADED),
     _varied(_DDPM, "ddpm-restore", "gate, no noise", GATE, *NO_NOISE, timesteps=FADED),
+    _varied(_DDPM, "ddpm-no-noise-mirror", "no noise, other hemisphere", *NO_NOISE, MIRROR, timesteps=FADED),
     _varied(
         _MAEDIFF,
         "maediff-restore",
