@@ -561,8 +561,6 @@ class Config(Section):
             return self
         if self.method not in {"maediff", "ddpm"}:
             raise ValueError(f"model.mirror goes with methods maediff and ddpm, not {self.method!r}: set it to false")
-        if self.structure.kinds:
-            raise ValueError("model.mirror does not go with side networks: leave structure empty or set it to false")
         if isinstance(self.infer.context, int):
             raise ValueError(
                 f"model.mirror needs infer.context slice or brain, not {self.infer.context}: so little context does "

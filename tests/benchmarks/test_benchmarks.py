@@ -16,6 +16,7 @@ import pytest
 from maediff.config import ScoreConfig, load_config
 from maediff.data.cases import Case
 from maediff.evaluation import Estimate, dice
+from maediff.model_folder import load_model_folder, resolve_model
 from maediff.scoring import anomaly_map
 from maediff.volume import read_nifti
 
@@ -117,8 +118,8 @@ def test_errors_become_messages_and_exit_codes(capsys, tmp_path):
 
 def test_config_has_the_network_of_the_packaged_model_once_it_has_its_mask_channel():
     ours = load_config(ROOT / "benchmarks" / "quality" / "lgg_flair.yaml", ["model.mask_channel=true"])
-    small = load_config("small")
-    assert ours.model == small.model
+    small = load_config("small", module("release.phantom_model").PLAIN)
+    assert ours.model == small.model == load_model_folder(resolve_model("phantom")).config.model
     assert (ours.partition.cell, ours.diffusion.objective) == (small.partition.cell, small.diffusion.objective)
 
 

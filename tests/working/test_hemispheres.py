@@ -143,7 +143,6 @@ def test_a_network_that_ignores_it_is_the_network_without_it(tiny, random_networ
         (["infer.context=8"], "model.mirror needs infer.context slice or brain, not 8"),
         (["infer.orientations=[axial,sagittal]"], "sagittal"),
         (["heads.enabled=true", "heads.orientations=[sagittal]"], "sagittal"),
-        (["structure.kinds=[t2i]", "structure.guides=[edges]"], "does not go with side networks"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings, message):

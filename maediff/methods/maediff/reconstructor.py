@@ -64,14 +64,15 @@ class Reconstructor(Method):
         self.blocks = config.model.num_res_blocks
         self.wants_pixels = self.condition != "none" and config.model.mae_loss_weight > 0
         self.uses_every_parameter = self.condition == "none" or self.wants_pixels
-        self.unet = _unet(config.model, self.channels, self.neighbour_channels + config.mirror_channels)
+        beside = self.neighbour_channels + config.mirror_channels
+        self.unet = _unet(config.model, self.channels, beside)
         conditioned, widths = self.condition != "none", (self.channels, self.neighbour_channels)
         self.mae = MaskedAutoencoder(self.cell, config.model, *widths) if conditioned else None
         self.adapters = self._adapters(config.model)
         self.guide_channels = config.guide_channels
         self.omega = config.structure.factors
         self.structure = nn.ModuleList(
-            build_side(kind, config.model, self.channels, len(own))
+            build_side(kind, config.model, self.channels + beside, len(own))
             for kind, own in zip(config.structure.kinds, self.guide_channels, strict=True)
         )
 
