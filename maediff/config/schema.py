@@ -32,6 +32,8 @@ UNTRAINED = frozenset({"intensity", "zscore"})
 """Methods without a network."""
 EDGES = "edges"
 """The guide that is computed from the scan itself."""
+_MIRRORING = frozenset({"maediff", "pddpm", "ddpm", "cddpm", "autoddpm", "disyre", "dae"})
+"""Methods that restore slices by a U-Net, which may see the other hemisphere."""
 _LATENT = ("latent_diffusion", "conditioned_latent_diffusion")
 # Upper limits, far above usual values: larger ones are slips or attacks and are refused before memory is allocated.
 # Whether a network of allowed size fits into memory is checked when it is built.
@@ -187,8 +189,8 @@ class ModelConfig(Section):
     )
     mirror: bool = Field(
         False,
-        description="The U-Net also sees the slice mirrored at its midline: the other hemisphere (methods maediff and "
-        "ddpm).",
+        description="The U-Net also sees the slice mirrored at its midline: the other hemisphere (methods maediff, "
+        "pddpm, ddpm, cddpm, autoddpm, disyre and dae; others do not look at it).",
     )
     mask_channel: bool = Field(True, description="The U-Net sees the mask of the window as an input channel.")
     condition: Literal["residual", "cross_attention", "none"] = Field(
@@ -470,7 +472,7 @@ class Config(Section):
     @property
     def mirror_channels(self) -> int:
         """Number of channels of a slice's mirror image, which come after those of its neighbours."""
-        return self.reconstructed_channels * self.model.mirror
+        return self.reconstructed_channels * (self.model.mirror and self.method in _MIRRORING)
 
     @property
     def guide_channels(self) -> tuple[tuple[int, ...], ...]:
@@ -557,10 +559,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sees_the_other_side(self) -> Config:
-        if not self.model.mirror:
+        if not self.mirror_channels:
             return self
-        if self.method not in {"maediff", "ddpm"}:
-            raise ValueError(f"model.mirror goes with methods maediff and ddpm, not {self.method!r}: set it to false")
         if isinstance(self.infer.context, int):
             raise ValueError(
                 f"model.mirror needs infer.context slice or brain, not {self.infer.context}: so little context does "

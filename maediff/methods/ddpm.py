@@ -23,7 +23,6 @@ from maediff.methods.objective import (
     whole,
 )
 from maediff.methods.whole_slices import WholeSliceMethod
-from maediff.working.hemispheres import other_side
 
 
 class DDPM(WholeSliceMethod):
@@ -34,8 +33,7 @@ class DDPM(WholeSliceMethod):
     adds the variational bound to the loss; if the variance is learned, only the variance learns from the bound (the
     hybrid loss of Nichol and Dhariwal 2021).
 
-    It may see neighbouring slices (`data.neighbours`), noised like the slice, see :mod:`maediff.methods.neighbours`,
-    and the mirror image of the noised slice (`model.mirror`), see :mod:`maediff.working.hemispheres`.
+    It may see neighbouring slices (`data.neighbours`), noised like the slice, see :mod:`maediff.methods.neighbours`.
 
     Differences from AnoDDPM: MONAI's U-Net; objective and schedule of the configuration (theirs: eps, linear);
     timesteps of `diffusion.train_timesteps`; brains are scaled by percentiles.
@@ -48,8 +46,7 @@ class DDPM(WholeSliceMethod):
         self.learned = config.diffusion.variance == "learned"
         self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
         self.offsets, self.neighbour_channels = config.data.offsets, config.neighbour_channels
-        self.mirror = config.model.mirror
-        widths = (1 + self.neighbour_channels + self.mirror, 1 + self.gate + self.learned)
+        widths = (1 + self.neighbour_channels, 1 + self.gate + self.learned)
         self.net = FoldedUNet(config.model, widths, embedding=embedding)
         self.multiple = unet_multiple(config.model)
 
@@ -98,11 +95,9 @@ class DDPM(WholeSliceMethod):
         Returns:
             Its prediction, the share of a learned variance or None, the gate's logits or None, (B, 1, H, W) each.
         """
-        own = x_t[:, :1]
-        seen = torch.cat([x_t, other_side(own)], 1) if self.mirror else x_t
-        output = self.net(seen, t, condition).float()
+        output = self.net(x_t, t, condition).float()
         image = output[:, : 1 + self.gate]
-        prediction, gate = read_output(image, own, skip=self.skip, gated=self.gate)
+        prediction, gate = read_output(image, x_t[:, :1], skip=self.skip, gated=self.gate)
         return prediction, output[:, -1:] if self.learned else None, gate
 
     def condition(self, images: Tensor) -> Tensor | None:

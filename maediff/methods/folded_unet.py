@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maediff.config import ModelConfig
+from maediff.working.hemispheres import other_side
 
 
 class FoldedUNet(nn.Module):
     """MONAI's diffusion U-Net with `model.patch` x `model.patch` pixels folded into channels, as MAEDiff's is.
 
+    With `model.mirror` it also sees the mirror image of the first channel, see :mod:`maediff.working.hemispheres`.
+
     Args:
         config: Widths and depths.
         channels: (in, out) channels of the images.
-        patch: Pixels folded; those of the configuration if None.
         embedding: Size of a vector per slice that is added to the embedding of the timestep; 0: none.
+        latent: The images are codes of an autoencoder: no pixels are folded, and nothing is mirrored.
     """
 
     def __init__(
-        self, config: ModelConfig, channels: tuple[int, int] = (1, 1), patch: int | None = None, embedding: int = 0
+        self, config: ModelConfig, channels: tuple[int, int] = (1, 1), embedding: int = 0, *, latent: bool = False
     ) -> None:
         super().__init__()
-        self.patch = config.patch if patch is None else patch
+        self.patch = 1 if latent else config.patch
+        self.mirror = config.mirror and not latent
         self.unet = DiffusionModelUNet(
             spatial_dims=2,
-            in_channels=channels[0] * self.patch**2,
+            in_channels=(channels[0] + self.mirror) * self.patch**2,
             out_channels=channels[1] * self.patch**2,
             channels=config.channels,
             num_res_blocks=config.num_res_blocks,
@@ -47,7 +52,8 @@ class FoldedUNet(nn.Module):
             vector: (B, E), with an embedding.
             context: (B, N, D) tokens, if the U-Net attends to some (:mod:`maediff.methods.cross_attention`).
         """
-        folded = F.pixel_unshuffle(x, self.patch)
+        seen = torch.cat([x, other_side(x[:, :1])], 1) if self.mirror else x
+        folded = F.pixel_unshuffle(seen, self.patch)
         return F.pixel_shuffle(self.unet(folded, t, context=context, class_labels=vector), self.patch)
 
 

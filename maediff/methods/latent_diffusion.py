@@ -51,7 +51,7 @@ class LatentDiffusion(WholeSliceMethod):
             with_encoder_nonlocal_attn=False,
             with_decoder_nonlocal_attn=False,
         )
-        self.net = FoldedUNet(model, (config.baselines.latent_channels,) * 2, patch=1)
+        self.net = FoldedUNet(model, (config.baselines.latent_channels,) * 2, latent=True)
         self.register_buffer("scale", torch.ones(()))
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

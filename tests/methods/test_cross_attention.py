@@ -82,7 +82,7 @@ def test_every_layer_sees_the_grid_that_its_step_says(tiny, levels):
     """A U-Net of 16 x 24 pixels whose pixels lie half a cell apart covers 8 x 12 cells at every depth."""
     widths = {2: "model.channels=[8, 16]", 3: "model.channels=[8, 16, 16]"}[levels]
     model = tiny(widths, f"model.attention={[False] * levels}", "data.size=[32, 32]").model
-    net, grids = FoldedUNet(model, (1, 1), patch=1), []
+    net, grids = FoldedUNet(model, (1, 1), latent=True), []
     attend(net.unet, model, 0.5)
     for layer in net.modules():
         if isinstance(layer, CrossAttention):

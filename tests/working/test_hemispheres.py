@@ -12,6 +12,7 @@ from scipy import ndimage
 from maediff.config import Config, override
 from maediff.diffusion.noise import generator
 from maediff.errors import ConfigError
+from maediff.methods.build import build_network
 from maediff.working.hemispheres import midlines, mirrored
 
 
@@ -98,7 +99,7 @@ WAYS = (
     (),
     ("model.condition=cross_attention", "infer.context=brain"),
     ("data.channels=[t1, t2]", "model.patch=2"),
-    ("method=ddpm",),
+    *[(f"method={name}",) for name in ("ddpm", "pddpm", "cddpm", "autoddpm", "disyre", "dae")],
 )
 
 
@@ -139,7 +140,6 @@ def test_a_network_that_ignores_it_is_the_network_without_it(tiny, random_networ
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["method=pddpm"], "model.mirror goes with methods maediff and ddpm, not 'pddpm'"),
         (["infer.context=8"], "model.mirror needs infer.context slice or brain, not 8"),
         (["infer.orientations=[axial,sagittal]"], "sagittal"),
         (["heads.enabled=true", "heads.orientations=[sagittal]"], "sagittal"),
@@ -148,3 +148,13 @@ def test_a_network_that_ignores_it_is_the_network_without_it(tiny, random_networ
 def test_what_does_not_fit_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         override(Config(), ["model.mirror=true", *settings])
+
+
+@pytest.mark.parametrize("method", ["ae", "vae", "latent_diffusion", "conditioned_latent_diffusion"])
+def test_methods_without_such_a_network_do_not_look_at_it(tiny, method):
+    shapes = [
+        {name: value.shape for name, value in build_network(tiny(f"method={method}", *extra)).state_dict().items()}
+        for extra in ((), ("model.mirror=true",))
+    ]
+    assert shapes[0] == shapes[1]
+    override(Config(), ["model.mirror=true", f"method={method}", "infer.orientations=[axial,sagittal]"])

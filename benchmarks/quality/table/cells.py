@@ -157,7 +157,7 @@ def compute(data: DataSet, row: Row, place: Place) -> dict[str, Any]:
     if data.trained_on:
         return _transfer(data, row, place, cases)
     config = override(config_of(data, row, place.seed), ["train.workers=0"])
-    spent = budget(config, load_config(data.config), data.budget_tflop)
+    spent = budget(config, load_config(data.config, data.overrides), data.budget_tflop)
     run_dir = place.run_dir(data.name, row.name)
     seconds = _train(override(config, [f"train.max_steps={spent.steps}"]), cases, run_dir)
     predictor = load_model(run_dir / "model", "cpu")

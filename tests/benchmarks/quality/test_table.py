@@ -43,7 +43,7 @@ def test_every_method_has_as_many_tries_as_any_other_that_can_choose():
 
 def test_no_method_spends_more_than_the_budget_and_none_sees_far_more_samples():
     cells, data = module("quality.table.cells"), trained_sets()[0]
-    ours = load_config(data.config)
+    ours = load_config(data.config, data.overrides)
     batch = ours.train.batch_size
     allowed = module("quality.table.cells").budget(ours, ours, data.budget_tflop)
     for row in module("quality.table.rows").ROWS:

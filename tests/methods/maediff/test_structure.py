@@ -15,7 +15,12 @@ from maediff.methods.maediff.structure import edges
 from maediff.training.stream import SampleStream
 
 CPU = torch.device("cpu")
-CONDITIONS = ["model.condition=residual", "model.condition=cross_attention", "model.condition=none", "model.mirror=true"]
+CONDITIONS = [
+    "model.condition=residual",
+    "model.condition=cross_attention",
+    "model.condition=none",
+    "model.mirror=true",
+]
 EDGES = ("structure.kinds=[controlnet]", "structure.guides=[edges]")
 BOTH = ("data.channels=[flair, t1]", "structure.kinds=[controlnet, t2i]", "structure.guides=[edges, t1]")
 
