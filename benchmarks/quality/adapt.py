@@ -32,9 +32,10 @@ from maediff.data.cases import Case, find_cases
 from maediff.data.slices import healthy_slices
 from maediff.evaluation import bootstrap_ci, voxel_metrics
 from maediff.evaluation.lesion import lesion_metrics
+from maediff.hardware import resolve_device
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
-from maediff.jobs.adapt import adapt_model, tuning_config
+from maediff.jobs.adapt import adapt_model, rehearsal_of, tuning_config
 from maediff.jobs.train import split_cases
 from maediff.model_folder import load_model_folder, resolve_model, save_model
 from maediff.scoring import anomaly_mask
@@ -107,7 +108,8 @@ def _trained(options: argparse.Namespace, cases: Path, folder: Path, schedule: S
     config, network = tuning_config(loaded.config, options.seed), loaded.network
     learn, held_out = _held_out(options, cases)
     data = healthy_slices(learn, config.data), healthy_slices(held_out, config.data)
-    found = tune(network, list(network.parameters()), data, config, replace(schedule, lr=FULL_LR))
+    kept = rehearsal_of(resolve_model(options.model), config, resolve_device(options.device))
+    found = tune(network, list(network.parameters()), data, config, replace(schedule, lr=FULL_LR), rehearsal=kept)
     say(f"  {found}")
     save_model(folder, network.state_dict(), loaded.config, None, "# All weights trained on a few scans\n")
     return folder, held_out

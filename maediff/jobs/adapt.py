@@ -28,6 +28,7 @@ from maediff.low_rank import Adapter, attach, detached
 from maediff.methods.base import Method
 from maediff.methods.maediff.reconstructor import Reconstructor
 from maediff.model_folder import StoredModel, load_model_folder, resolve_model, save_adapted
+from maediff.training.rehearsal import Rehearsal
 from maediff.training.tune import Schedule, Tuned, tune
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,8 @@ class AdaptJob:
         with folder_lock(out):
             suspects = suspicious(load_model(base, self.device), [*learn, *held_out], on_case)
             data = healthy_slices(learn, config.data), healthy_slices(held_out, config.data)
-            tuned = tune(network, parameters, data, config, self.schedule, on_step=on_step)
+            kept = rehearsal_of(base, config, device) if self.kind == "lora" else None
+            tuned = tune(network, parameters, data, config, self.schedule, rehearsal=kept, on_step=on_step)
             self._save(base, self._steered(stored.config), network, data, tuned)
             unreadable = {name for name, _ in data[1].failed}
             healthy = [case for case in held_out if case.label is None and case.id not in unreadable]
@@ -255,6 +257,22 @@ def tuning_config(config: Config, seed: int) -> Config:
     if config.heads.enabled:
         changes += ["heads.enabled=false", f"lesions.share={_PSEUDO_LESIONS}"]
     return override(config, changes)
+
+
+def rehearsal_of(base: Path, config: Config, device: torch.device) -> Rehearsal | None:
+    """Let a model that learned from label maps keep what it knows of lesions and contrasts; None for other models.
+
+    Args:
+        base: Its folder.
+        config: From :func:`tuning_config`.
+        device: Where the training computes.
+    """
+    stored = load_model_folder(base)
+    if not stored.config.heads.enabled or stored.config.method != "maediff":
+        return None
+    network = load_model(base, str(device)).network
+    assert isinstance(network, Reconstructor)
+    return Rehearsal(network, config)
 
 
 def with_side(config: Config, kind: Kind, guide: str, channel: str | None = None) -> Config:

@@ -15,6 +15,7 @@ from maediff.config import Config
 from maediff.data.slices import SliceSet
 from maediff.errors import MAEDiffError
 from maediff.methods.base import Method
+from maediff.training.rehearsal import Rehearsal
 from maediff.training.stream import Sample, SampleStream
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def tune(
     config: Config,
     schedule: Schedule,
     *,
+    rehearsal: Rehearsal | None = None,
     on_step: Callable[[int, float | None], None] | None = None,
 ) -> Tuned:
     """Train some parameters of a network in place, and keep those with the lowest validation loss.
@@ -74,6 +76,7 @@ def tune(
         data: Healthy slices for training, and slices of other subjects that decide when to stop.
         config: Configuration of the network, for samples and losses.
         schedule: How long and how fast.
+        rehearsal: Targets that keep the network from forgetting; None: those of the samples.
         on_step: Called with each step, and the validation loss if there is a new one.
 
     Raises:
@@ -82,11 +85,11 @@ def tune(
     batch = config.train.batch_size
     stream = SampleStream(data[0], config, schedule.max_steps * batch, augmented=True)
     optimizer = torch.optim.AdamW(parameters, schedule.lr, weight_decay=0.0)
-    before = best = _validation_loss(network, data[1], config)
+    before = best = _validation_loss(network, data[1], config, rehearsal)
     kept, best_step, step = copy.deepcopy([value.data for value in parameters]), 0, 0
     for step, sample in enumerate(DataLoader(stream, batch), start=1):
         network.train()
-        loss, auxiliary = _losses(network, sample)
+        loss, auxiliary = _losses(network, sample, rehearsal, step)
         if not bool(torch.isfinite(loss)):
             raise MAEDiffError(
                 f"the loss is {float(loss.detach())} at step {step}; use a lower learning rate ({schedule.lr:g})"
@@ -97,7 +100,7 @@ def tune(
         optimizer.step()
         now = None
         if step % schedule.every == 0 or step == schedule.max_steps:
-            now = _validation_loss(network, data[1], config)
+            now = _validation_loss(network, data[1], config, rehearsal)
             if now < best:
                 best, best_step, kept = now, step, copy.deepcopy([value.data for value in parameters])
         if on_step is not None:
@@ -111,15 +114,20 @@ def tune(
     return Tuned(step, best_step, before, best)
 
 
-def _losses(network: Method, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+def _losses(
+    network: Method, sample: Sample, rehearsal: Rehearsal | None, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     device = next(network.parameters()).device
-    return network.losses({name: value.to(device) for name, value in sample.items()})
+    batch = {name: value.to(device) for name, value in sample.items()}
+    return network.losses(rehearsal(batch, number) if rehearsal else batch)
 
 
 @torch.no_grad()
-def _validation_loss(network: Method, slices: SliceSet, config: Config) -> float:
+def _validation_loss(network: Method, slices: SliceSet, config: Config, rehearsal: Rehearsal | None) -> float:
     """Measure the loss on fixed samples, as a training does."""
     network.eval()
     stream = SampleStream(slices, config, _VALIDATION_SAMPLES, augmented=False)
-    batches = DataLoader(stream, config.train.batch_size)
-    return sum(float(_losses(network, batch)[0]) * len(batch["t"]) for batch in batches) / _VALIDATION_SAMPLES
+    total = 0.0
+    for number, batch in enumerate(DataLoader(stream, config.train.batch_size), start=1):
+        total += float(_losses(network, batch, rehearsal, -number)[0]) * len(batch["t"])
+    return total / _VALIDATION_SAMPLES
