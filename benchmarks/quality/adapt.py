@@ -5,7 +5,7 @@
 
 Sites: `lgg_flair` (tumour-free slices of training patients; tested on the test patients) and `ixi_t1` (healthy scans;
 tested on the others). The model as shipped, the same with a threshold of the site alone, adapted (`maediff adapt`), and
-with all its weights trained on (the same samples, steps and stopping) are compared scan by scan. Those that are trained
+with all its weights trained on (the same samples, targets, steps and stopping) are compared scan by scan. Those that are trained
 have their threshold from the subjects that training held out, the calibrated one from all. Each is also scored on
 contrasts that it was not adapted to. `--masks DIR` takes brain masks of lgg_flair from elsewhere, under the same names
 (`new_masks` writes them). Differences are to the model as shipped, with paired bootstrap intervals.
@@ -69,7 +69,8 @@ def site(options: argparse.Namespace, count: int) -> Site:
         tests[f"mslub {channel}"] = find_cases(mslub, channel=channel)
     other = next(name for name in SITES if name != options.site)
     tests[other] = [case for case in _cases(other, options) if other == "ixi_t1" or case.split == "test"]
-    return Site(pool[:count], {name: found[: options.limit] for name, found in tests.items()})
+    limits = {options.site: len(own)}
+    return Site(pool[:count], {name: found[: limits.get(name, options.limit)] for name, found in tests.items()})
 
 
 def _cases(name: str, options: argparse.Namespace) -> list[Case]:
@@ -193,7 +194,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, default=4, help="of the updates (%(default)s)")
     parser.add_argument("--steps", type=int, default=400, help="most training steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of samples, start and held-out subjects")
-    parser.add_argument("--limit", type=int, default=1000, help="scans per test set (all)")
+    parser.add_argument("--limit", type=int, default=1000, help="scans per test set of other sites (all)")
     parser.add_argument("--override", dest="overrides", action="append", default=[], help="such as score.sign=bright")
     parser.add_argument("--work", type=Path, default=Path("runs/adapt"), metavar="DIR", help="models (%(default)s)")
 
