@@ -5,10 +5,10 @@
 
 Sites: `lgg_flair` (tumour-free slices of training patients; tested on the test patients) and `ixi_t1` (healthy scans;
 tested on the others). The model as shipped, the same with a threshold of the site alone, adapted (`maediff adapt`), and
-with all its weights trained on (the same samples, targets, steps and stopping) are compared scan by scan. Those that are trained
-have their threshold from the subjects that training held out, the calibrated one from all. Each is also scored on
-contrasts that it was not adapted to. `--masks DIR` takes brain masks of lgg_flair from elsewhere, under the same names
-(`new_masks` writes them). Differences are to the model as shipped, with paired bootstrap intervals.
+with all its weights trained on (the same samples, targets, steps and stopping) are compared scan by scan. Those that
+are trained have their threshold from the subjects that training held out, the calibrated one from all. Each is also
+scored on contrasts that it was not adapted to. `--masks DIR` takes brain masks of lgg_flair from elsewhere, under the
+same names (`new_masks` writes them). Differences are to the model as shipped, with paired bootstrap intervals.
 """
 
 from __future__ import annotations

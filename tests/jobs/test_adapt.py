@@ -16,11 +16,12 @@ from maediff.bundle import export_bundle
 from maediff.errors import ConfigError, InputError, ModelError
 from maediff.files import read_json
 from maediff.inference.load import load_model
-from maediff.jobs.adapt import adapt_model, tuning_config
+from maediff.jobs.adapt import adapt_model, rehearsal_of, tuning_config
 from maediff.jobs.calibrate import calibrate_model
 from maediff.low_rank import LowRank, attach, detached
 from maediff.methods.build import build_network
 from maediff.model_folder import describe_model, load_model_folder, merge_adapter, save_model, verify_model_folder
+from maediff.training.rehearsal import Rehearsal
 from maediff.training.tune import Schedule, tune
 
 AFFINE = np.diag([4.0, 4.0, 8.0, 1.0]) - np.array([[0, 0, 0, 64], [0, 0, 0, 80], [0, 0, 0, 48], [0] * 4])
@@ -216,6 +217,33 @@ def test_a_model_of_label_maps_keeps_removing_lesions(tiny):
     assert config.lesions.share == 0.8
     assert not config.heads.enabled
     assert tuning_config(tiny("lesions.share=0.3"), 3).lesions.share == 0.3
+
+
+def test_only_what_learned_from_label_maps_is_rehearsed(base, tiny, make_model, tmp_path):
+    """Other models have seen real scans with pseudo-lesions, and learn on as they have learned."""
+    settings = ("heads.enabled=true", "lesions.share=0")
+    from_maps = make_model(tmp_path / "maps", tiny(*settings))
+    other = make_model(tmp_path / "ddpm", tiny(*settings, "method=ddpm"))
+    config, cpu = tuning_config(tiny(*settings), 0), torch.device("cpu")
+    assert rehearsal_of(from_maps, config, cpu) is not None
+    assert rehearsal_of(base, config, cpu) is None
+    assert rehearsal_of(other, config, cpu) is None
+
+
+def test_what_is_rehearsed_costs_the_base_nothing(random_network, tiny, discs):
+    """At the start only healthy tissue has a loss; slices that are lesion or exchanged throughout have none."""
+    config = tiny("lesions.share=1", "diffusion.objective=x0", "diffusion.loss=x0_l2", "train.batch_size=4")
+    network = random_network(config)
+    found = tune(
+        network,
+        [torch.nn.Parameter(torch.zeros(1))],
+        (discs(), discs(seed=1)),
+        config,
+        Schedule(max_steps=1),
+        rehearsal=lambda batch, number: Rehearsal(network, config)({**batch, "clean": batch["clean"] + 1e-3}, number),
+    )
+    plain = tune(network, [torch.nn.Parameter(torch.zeros(1))], (discs(), discs(seed=1)), config, Schedule(max_steps=1))
+    assert found.loss_before < 1e-3 < plain.loss_before
 
 
 # The short training
