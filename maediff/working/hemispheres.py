@@ -22,11 +22,13 @@ ANGLES = tuple(math.radians(degrees) for degrees in range(-16, 17, 2))
 _SIDE = 48  # longest side of the image in which the midline is sought, pixels
 
 
-def midlines(images: Tensor) -> Tensor:
+def midlines(images: Tensor, *, by_outline: bool = True) -> Tensor:
     """Find the midline of axial or coronal slices.
 
     Args:
         images: (B, C, H, W), rows from one side of the head to the other (x), -1 outside the brain.
+        by_outline: What is brighter than half of the usual tissue counts alike, so that a bright tumour does not pull
+            the midline to itself.
 
     Returns:
         (B, 2) float32: angle, radians, and distance of the midline from the middle of the image, pixels. Points (r, c)
@@ -36,6 +38,9 @@ def midlines(images: Tensor) -> Tensor:
     mass = (images.float() + 1).clamp(0, 2).mean(1, keepdim=True)
     factor = math.ceil(max(mass.shape[2:]) / _SIDE)
     small = F.avg_pool2d(mass, factor + 2, factor, padding=1)  # a little blurred, so that turning blurs no more
+    if by_outline:
+        usual = small.square().sum((1, 2, 3), keepdim=True) / small.sum((1, 2, 3), keepdim=True).clamp(min=1e-6)
+        small = torch.minimum(small, usual / 2)
     count, rows = len(ANGLES), small.shape[2]
     angles = torch.tensor(ANGLES, device=images.device)
     turned = _turned(small.repeat_interleave(count, 0), angles.repeat(len(small)))

@@ -81,6 +81,20 @@ def test_a_lesion_or_noise_hardly_moves_the_midline():
         assert gap[1] < 1.0
 
 
+@pytest.mark.parametrize(("rows", "columns"), [((12, 28), (18, 40)), ((36, 54), (42, 66)), ((8, 26), (44, 70))])
+def test_a_large_bright_tumour_does_not_pull_the_midline(rows, columns):
+    """In an eighth of the brain, on one side and off the middle: by brightness alone the midline turns to it."""
+    images = brains()
+    tumour = images.clone()
+    tumour[:, :, slice(*rows), slice(*columns)] += 1.2
+    tumour[images <= -1] = -1
+    turned = {}
+    for by_outline in (True, False):
+        before, after = (midlines(each, by_outline=by_outline) for each in (images, tumour))
+        turned[by_outline] = math.degrees((after - before)[:, 0].abs().max())
+    assert turned[True] < 2.5 < 3.5 < turned[False]
+
+
 def test_each_slice_has_its_own_midline_whatever_is_beside_it():
     images = torch.cat([moved(brains(), 6.0, 3.0), moved(brains(), -3.0, -5.0)])
     together = midlines(images)
