@@ -1,6 +1,7 @@
 """What is it worth to adapt a model to a site with a few healthy scans, beside calibrating it and training all of it?
 
-    python -m benchmarks.quality.adapt --model phantom --json benchmarks/results/adapt.json
+    python -m benchmarks.quality.adapt --model heads --masks DIR --scans 5 --limit 3 --steps 200 \
+      --json benchmarks/results/adapt.json
     python -m benchmarks.quality.adapt --model RUN/model --site ixi_t1 --scans 5 --work runs/adapt
 
 Sites: `lgg_flair` (tumour-free slices of training patients; tested on the test patients) and `ixi_t1` (healthy scans;
@@ -41,7 +42,7 @@ from maediff.model_folder import load_model_folder, resolve_model, save_model
 from maediff.scoring import anomaly_mask
 from maediff.training.tune import Schedule, tune
 
-BENCHMARK = Benchmark(__file__, __doc__, page="docs/own-site.md")
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/own-site.md", results=("adapt.json",))
 SITES = ("lgg_flair", "ixi_t1")
 FULL_LR = 1e-4
 """Learning rate of all weights; ten times that of the updates spoils the network within a few steps."""
