@@ -142,7 +142,7 @@ def test_hash_changes_with_every_section():
         "model.mask_channel=false",
         "train.seed=5",
         "infer.draws=2",
-        "infer.context=16",
+        "infer.context=brain",
         "score.locations=true",
         "baselines.latent=7",
     ]
