@@ -33,7 +33,6 @@ from maediff.data.cases import Case, find_cases
 from maediff.data.slices import healthy_slices
 from maediff.evaluation import bootstrap_ci, voxel_metrics
 from maediff.evaluation.lesion import lesion_metrics
-from maediff.hardware import resolve_device
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.jobs.adapt import adapt_model, rehearsal_of, tuning_config
@@ -70,8 +69,8 @@ def site(options: argparse.Namespace, count: int) -> Site:
         tests[f"mslub {channel}"] = find_cases(mslub, channel=channel)
     other = next(name for name in SITES if name != options.site)
     tests[other] = [case for case in _cases(other, options) if other == "ixi_t1" or case.split == "test"]
-    limits = {options.site: len(own)}
-    return Site(pool[:count], {name: found[: limits.get(name, options.limit)] for name, found in tests.items()})
+    limited = {name: found if name == options.site else found[: options.limit] for name, found in tests.items()}
+    return Site(pool[:count], limited)
 
 
 def _cases(name: str, options: argparse.Namespace) -> list[Case]:
@@ -110,7 +109,7 @@ def _trained(options: argparse.Namespace, cases: Path, folder: Path, schedule: S
     config, network = tuning_config(loaded.config, options.seed), loaded.network
     learn, held_out = _held_out(options, cases)
     data = healthy_slices(learn, config.data), healthy_slices(held_out, config.data)
-    kept = rehearsal_of(resolve_model(options.model), config, resolve_device(options.device))
+    kept = rehearsal_of(load_model(options.model, options.device), config)
     found = tune(network, list(network.parameters()), data, config, replace(schedule, lr=FULL_LR), rehearsal=kept)
     say(f"  {found}")
     save_model(folder, network.state_dict(), loaded.config, None, "# All weights trained on a few scans\n")

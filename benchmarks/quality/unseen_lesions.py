@@ -334,6 +334,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.work is None:
         raise InputError("--work is missing: name the folder of the cross-validation's models")
     torch.set_num_threads(options.threads)
+    rows = {name: _row(name) for name in options.row}
     cases = patients(options.data, options.masks)
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for fold in options.fold:
@@ -341,9 +342,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         chosen = {name: [case for case in cases if part[case.subject] == name] for name in ("val", "test")}
         validation, test = chosen["val"][: options.limit], chosen["test"][: options.limit]
         _collect(found, INTENSITY, {case.subject: intensity_scores(case) for case in test})
-        for name in options.row:
+        for name, row in rows.items():
             folder = options.work / f"fold{fold}" / name
-            _collect(found, name, stored_scores(folder, _row(name).timesteps, validation, test))
+            _collect(found, name, stored_scores(folder, row.timesteps, validation, test))
             say(f"fold {fold} {name}: {len(test)} patients")
     values = {name: {family: np.array([row]) for family, row in by.items()} for name, by in found.items()}
     print(_table(values))
@@ -368,10 +369,14 @@ def _collect(found: dict[str, dict[str, list[float]]], name: str, patients: Pati
 def _row(name: str) -> Row:
     """Find the row of a run folder: its name, of other seeds with `.seedN` behind it."""
     rows = {row.name: row for row in COMPARED if row.name != INTENSITY}
-    plain_name = name.partition(".seed")[0]
-    if plain_name not in rows:
+    row = rows.get(_without_seed(name))
+    if row is None:
         raise InputError(f"--row {name}: there is no such row; allowed are {', '.join(rows)}, and these with .seedN")
-    return rows[plain_name]
+    return row
+
+
+def _without_seed(folder: str) -> str:
+    return folder.partition(".seed")[0]
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -379,8 +384,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     titles = {row.name: row.title for row in COMPARED}
     lines = []
     for name, families in results["patients"].items():
-        row, _, time = name.partition(", ")
-        row = row.partition(".seed")[0]
+        folder, _, time = name.partition(", ")
+        row = _without_seed(folder)
         found = [shown(mean(np.array([families[family]], np.float64))) for family in FAMILIES]
         lines.append([", ".join(filter(None, (titles.get(row, row), time))), *found])
     count = len(results["patients"][INTENSITY]["bright"])

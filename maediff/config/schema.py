@@ -564,13 +564,13 @@ class Config(Section):
         if isinstance(self.infer.context, int):
             raise ValueError(
                 f"model.mirror needs infer.context slice or brain, not {self.infer.context}: so little context does "
-                "not show the other side of a window"
+                "not show the other side of a window; or train with model.mirror=false"
             )
         drawn = self.heads.orientations if self.heads.enabled else ()
         if "sagittal" in (*drawn, *self.infer.orientations):
             raise ValueError(
                 "model.mirror needs slices that show both hemispheres, and sagittal ones show one: leave sagittal out "
-                "of heads.orientations and infer.orientations"
+                "of heads.orientations and infer.orientations, or train with model.mirror=false"
             )
         return self
 

@@ -74,7 +74,7 @@ def _midplane(values: FloatMap, brain: BoolArray, *, square: bool) -> torch.Tens
     """
     area = brain.sum((1, 2))
     large = np.flatnonzero((area > 0) & (area >= _LARGE * area.max()))
-    found = midlines(torch.from_numpy(values[large, None]), by_outline=False).numpy()  # as thresholds were set with
+    found = midlines(torch.from_numpy(values[large, None]), by_outline=False).numpy()  # thresholds were set so
     tilt = float(np.median(found[:, 0])) if square else 0.0
     slope, intercept = 0.0, float(np.median(found[:, 1]))
     if len(large) > 2:

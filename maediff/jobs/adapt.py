@@ -93,9 +93,10 @@ class AdaptJob:
         Adapter(self._updates(network), {}).check_size()
         learn, held_out = self._cases(config)
         with folder_lock(out):
-            suspects = suspicious(load_model(base, self.device), [*learn, *held_out], on_case)
+            shipped = load_model(base, self.device)
+            suspects = suspicious(shipped, [*learn, *held_out], on_case)
             data = healthy_slices(learn, config.data), healthy_slices(held_out, config.data)
-            kept = rehearsal_of(base, config, device) if self.kind == "lora" else None
+            kept = rehearsal_of(shipped, config) if self.kind == "lora" else None
             tuned = tune(network, parameters, data, config, self.schedule, rehearsal=kept, on_step=on_step)
             self._save(base, self._steered(stored.config), network, data, tuned)
             unreadable = {name for name, _ in data[1].failed}
@@ -259,20 +260,16 @@ def tuning_config(config: Config, seed: int) -> Config:
     return override(config, changes)
 
 
-def rehearsal_of(base: Path, config: Config, device: torch.device) -> Rehearsal | None:
+def rehearsal_of(base: Predictor, config: Config) -> Rehearsal | None:
     """Let a model that learned from label maps keep what it knows of lesions and contrasts; None for other models.
 
     Args:
-        base: Its folder.
+        base: The model, whose network is asked and must not be the one that is trained.
         config: From :func:`tuning_config`.
-        device: Where the training computes.
     """
-    stored = load_model_folder(base)
-    if not stored.config.heads.enabled or stored.config.method != "maediff":
+    if not base.config.heads.enabled or not isinstance(base.network, Reconstructor):
         return None
-    network = load_model(base, str(device)).network
-    assert isinstance(network, Reconstructor)
-    return Rehearsal(network, config)
+    return Rehearsal(base.network, config)
 
 
 def with_side(config: Config, kind: Kind, guide: str, channel: str | None = None) -> Config:

@@ -224,10 +224,10 @@ def test_only_what_learned_from_label_maps_is_rehearsed(base, tiny, make_model, 
     settings = ("heads.enabled=true", "lesions.share=0")
     from_maps = make_model(tmp_path / "maps", tiny(*settings))
     other = make_model(tmp_path / "ddpm", tiny(*settings, "method=ddpm"))
-    config, cpu = tuning_config(tiny(*settings), 0), torch.device("cpu")
-    assert rehearsal_of(from_maps, config, cpu) is not None
-    assert rehearsal_of(base, config, cpu) is None
-    assert rehearsal_of(other, config, cpu) is None
+    config = tuning_config(tiny(*settings), 0)
+    assert rehearsal_of(load_model(from_maps, "cpu"), config) is not None
+    assert rehearsal_of(load_model(base, "cpu"), config) is None
+    assert rehearsal_of(load_model(other, "cpu"), config) is None
 
 
 def test_what_is_rehearsed_costs_the_base_nothing(random_network, tiny, discs):
