@@ -79,7 +79,7 @@ needs_command = pytest.mark.skipif(
 def model(make_model, tiny, tmp_path_factory):
     calibration = {"threshold": 0.1, "false_positive_rate": 0.01, "n_scans": 2, "n_voxels": 9, "quantiles": {}}
     calibration |= {"case_scores": [0.1, 0.2], "origin": "a test"}
-    return make_model(tmp_path_factory.mktemp("m") / "model", tiny(), calibration)
+    return make_model(tmp_path_factory.mktemp("m") / "model", tiny("model.mirror=true"), calibration)
 
 
 @pytest.fixture(scope="module")
