@@ -120,10 +120,12 @@ def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
     ours = f"masked-autoencoder-enhanced diffusion (arXiv 2401.10561), condition `{config.model.condition}`"
     method = ours if config.method == "maediff" else f"`{config.method}`, a method to compare MAEDiff with"
     slices = "as acquired" if grid.align == "voxel" else "across the scanner axes"
+    of = " (the upper one of the hemisphere where it is lower)" if grid.scaling == "contralateral" else ""
     scale = (
-        f"in-mask percentiles {grid.percentiles[0]:g} and {grid.percentiles[1]:g} to -1 and 1, cut at {grid.clip:g}"
-        if grid.scaling == "percentile"
-        else f"0 to -1 and the in-mask median to 0, cut at {grid.clip:g}"
+        f"0 to -1 and the in-mask median to 0, cut at {grid.clip:g}"
+        if grid.scaling == "median"
+        else f"in-mask percentiles {grid.percentiles[0]:g} and {grid.percentiles[1]:g} to -1 and 1{of}, cut at "
+        f"{grid.clip:g}"
     )
     scan = _scan(config)
     seen = f"; neighbours that the network also sees: {grid.neighbours} on each side" if grid.neighbours else ""

@@ -77,8 +77,11 @@ class DataConfig(Section):
         description="voxel: slices as acquired, turned to the closest canonical axes; "
         "world: slices across the scanner axes, for scans that are registered to a template.",
     )
-    scaling: Literal["percentile", "median"] = Field(
-        "percentile", description="percentile: in-mask percentiles to -1 and 1; median: 0 to -1, in-mask median to 0."
+    scaling: Literal["percentile", "contralateral", "median"] = Field(
+        "percentile",
+        description="percentile: in-mask percentiles to -1 and 1; contralateral: the same with the upper one of the "
+        "hemisphere where it is lower, so that a large bright lesion does not darken healthy tissue; median: 0 to -1, "
+        "in-mask median to 0.",
     )
     percentiles: tuple[Percent, Percent] = Field((1.0, 99.0), description="In-mask percentiles mapped to -1 and 1.")
     clip: float = Field(1.5, ge=1.0, le=1000, description="Upper limit of scaled intensities (the lower is -1).")

@@ -11,20 +11,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from nibabel.orientations import io_orientation
-from scipy import stats
 
 from maediff.scoring import Sign, blurred
 from maediff.typing import BoolArray, FloatMap
 from maediff.working import WorkingScan
-from maediff.working.hemispheres import midlines, mirrored
+from maediff.working.hemispheres import axial_axes, midplane, mirrored
 
 GAIN, LIMIT, SHADING = 3.0, 0.4, 5.0
 """The weight is 1 + GAIN x the departure, in working units, up to LIMIT; shading is what is left of it under a Gaussian
 that is SHADING times as wide."""
-_LARGE = 0.4  # slices with this share of the largest slice's brain show where the midline is
 _LEAST_SHARE = 0.1  # a voxel with less brain of known departure around it counts less
-_SQUARE = 0.05  # pixels whose sides differ by less than this share are taken as square
 
 
 def asymmetry_weight(scan: WorkingScan, sign: Sign, reach_mm: float) -> FloatMap:
@@ -42,11 +38,11 @@ def asymmetry_weight(scan: WorkingScan, sign: Sign, reach_mm: float) -> FloatMap
     if reach_mm <= 0:
         return np.ones(scan.mask.shape, dtype=np.float32)
     slices = scan.slices.mean(1) if scan.slices.ndim == 4 else scan.slices
-    worlds = [int(axis) for axis in io_orientation(scan.grid.affine)[:, 0]]  # of rows, columns and slices
-    axes = [(worlds.index(world) + 1) % 3 for world in (2, 0, 1)]  # of the stack, as axial slices (z, x, y)
-    spacing = [scan.grid.spacing_mm[worlds.index(world)] for world in (2, 0, 1)]
+    own = axial_axes(scan.grid.affine)  # among rows, columns and slices
+    axes = [(axis + 1) % 3 for axis in own]  # of the stack, as axial slices (z, x, y)
+    spacing = [scan.grid.spacing_mm[axis] for axis in own]
     values, brain = (np.ascontiguousarray(np.transpose(each, axes)) for each in (slices, scan.mask))
-    plane = _midplane(values, brain, square=abs(spacing[1] / spacing[2] - 1) < _SQUARE)
+    plane = midplane(values, brain, spacing)
     above = np.where(brain, values + 1, 0).astype(np.float32)
     other, share = _mirrored(above, plane), _mirrored(brain.astype(np.float32), plane)
     both = brain & (share > 0.5)
@@ -64,23 +60,6 @@ def _smoothed(values: FloatMap, known: BoolArray, widths: Sequence[float]) -> Fl
     share, total = (blurred(each.astype(np.float32), widths) for each in (known, values))
     found: FloatMap = total / np.maximum(share, np.float32(_LEAST_SHARE))
     return found
-
-
-def _midplane(values: FloatMap, brain: BoolArray, *, square: bool) -> torch.Tensor:
-    """Find the midline of each axial slice (z, x, y), on one plane through all of them.
-
-    Slices with little brain are often not symmetric, so that the plane goes through those with much of it: their median
-    tilt, and the line through their places that is robust to outliers (Theil and Sen).
-    """
-    area = brain.sum((1, 2))
-    large = np.flatnonzero((area > 0) & (area >= _LARGE * area.max()))
-    found = midlines(torch.from_numpy(values[large, None]), by_outline=False).numpy()  # thresholds were set so
-    tilt = float(np.median(found[:, 0])) if square else 0.0
-    slope, intercept = 0.0, float(np.median(found[:, 1]))
-    if len(large) > 2:
-        slope, intercept = stats.theilslopes(found[:, 1], large)[:2]
-    places = np.arange(len(values))
-    return torch.from_numpy(np.stack([np.full(len(places), tilt), intercept + slope * places], 1)).float()
 
 
 def _mirrored(values: FloatMap, plane: torch.Tensor) -> FloatMap:

@@ -12,6 +12,8 @@ from maediff.typing import Array, BoolArray, FloatMap
 
 _LARGEST = float(np.finfo(np.float32).max) / 4
 _TINIEST = 4 / _LARGEST
+_LEAST_SIDE = 0.25
+"""Share of the brain that either side must hold for the scale to be taken from one of them."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,19 @@ class Scale:
         return native
 
 
-def fit_scale(data: Array, mask: BoolArray, config: DataConfig) -> Scale:
+def fit_scale(data: Array, mask: BoolArray, config: DataConfig, side: BoolArray | None = None) -> Scale:
     """Find the scale of a scan from the voxels of its brain.
 
     ``percentile`` maps two in-mask percentiles to -1 and 1; ``median`` maps 0 to -1 and the in-mask median to 0.
+    ``contralateral`` is ``percentile`` with the upper percentile of the hemisphere where it is lower, so that a large
+    bright lesion of one side does not darken all healthy tissue [ours].
 
     Args:
         data: Intensities (X, Y, Z).
         mask: Brain (X, Y, Z), not empty.
         config: ``scaling`` and ``percentiles`` are used.
+        side: One side of the scan's midplane (X, Y, Z), for ``contralateral``; both sides count together if None, or if
+            one of them holds little of the brain.
 
     Raises:
         InputError: The brain has no contrast, or (``median``) its median is not above zero.
@@ -66,9 +72,18 @@ def fit_scale(data: Array, mask: BoolArray, config: DataConfig) -> Scale:
     else:
         low, high = (float(q) for q in np.percentile(values, config.percentiles))
         first, last = config.percentiles
+        if side is not None:
+            high = min([high, *_highs(values, side[mask], last)])
         problem = (
             f"percentiles {first:g} and {last:g} inside the brain mask are both {low:g}: the brain has no contrast"
         )
     if not (high > low and _TINIEST < high - low < _LARGEST and abs(low) < _LARGEST):
         raise InputError(f"{problem}; check the scan and its brain mask")
     return Scale(low, high)
+
+
+def _highs(values: Array, side: BoolArray, percent: float) -> list[float]:
+    """Return the upper percentile of either side; nothing if one of them holds little of the brain."""
+    if not _LEAST_SIDE < side.mean() < 1 - _LEAST_SIDE:
+        return []
+    return [float(np.percentile(values[part], percent)) for part in (side, ~side)]

@@ -16,6 +16,7 @@ from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume
 from maediff.working.brainmask import brain_mask
 from maediff.working.foreground import Background, find_background
+from maediff.working.hemispheres import one_side
 from maediff.working.intensity import Scale, fit_scale
 from maediff.working.spatial import WorkingGrid, to_native, to_working, working_grid
 
@@ -102,7 +103,7 @@ def prepare(
     native_mask, notes = brain_mask(volume, mask, accept)
     grid = working_grid(volume, native_mask, config, orientation)
     share = to_working(native_mask, grid)
-    scales = [_scale(channel, native_mask, config) for channel in (volume, *others)]
+    scales = _scales((volume, *others), native_mask, config)
     stacks = [
         _working(scale.forward(channel.data), native_mask, grid, share, config.clip)
         for scale, channel in zip(scales, (volume, *others), strict=True)
@@ -126,10 +127,19 @@ def _working(scaled: FloatMap, native_mask: BoolArray, grid: WorkingGrid, share:
     return slices
 
 
-def _scale(channel: Volume, native_mask: BoolArray, config: DataConfig) -> Scale:
-    """Fit the scale of a channel; errors name its file."""
+def _scales(channels: Sequence[Volume], native_mask: BoolArray, config: DataConfig) -> list[Scale]:
+    """Fit the scale of each channel; errors name its file."""
+    side = None
+    if config.scaling == "contralateral":
+        first = channels[0]
+        whole = _scale(first, native_mask, config).forward(first.data)
+        side = one_side(np.where(native_mask, np.maximum(whole, -1), np.float32(-1)), native_mask, first.affine)
+    return [_scale(channel, native_mask, config, side) for channel in channels]
+
+
+def _scale(channel: Volume, native_mask: BoolArray, config: DataConfig, side: BoolArray | None = None) -> Scale:
     try:
-        return fit_scale(channel.data, native_mask, config)
+        return fit_scale(channel.data, native_mask, config, side)
     except InputError as error:
         raise InputError(f"{channel.name}: {error}") from error
 

@@ -65,6 +65,58 @@ def test_median_scaling_puts_zero_at_minus_one():
     assert scale.forward(np.array([0, np.median(data[mask])])) == pytest.approx([-1, 0], abs=1e-6)
 
 
+def turned_head(tumour=True):
+    """A brain of 40 slices, turned by 7 degrees and off the middle, with a bright tumour in an eighth of it."""
+    rng = np.random.default_rng(2)
+    x, y, z = np.indices((64, 72, 40)) - np.array([31.5, 35.5, 19.5])[:, None, None, None]
+    brain = (x / 22) ** 2 + (y / 28) ** 2 + (z / 17) ** 2 < 1
+    texture = ndimage.gaussian_filter(rng.standard_normal(brain.shape), 2)
+    data = 100 + 20 * (texture + texture[::-1]) / texture.std()
+    if tumour:
+        data[(x - 12) ** 2 + (y + 6) ** 2 + (z / 0.8) ** 2 < 11**2] += 250
+    placed = [
+        ndimage.shift(ndimage.rotate(each.astype(float), 7, (1, 0), False, order=1), (3, 0, 0), order=1)
+        for each in (data * brain, brain)
+    ]
+    mask = placed[1] > 0.5
+    data = np.where(mask, placed[0] / np.maximum(placed[1], 0.5), 0).astype(np.float32)
+    return data, mask
+
+
+def scale_of(data, mask, scaling, affine=None):
+    affine = np.diag([2.0, 2.0, 3.0, 1.0]) if affine is None else affine
+    return prepare(make_volume(data, affine), mask, DataConfig(scaling=scaling, size=(96, 96))).scale
+
+
+def test_a_tumour_of_one_side_does_not_darken_the_other():
+    whole, healthy = (scale_of(*turned_head(tumour), "percentile") for tumour in (True, False))
+    one, without = (scale_of(*turned_head(tumour), "contralateral") for tumour in (True, False))
+    assert whole.high - whole.low > 1.5 * (healthy.high - healthy.low)
+    assert one.high == pytest.approx(healthy.high, rel=0.05)
+    assert without.high == pytest.approx(healthy.high, rel=0.05)
+    assert without.high <= healthy.high
+    assert (one.low, without.low) == (whole.low, healthy.low)
+
+
+@pytest.mark.parametrize("axes", [(2, 0, 1), (1, 2, 0), (0, 2, 1)])
+def test_the_scale_of_one_side_does_not_depend_on_the_storage_order(axes):
+    data, mask = turned_head()
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    stored = affine[:, [*axes, 3]]
+    one = scale_of(data, mask, "contralateral", affine)
+    other = scale_of(data.transpose(axes), mask.transpose(axes), "contralateral", stored)
+    assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-6)
+
+
+def test_half_a_brain_is_scaled_as_a_whole():
+    data, mask = turned_head()
+    side = np.zeros(mask.shape, bool)
+    side[: np.flatnonzero(mask.any((1, 2)))[6]] = True
+    whole = fit_scale(data, mask, DataConfig())
+    assert fit_scale(data, mask, DataConfig(scaling="contralateral"), side) == whole
+    assert fit_scale(data, mask, DataConfig(scaling="contralateral")) == whole
+
+
 @pytest.mark.parametrize("factor", [0.001, 7.0, 1e5])
 def test_scaling_forgets_the_scanner_units(factor):
     data = np.random.default_rng(0).gamma(3, 100, (12, 12, 12)).astype(np.float32)

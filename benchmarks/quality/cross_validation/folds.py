@@ -25,6 +25,7 @@ MANY = ("partition.window=16", "partition.stride=8", "train.windows=8", "infer.t
 MEDIANS_MM, HALF_DEPTHS_MM, SUPPORTS_MM = (0.0, 9.0, 15.0), (0.0, 4.0), (0.0, 20.0)
 """Post-processing that validation chooses from, every combination."""
 GATE, SEE_ALL, MIRROR = "model.gate=true", "train.outside_weight=1", "model.mirror=true"
+SIDE = "data.scaling=contralateral"
 _TABLE = {row.name: row for row in ROWS}
 _MAEDIFF = _TABLE["maediff"]
 
@@ -63,6 +64,16 @@ COMPARED = (
     _varied(_MAEDIFF, "maediff-all-gate", "the loss sees everything, gate", SEE_ALL, GATE),
     _varied(_MAEDIFF, "maediff-mirror", "the loss sees everything, gate, other hemisphere", SEE_ALL, GATE, MIRROR),
     _varied(_DDPM, "ddpm-mirror", "gate, other hemisphere", GATE, MIRROR),
+    _varied(
+        _MAEDIFF,
+        "maediff-side",
+        "the loss sees everything, gate, other hemisphere, scaled by one side",
+        SEE_ALL,
+        GATE,
+        MIRROR,
+        SIDE,
+    ),
+    _varied(_DDPM, "ddpm-side", "gate, other hemisphere, scaled by one side", GATE, MIRROR, SIDE),
     _varied(_DDPM, "ddpm-no-noise", "no noise", *NO_NOISE, timesteps=FADED),
     _varied(_DDPM, "ddpm-restore", "gate, no noise", GATE, *NO_NOISE, timesteps=FADED),
     _varied(_DDPM, "ddpm-no-noise-mirror", "no noise, other hemisphere", *NO_NOISE, MIRROR, timesteps=FADED),
