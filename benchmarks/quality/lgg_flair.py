@@ -31,7 +31,7 @@ from benchmarks.quality.methods import (
     thresholds,
 )
 from benchmarks.quality.montage import Shown, write_montage
-from benchmarks.quality.patients import CONFIG, Patient, split_rows, write_cases
+from benchmarks.quality.patients import CONFIG, MASKS_AS_GIVEN, Patient, split_rows, write_cases
 from benchmarks.quality.settings import Setting, choose, grid_table
 from maediff.calibration import Calibration
 from maediff.card import with_calibration
@@ -75,7 +75,7 @@ def train(options: argparse.Namespace) -> None:
 def choose_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Choose timesteps and score settings on labelled validation patients; writes ``choose.json``."""
     cases = find_cases(_cases_table(options), split="val")[: options.choose_patients]
-    predictor = load_model(options.run / "model", options.device)
+    predictor = load_model(options.run / "model", options.device, accept=MASKS_AS_GIVEN)
     found = choose(predictor, cases) | {"model_hash": predictor.model_hash}
     write_json(options.run / "choose.json", plain(found))
     print(
@@ -89,7 +89,7 @@ def score_model(options: argparse.Namespace) -> dict[str, Any]:
     """Calibrate on validation patients, infer and evaluate the test patients, and compare with the baseline."""
     source = _cases_table(options)
     validation, test = ([Patient(case) for case in find_cases(source, split=name)] for name in ("val", "test"))
-    predictor = load_model(options.run / "model", options.device, _chosen(options.run))
+    predictor = load_model(options.run / "model", options.device, _chosen(options.run), accept=MASKS_AS_GIVEN)
     config = predictor.config
     values = [_predict(predictor, patient, number) for number, patient in enumerate(validation, start=1)]
     found = thresholds(values, validation, config.score)

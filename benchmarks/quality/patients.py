@@ -16,9 +16,12 @@ from benchmarks.common import ROOT
 from maediff.data.cases import Case
 from maediff.files import write_text
 from maediff.volume import Volume, read_mask, read_nifti
+from maediff.working.brainmask import WHOLE_HEAD
 
 CONFIG = ROOT / "benchmarks" / "quality" / "lgg_flair.yaml"
 """What all methods share on real FLAIR."""
+MASKS_AS_GIVEN = (WHOLE_HEAD,)
+"""Input checks that benchmarks accept: methods are compared with the brain masks that a data set has, rough or not."""
 HELD_OUT = 12
 SPLIT_SEED = 0
 COLUMNS = ("image", "mask", "label", "subject", "split", "lesion")

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import Benchmark, data_folder, say, table
+from benchmarks.quality.patients import MASKS_AS_GIVEN
 from maediff.config import DataConfig, HeadsConfig, ScoreConfig
 from maediff.data.cases import find_cases
 from maediff.diffusion.noise import generator
@@ -160,7 +161,7 @@ def _predictor(model: str, contrast: str, options: argparse.Namespace) -> Predic
     """Load a model once per contrast, with the sign that belongs to it and the threshold that it ships."""
     key = (model, contrast)
     if key not in _LOADED:
-        loaded = load_model(model, options.device, tuple(options.overrides))
+        loaded = load_model(model, options.device, tuple(options.overrides), accept=MASKS_AS_GIVEN)
         score = loaded.config.score.model_copy(update={"sign": SIGNS[contrast]})
         _LOADED[key] = replace(loaded, config=loaded.config.model_copy(update={"score": score}))
     return _LOADED[key]

@@ -192,8 +192,9 @@ class ModelConfig(Section):
     )
     mirror: bool = Field(
         False,
-        description="The U-Net also sees the slice mirrored at its midline: the other hemisphere (methods maediff, "
-        "pddpm, ddpm, cddpm, autoddpm, disyre and dae; others do not look at it).",
+        description="The U-Net also sees the slice mirrored at its midline: the other hemisphere, except in sagittal "
+        "slices, whose mirror image tells nothing (methods maediff, pddpm, ddpm, cddpm, autoddpm, disyre and dae; "
+        "others do not look at it).",
     )
     mask_channel: bool = Field(True, description="The U-Net sees the mask of the window as an input channel.")
     condition: Literal["residual", "cross_attention", "none"] = Field(
@@ -568,12 +569,6 @@ class Config(Section):
             raise ValueError(
                 f"model.mirror needs infer.context slice or brain, not {self.infer.context}: so little context does "
                 "not show the other side of a window; or train with model.mirror=false"
-            )
-        drawn = self.heads.orientations if self.heads.enabled else ()
-        if "sagittal" in (*drawn, *self.infer.orientations):
-            raise ValueError(
-                "model.mirror needs slices that show both hemispheres, and sagittal ones show one: leave sagittal out "
-                "of heads.orientations and infer.orientations, or train with model.mirror=false"
             )
         return self
 

@@ -122,6 +122,27 @@ def fit(
         return run.go(training, validation, on_progress)
 
 
+def with_other_side(weights: Weights, wanted: Weights, config: Config) -> dict[str, Tensor]:
+    """Let a network that did not see the other hemisphere start as one that does: its new inputs have weights 0.
+
+    Args:
+        weights: Of the trained network.
+        wanted: Of a network of `config`, for their shapes.
+        config: With or without `model.mirror`.
+
+    Returns:
+        Weights in full precision; those of the same shape, and all without `model.mirror`, are as they were.
+    """
+    pixels = config.model.patch**2
+    first, new = pixels * (config.reconstructed_channels + config.neighbour_channels), pixels * config.mirror_channels
+    full = {name: value.float() for name, value in weights.items()}
+    for name, value in full.items():
+        narrow = new and name in wanted and value.ndim > 1 and value.shape[1] + new == wanted[name].shape[1]
+        if narrow and value.shape[1] >= first:
+            full[name] = torch.cat([value[:, :first], torch.zeros_like(wanted[name][:, :new]), value[:, first:]], 1)
+    return full
+
+
 class _Run:
     """One training run: its state, its files and its steps."""
 
@@ -148,13 +169,13 @@ class _Run:
         self.log = LossLog(run_dir / "log.csv", self.state.step, self.accelerator.is_main_process)
 
     def start_from(self, weights: Weights) -> None:
-        """Load the weights of a trained network.
+        """Load the weights of a trained network, which may have been trained without the other hemisphere.
 
         Raises:
             ModelError: They belong to another network.
         """
         try:
-            self.network.load_state_dict({name: value.float() for name, value in weights.items()})
+            self.network.load_state_dict(with_other_side(weights, self.network.state_dict(), self.config))
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise ModelError(

@@ -119,7 +119,8 @@ def one_side(values: FloatMap, brain: BoolArray, affine: FloatArray) -> BoolArra
         affine: Voxel to RAS mm (4, 4).
     """
     axes, spacing = axial_axes(affine), voxel_sizes(affine)
-    stack, inside = (np.ascontiguousarray(np.transpose(each, axes)) for each in (values, brain))
+    stack: FloatMap = np.ascontiguousarray(np.transpose(values, axes))
+    inside: BoolArray = np.ascontiguousarray(np.transpose(brain, axes))
     angle, distance = midplane(stack, inside, [spacing[axis] for axis in axes])[:, :, None, None].unbind(1)
     row, column = _coordinates(torch.from_numpy(stack[:, None]))
     side = (row * angle.cos() + column * angle.sin() < distance).numpy()

@@ -13,6 +13,7 @@ from maediff.config import Config, override
 from maediff.diffusion.noise import generator
 from maediff.errors import ConfigError
 from maediff.methods.build import build_network
+from maediff.training.loop import with_other_side
 from maediff.working.hemispheres import midlines, mirrored
 
 
@@ -116,21 +117,13 @@ WAYS = (
 
 @pytest.mark.parametrize("settings", WAYS)
 def test_a_network_that_ignores_it_is_the_network_without_it(tiny, random_network, settings):
-    """Weights of the mirror image's channels set to 0, the others copied: the same reconstruction. Else another one."""
+    """It may start from the weights of that one; once the mirror image has weights, it is another."""
     config, plain_config = tiny("model.mirror=true", *settings), tiny(*settings)
     wide, plain = random_network(config), random_network(plain_config)
-    state, own = plain.state_dict(), config.data.channel_count * config.model.patch**2
-    for name, value in wide.state_dict().items():
-        if value.shape != state[name].shape:
-            spread = 0.1 * torch.randn(value[:, own : 2 * own].shape, generator=generator("mirror"))
-            assert value.shape[1] == state[name].shape[1] + own  # the mask of the window comes last
-            value[:, :own], value[:, own : 2 * own], value[:, 2 * own :] = (
-                state[name][:, :own],
-                spread,
-                state[name][:, own:],
-            )
-        else:
-            value.copy_(state[name])
+    state = with_other_side(plain.state_dict(), wide.state_dict(), config)
+    wide.load_state_dict(state)
+    changed = [name for name, value in plain.state_dict().items() if value.shape != state[name].shape]
+    assert len(changed) == 1
     slices = torch.rand(3, config.data.channel_count, 32, 32, generator=generator("scan")) - 0.5
     mask = torch.zeros(3, 32, 32, dtype=torch.bool)
     mask[:, 6:26, 8:24] = True
@@ -141,24 +134,17 @@ def test_a_network_that_ignores_it_is_the_network_without_it(tiny, random_networ
         return network.engine(own_config, torch.device("cpu"), bf16=False)(slices, mask, ("a",)).mean
 
     expected = healthy(plain, plain_config)
-    assert float((healthy(wide, config) - expected).abs().max()) > 1e-3
-    for name, value in wide.state_dict().items():
-        if value.shape != state[name].shape:
-            value[:, own : 2 * own] = 0
     torch.testing.assert_close(healthy(wide, config), expected, rtol=0, atol=1e-5)
+    seeing = wide.state_dict()[changed[0]]
+    zero = (seeing == 0).all((0, 2, 3))
+    assert int(zero.sum()) == config.mirror_channels * config.model.patch**2
+    seeing[:, zero] = 0.1 * torch.randn(seeing[:, zero].shape, generator=generator("mirror"))
+    assert float((healthy(wide, config) - expected).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["infer.context=8"], "model.mirror needs infer.context slice or brain, not 8"),
-        (["infer.orientations=[axial,sagittal]"], "sagittal"),
-        (["heads.enabled=true", "heads.orientations=[sagittal]"], "sagittal"),
-    ],
-)
-def test_what_does_not_fit_is_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        override(Config(), ["model.mirror=true", *settings])
+def test_windows_that_do_not_show_the_other_side_are_refused():
+    with pytest.raises(ConfigError, match=r"model\.mirror needs infer\.context slice or brain, not 8"):
+        override(Config(), ["model.mirror=true", "infer.context=8"])
 
 
 @pytest.mark.parametrize("method", ["ae", "vae", "latent_diffusion", "conditioned_latent_diffusion"])
@@ -168,4 +154,4 @@ def test_methods_without_such_a_network_do_not_look_at_it(tiny, method):
         for extra in ((), ("model.mirror=true",))
     ]
     assert shapes[0] == shapes[1]
-    override(Config(), ["model.mirror=true", f"method={method}", "infer.orientations=[axial,sagittal]"])
+    override(Config(), ["model.mirror=true", f"method={method}", "infer.context=8"])

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import maediff
 from benchmarks.common import AbsentError, say
 from benchmarks.quality.methods import FloatMap, validated_threshold
-from benchmarks.quality.patients import Mask, Patient, write_cases
+from benchmarks.quality.patients import MASKS_AS_GIVEN, Mask, Patient, write_cases
 from benchmarks.quality.settings import reconstruct
 from benchmarks.quality.table.rows import DATA_SETS, DataSet, Row, cell_path, config_of, lesion_kinds, variant
 from maediff.calibration import Calibration, calibrate
@@ -160,7 +160,7 @@ def compute(data: DataSet, row: Row, place: Place) -> dict[str, Any]:
     spent = budget(config, load_config(data.config, data.overrides), data.budget_tflop)
     run_dir = place.run_dir(data.name, row.name)
     seconds = _train(override(config, [f"train.max_steps={spent.steps}"]), cases, run_dir)
-    predictor = load_model(run_dir / "model", "cpu")
+    predictor = load_model(run_dir / "model", "cpu", accept=MASKS_AS_GIVEN)
     validation = [Patient(case) for case in find_cases(cases, split="val")]
     chosen = [patient for patient in validation if patient.case.label][: data.choose]
     raws = {t: [raw_scores(predictor, patient, data.score, t) for patient in chosen] for t in row.timesteps}
@@ -358,6 +358,6 @@ def _transfer(data: DataSet, row: Row, place: Place, cases: Path) -> dict[str, A
             f"{built_on} and {model} must hold the method trained on {other.name}; "
             f"compute the cell {other.name} {row.name} first, with --again if it is stored"
         )
-    predictor = load_model(model, "cpu")
+    predictor = load_model(model, "cpu", accept=MASKS_AS_GIVEN)
     rows = _test(predictor, data, cases, Choice(cell["timestep"], data.score, cell["thresholds"]))
     return {"trained_on": other.name, "timestep": cell["timestep"], "thresholds": cell["thresholds"], "patients": rows}
