@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ from maediff.errors import ConfigError, InputError, ModelError
 from maediff.hardware import kept_random_state, resolve_device, usual_defaults
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
+from maediff.inference.reading import find_brain
 from maediff.jobs.calibrate import calibrate_folder
 from maediff.jobs.train import describe_slices, split_cases
 from maediff.locking import folder_lock
@@ -30,6 +33,7 @@ from maediff.methods.maediff.reconstructor import Reconstructor
 from maediff.model_folder import StoredModel, load_model_folder, resolve_model, save_adapted
 from maediff.training.rehearsal import Rehearsal
 from maediff.training.tune import Schedule, Tuned, tune
+from maediff.volume import read_nifti, write_like
 
 log = logging.getLogger(__name__)
 Kind = Literal["lora", "controlnet", "t2i"]
@@ -92,7 +96,9 @@ class AdaptJob:
         network, parameters = self._attached(base, stored, config, device)
         Adapter(self._updates(network), {}).check_size()
         learn, held_out = self._cases(config)
-        with folder_lock(out):
+        with folder_lock(out), TemporaryDirectory() as folder:
+            cases = with_brains([*learn, *held_out], config, Path(folder), on_case)
+            learn, held_out = cases[: len(learn)], cases[len(learn) :]
             shipped = load_model(base, self.device)
             suspects = suspicious(shipped, [*learn, *held_out], on_case)
             data = healthy_slices(learn, config.data), healthy_slices(held_out, config.data)
@@ -296,6 +302,46 @@ def with_side(config: Config, kind: Kind, guide: str, channel: str | None = None
             )
         changes += [f"data.channels=[{', '.join((*names, guide))}]", "heads.enabled=false"]
     return override(config, changes)
+
+
+def with_brains(
+    cases: Sequence[Case], config: Config, folder: Path, on_case: Callable[[str], None] | None = None
+) -> list[Case]:
+    """Extract the brains of whole heads without a mask, as `infer` does (`infer.strip`), and say so in a warning.
+
+    Scans that cannot be read, or in which no brain is found, stay as they are: training lists them.
+
+    Args:
+        cases: Scans.
+        config: `infer.strip` is used.
+        folder: Gets the masks that were found.
+        on_case: Called with the name of each scan whose brain is extracted.
+    """
+    found = []
+    for case in cases:
+        mask = None
+        if case.mask is None:
+            try:
+                volume = read_nifti(case.image)
+                mask, _ = find_brain(volume, config)
+            except (InputError, OSError) as error:
+                log.warning("no brain of %s: %s", case.id, error)
+        if mask is None:
+            found.append(case)
+            continue
+        if on_case:
+            on_case(case.id)
+        path = folder / f"{hashlib.sha256(case.id.encode()).hexdigest()[:16]}.nii.gz"
+        found.append(replace(case, mask=write_like(path, mask, volume, np.uint8)))
+    heads = [new.id for old, new in zip(cases, found, strict=True) if old.mask is not new.mask]
+    if heads:
+        log.warning(
+            "the packaged brain extraction found the brains of %s (%s); to look at them, and to correct them, run "
+            "`maediff prepare` and adapt to its results",
+            count_scans(len(heads), "whole-head"),
+            ", ".join(heads),
+        )
+    return found
 
 
 def suspicious(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -13,16 +14,20 @@ from click.testing import CliRunner
 from maediff.cli import app
 
 from maediff.bundle import export_bundle
+from maediff.data.cases import find_cases
 from maediff.errors import ConfigError, InputError, ModelError
 from maediff.files import read_json
 from maediff.inference.load import load_model
-from maediff.jobs.adapt import adapt_model, rehearsal_of, tuning_config
+from maediff.inference.reading import Steps
+from maediff.jobs import adapt
+from maediff.jobs.adapt import adapt_model, rehearsal_of, tuning_config, with_brains
 from maediff.jobs.calibrate import calibrate_model
 from maediff.low_rank import LowRank, attach, detached
 from maediff.methods.build import build_network
 from maediff.model_folder import describe_model, load_model_folder, merge_adapter, save_model, verify_model_folder
 from maediff.training.rehearsal import Rehearsal
 from maediff.training.tune import Schedule, tune
+from maediff.volume import read_mask, read_nifti
 
 AFFINE = np.diag([4.0, 4.0, 8.0, 1.0]) - np.array([[0, 0, 0, 64], [0, 0, 0, 80], [0, 0, 0, 48], [0] * 4])
 SHORT = Schedule(max_steps=6, lr=2e-2, every=2, patience=10)
@@ -64,6 +69,28 @@ def test_it_learns_from_the_site_and_calibrates_on_the_held_out(adapted, base, s
     stored = load_model_folder(adapted.folder)
     assert stored.base == base
     assert "adapted with low-rank updates (rank 2)" in stored.card
+
+
+def test_brains_of_whole_heads_are_found_as_infer_finds_them(scans, tiny, tmp_path, monkeypatch, caplog):
+    """A scan with a mask, a stripped one and one that cannot be read stay as they are."""
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"no scan")
+    head, stripped = scans / "s0.nii.gz", scans / "s1.nii.gz"
+    cases = [find_cases(path)[0] for path in (head, stripped)]
+    cases += [replace(cases[1], id="masked", mask=stripped), replace(cases[1], id="broken", image=broken)]
+    brain = read_nifti(head).data > 0.3
+
+    def find(volume, _config):
+        return (brain if "s0" in volume.name else None), Steps()
+
+    monkeypatch.setattr(adapt, "find_brain", find)
+    seen = []
+    found = with_brains(cases, tiny(), tmp_path, seen.append)
+    assert found[1:] == cases[1:]
+    np.testing.assert_array_equal(read_mask(found[0].mask, read_nifti(head), "mask"), brain)
+    assert seen == [cases[0].id]
+    assert "brains of 1 whole-head scan (s0)" in caplog.text
+    assert "no brain of broken" in caplog.text
 
 
 def test_the_folder_is_small_and_holds_no_weights(adapted, base):
