@@ -27,7 +27,7 @@ MEDIANS_MM, HALF_DEPTHS_MM, SUPPORTS_MM = (0.0, 9.0, 15.0), (0.0, 4.0), (0.0, 20
 GATE, SEE_ALL, MIRROR = "model.gate=true", "train.outside_weight=1", "model.mirror=true"
 SIDE = "data.scaling=contralateral"
 _TABLE = {row.name: row for row in ROWS}
-_MAEDIFF = _TABLE["maediff"]
+_MAEDIFF = replace(_TABLE["maediff-window"], name="maediff", title="MAEDiff")
 
 
 def _varied(base: Row, name: str, said: str, *overrides: str, timesteps: tuple[int, ...] = ()) -> Row:

@@ -18,7 +18,7 @@ from maediff.files import atomic_path, read_json
 
 RESAMPLES = 2000
 BEGIN, END = "<!-- begin: python -m benchmarks.quality.table --render -->", "<!-- end -->"
-REFERENCES = ("maediff", "pddpm", "maediff-no-mae")
+REFERENCES = ("maediff", "maediff-window", "pddpm", "maediff-no-mae")
 """Rows that every other row is compared with, patient by patient."""
 COLUMNS = {
     "auroc": "AUROC",
