@@ -65,7 +65,7 @@ def draw_acquisition(shape: tuple[int, int], rng: torch.Generator) -> Acquisitio
     if chance(0.12, rng):  # acquired across this plane, with thick slices
         blur = (sharp, uniform(1.5, 3.0, rng)) if chance(0.5, rng) else (uniform(1.5, 3.0, rng), sharp)
     field = smooth_field(shape, min(shape) / uniform(1.5, 3, rng), rng)[0].clamp(-2, 2)
-    strength = uniform(0, _BIAS, rng) if chance(0.8, rng) else uniform(_BIAS, _STRONG_BIAS, rng)
+    strength = uniform(0, _BIAS, rng)
     texture = 0.8 * smooth_field(shape, 1.5, rng)[0] + 0.6 * smooth_field(shape, uniform(5, 14, rng), rng)[0]
     noise = torch.randn(2, *shape, generator=rng)
     if chance(0.6, rng):  # resampling has smoothed the noise

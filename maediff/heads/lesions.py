@@ -26,9 +26,14 @@ from maediff.heads.labels import CSF, WHITE, class_index, indices, outside_brain
 from maediff.heads.plane import Plane
 
 MATERIALS = ("gliosis", "tumour", "cavity", "blood", "enhancement")
-_MATERIAL_SHARES = (0.46, 0.26, 0.12, 0.07, 0.09)
+_MATERIAL_SHARES = (0.42, 0.30, 0.12, 0.07, 0.09)
 SHAPES = ("mask", "spots", "blob", "rim")
-_SHAPE_SHARES = (0.35, 0.25, 0.32, 0.08)
+_SHAPE_SHARES = (0.30, 0.22, 0.40, 0.08)
+_LARGE_MM = 40.0
+_LARGE_SHARE = 0.3
+"""From this diameter on a blob is large, like many gliomas; share of such blobs."""
+_SECOND_SHARE = 0.4
+"""Share of tumours of which parts are of another material."""
 _TRIES = 4
 
 
@@ -124,7 +129,7 @@ def draw_lesions(
         return []
     lesions = []
     for _ in range(1 + int(torch.multinomial(torch.tensor([0.6, 0.3, 0.1]), 1, generator=rng))):
-        material = MATERIALS[int(torch.multinomial(torch.tensor(_MATERIAL_SHARES), 1, generator=rng))]
+        material = _material(rng)
         shape, in_white = _draw_shape(plane, room, masks, rng)
         if in_white or (material == "gliosis" and chance(0.3, rng)):
             shape = shape * white_share(plane)
@@ -135,7 +140,14 @@ def draw_lesions(
         if chance(0.4, rng):
             opacity = opacity * (1 + 0.35 * _grain(shape.shape, rng))
         lesions.append(Lesion((shape * opacity).clamp(0, 1), material))
+        if material == "tumour" and chance(_SECOND_SHARE, rng):
+            parts = torch.sigmoid(6 * (_grain(shape.shape, rng, 15) - 0.3))
+            lesions.append(Lesion((parts * shape * severity * uniform(0.3, 1.0, rng)).clamp(0, 1), _material(rng)))
     return lesions
+
+
+def _material(rng: torch.Generator) -> str:
+    return MATERIALS[int(torch.multinomial(torch.tensor(_MATERIAL_SHARES), 1, generator=rng))]
 
 
 def lesion_signal(contrast: Contrast, material: str, rng: torch.Generator) -> Tensor:
@@ -254,10 +266,12 @@ def _spots(plane: Plane, room: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _blob(plane: Plane, room: Tensor, rng: torch.Generator) -> Tensor:
-    """Draw an irregular blob of 6 to 64 mm with a soft or a sharp edge (h, w)."""
+    """Draw an irregular blob of 6 to 80 mm with a soft or a sharp edge (h, w)."""
     where = (room > 0.5).nonzero()
     row, column = where[int(torch.randint(len(where), (), generator=rng))].tolist()
-    diameter = 6.0 * (64.0 / 6.0) ** float(torch.rand((), generator=rng))
+    diameter = 6.0 * (_LARGE_MM / 6.0) ** float(torch.rand((), generator=rng))
+    if chance(_LARGE_SHARE, rng):
+        diameter = uniform(_LARGE_MM, 2 * _LARGE_MM, rng)
     radius = diameter / 2 / plane.pixel_mm
     y = (torch.arange(room.shape[0]) - row)[:, None].float()
     x = (torch.arange(room.shape[1]) - column)[None].float()

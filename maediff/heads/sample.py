@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from maediff.config import Orientation
+from maediff.diffusion.noise import chance, uniform
 from maediff.heads.acquisition import draw_acquisition
 from maediff.heads.contrast import Contrast, Kind, draw_contrast
 from maediff.heads.fields import shrink, smooth_field
@@ -20,6 +21,9 @@ from maediff.heads.variation import draw_caps, regional_variation
 _LEAST_BRAIN = 0.02
 _TRIES = 8
 _SHARP = (0.0, 0.0)
+_BRIGHT_SHARE, _BRIGHTEST = 0.25, 0.8
+"""Share of slices of scans whose large bright lesion, here or on other slices, is the last percentile; how far above
+that of healthy tissue it lies at most, as a share of the distance between both percentiles."""
 
 
 @dataclass(frozen=True)
@@ -145,4 +149,6 @@ def _window(
     low, high = torch.quantile(values, torch.tensor([percentiles[0] / 100, percentiles[1] / 100])).tolist()
     shift = 0.04 * torch.randn(2, generator=rng)
     span = max(high - low, 0.05)
-    return low + span * float(shift[0].clamp(-0.05, 0.05)), high + span * float(shift[1].clamp(-0.08, 0.12))
+    bright = uniform(0, _BRIGHTEST, rng) if chance(_BRIGHT_SHARE, rng) else 0.0
+    above = bright + float(shift[1].clamp(-0.08, 0.12))
+    return low + span * float(shift[0].clamp(-0.05, 0.05)), high + span * above

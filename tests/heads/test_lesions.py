@@ -77,6 +77,19 @@ def test_lesions_lie_in_the_brain_and_severity_bounds_them(head, masks):
             assert lesion.material in MATERIALS
 
 
+def test_many_lesions_are_as_large_as_gliomas(head):
+    """Blobs of 40 mm and more, as far as the brain of the toy head goes."""
+    plane = draw_plane(head, (48, 48), 2.0, torch.Generator().manual_seed(0), "axial")
+    brain = float((lesion_room(plane) > 0.5).sum())
+    shares = []
+    for seed in range(150):
+        drawn = draw_lesions(plane, [], torch.Generator().manual_seed(seed))
+        largest = max((float((lesion.opacity > lesion.opacity.max() / 2).sum()) for lesion in drawn), default=0.0)
+        shares.append(largest / brain)
+    assert 0.15 < np.mean(np.array(shares) > 0.4) < 0.6
+    assert np.mean(np.array(shares) < 0.1) > 0.2
+
+
 def test_no_lesion_where_there_is_no_brain(head, rng):
     plane = draw_plane(head, (48, 56), 1.2, rng)
     empty = type(plane)(

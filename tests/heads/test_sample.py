@@ -9,6 +9,7 @@ import torch
 
 from maediff.config import load_config, override
 from maediff.diffusion.noise import chance, generator, noise_field
+from maediff.heads import sample
 from maediff.heads.headset import read_head_set, split_heads
 from maediff.heads.sample import draw_slice
 from maediff.heads.scan import draw_scan
@@ -40,6 +41,23 @@ def test_working_units(head):
         assert (drawn.image[~drawn.brain] == -1).all()
         highest.append(float(drawn.healthy[drawn.brain].max()))
     assert max(highest) > 0.9  # the 99th percentile of the whole scan, which some slices do not reach
+
+
+def test_in_some_scans_a_bright_lesion_is_the_last_percentile(head, monkeypatch):
+    """Healthy tissue is darker there, though the slice itself may show no lesion."""
+
+    def dark():
+        highest = []
+        for seed in range(120):
+            rng = torch.Generator().manual_seed(seed)
+            found = draw_slice([head], [], (48, 48), 2.0, rng, lesions=False, random_share=0, kind="flair")
+            highest.append(float(found.healthy[found.brain].quantile(0.99)))
+        return np.mean(np.array(highest) < 0.6)
+
+    some = dark()
+    monkeypatch.setattr(sample, "_BRIGHT_SHARE", 0.0)
+    none = dark()
+    assert none + 0.08 < some < none + 0.3
 
 
 def test_without_lesions_a_slice_is_healthy(head, masks):
