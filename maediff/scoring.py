@@ -26,6 +26,8 @@ _SUPPORT = 3.0
 """Weight of the mean residual around a voxel beside its own. [ours]"""
 _SUPPORT_FROM = 0.1
 """Residuals support each other by what they have above this, in the units of the map. [ours]"""
+_MOST_AROUND = 0.05
+"""Most that a residual is supported by, in the units of the map. [ours]"""
 
 _TOLERANCE = 1e-6  # relative; keeps 5 x 1 mm a five-pixel filter in floating point
 
@@ -197,6 +199,8 @@ def depth_weight(mask: BoolArray, spacing_mm: tuple[float, float, float], half_d
 def supported(values: FloatMap, mask: BoolArray, spacing_mm: tuple[float, float, float], support_mm: float) -> FloatMap:
     """Add to each voxel what lies around it: values + 3 x the mean of max(values - 0.1, 0) under a Gaussian. [ours]
 
+    No more than 3 x 0.05 is added, so that a strong lesion does not lift healthy tissue beside it above a threshold.
+
     A voxel of a large lesion has others around it, a false alarm in a sulcus has not. As in threshold-free cluster
     enhancement (Smith & Nichols 2009), a voxel keeps its own value besides, so that edges stay sharp and small lesions
     stay.
@@ -211,9 +215,9 @@ def supported(values: FloatMap, mask: BoolArray, spacing_mm: tuple[float, float,
         Scores (S, H, W), float32, 0 outside the brain.
 
     Example:
-        >>> brain = np.ones((9, 9, 9), dtype=bool); lone = np.zeros((9, 9, 9), dtype=np.float32); lone[4, 4, 4] = 1
-        >>> [round(float(supported(x, brain, (1.0, 1.0, 1.0), 1.0)[4, 4, 4]), 2) for x in (lone, np.ones_like(lone))]
-        [1.17, 3.7]
+        >>> brain = np.ones((9, 9, 9), dtype=bool); lone = np.zeros((9, 9, 9), dtype=np.float32); lone[4, 4, 4] = 0.5
+        >>> [round(float(supported(x, brain, (1.0, 1.0, 1.0), 1.0)[4, 4, 4]), 2) for x in (lone, 0.5 + 0 * lone)]
+        [0.58, 0.65]
     """
     if support_mm <= 0:
         return values
@@ -222,7 +226,7 @@ def supported(values: FloatMap, mask: BoolArray, spacing_mm: tuple[float, float,
     share = blurred(mask.astype(np.float32), widths)
     total = blurred(np.maximum(values - _SUPPORT_FROM, 0), widths)
     around = np.divide(total, share, out=np.zeros_like(total), where=mask & (share > 0))
-    found: FloatMap = (values + _SUPPORT * around).astype(np.float32)
+    found: FloatMap = (values + _SUPPORT * np.minimum(around, _MOST_AROUND)).astype(np.float32)
     return found
 
 

@@ -134,22 +134,31 @@ def test_residuals_count_half_at_the_half_depth_and_all_alike_without():
 def test_support_is_the_mean_of_the_excess_in_the_brain_under_a_gaussian():
     rng = np.random.default_rng(0)
     mask, spacing_mm, reach = rng.random((4, 6, 5)) < 0.8, (1.0, 2.0, 5.0), 6.0
-    values = np.where(mask, rng.random(mask.shape), 0).astype(np.float32)
+    values = np.where(mask, 0.2 * rng.random(mask.shape), 0).astype(np.float32)
     places = np.argwhere(mask) * np.array([spacing_mm[2], *spacing_mm[:2]])
     weight = np.exp(-0.5 * (cdist(places, places) / reach) ** 2)
     around = weight @ np.maximum(values[mask] - 0.1, 0) / weight.sum(1)
+    assert around.max() < 0.05  # more than this is not added
     found = supported(values, mask, spacing_mm, reach)
     assert np.allclose(found[mask], values[mask] + 3 * around, rtol=0.03)  # the Gaussian ends at three deviations
     assert not found[~mask].any()
     assert np.allclose(supported(values, mask, (2.0, 4.0, 10.0), 12.0), found, rtol=1e-5)  # lengths are in mm
 
 
+def test_a_strong_lesion_does_not_lift_healthy_tissue_beside_it_by_more_than_the_limit():
+    mask, values = np.ones((21, 41, 41), bool), np.zeros((21, 41, 41), np.float32)
+    values[5:16, 10:31, 10:31] = 2.0
+    found = postprocess(values, mask, UNIT, ScoreConfig(support_mm=5))
+    assert found[10, 20, 32] == np.float32(3 * 0.05)
+    assert found.max() == pytest.approx(2 + 3 * 0.05)
+
+
 def test_a_lone_residual_keeps_its_value_and_one_amid_others_gains():
     mask, values = np.ones((21, 41, 41), bool), np.full((21, 41, 41), 0.05, np.float32)
-    values[10, 5, 5] = values[10, 25:36, 25:36] = 1.0
+    values[10, 5, 5] = values[10, 25:36, 25:36] = 0.5
     found = postprocess(values, mask, UNIT, ScoreConfig(support_mm=3))
-    assert found[10, 5, 5] == pytest.approx(1.0, abs=0.02)
-    assert found[10, 30, 30] > 1.3
+    assert found[10, 5, 5] == pytest.approx(0.5, abs=0.01)
+    assert found[10, 30, 30] > 0.62
     assert found[0, 40, 0] == np.float32(0.05)  # healthy tissue supports nothing
     assert np.array_equal(postprocess(values, mask, UNIT, ScoreConfig()), values)
 
