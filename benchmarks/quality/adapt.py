@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.common import Benchmark, data_folder, say, table
 from benchmarks.quality.cross_validation.folds import patients
 from benchmarks.quality.methods import pseudo_healthy_calibration
-from benchmarks.quality.patients import Patient, row, write_cases
+from benchmarks.quality.patients import MASKS_AS_GIVEN, Patient, row, write_cases
 from maediff.data.cases import Case, find_cases
 from maediff.data.slices import healthy_slices
 from maediff.evaluation import bootstrap_ci, voxel_metrics
@@ -81,7 +81,7 @@ def _cases(name: str, options: argparse.Namespace) -> list[Case]:
 
 def variants(options: argparse.Namespace, count: int, chosen: Site) -> Iterator[tuple[Predictor, dict[str, float]]]:
     """Make the models to compare, each with its thresholds by the name of the method."""
-    base = load_model(options.model, options.device, tuple(options.overrides))
+    base = load_model(options.model, options.device, tuple(options.overrides), accept=MASKS_AS_GIVEN)
     shipped = base.calibration.threshold if base.calibration else math.nan
     yield base, {"as shipped": shipped, "calibrated": _threshold(base, chosen.learn)}
     work = options.work / f"{options.site}-{count}"
@@ -91,7 +91,7 @@ def variants(options: argparse.Namespace, count: int, chosen: Site) -> Iterator[
     for name, make in (("adapted", _adapted), ("all weights", _trained)):
         say(f"{options.site}, {count} scans: {name}")
         folder, held_out = make(options, cases, work / name.replace(" ", "-"), schedule)
-        model = load_model(folder, options.device, tuple(options.overrides))
+        model = load_model(folder, options.device, tuple(options.overrides), accept=MASKS_AS_GIVEN)
         yield model, {name: _threshold(model, held_out)}
 
 

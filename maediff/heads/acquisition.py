@@ -12,8 +12,7 @@ from maediff.heads.fields import shrink, smooth_field
 from maediff.heads.plane import FINE
 
 _BIAS = 0.12
-_STRONG_BIAS = 0.25
-"""Standard deviation of the logarithm of the bias field, of most scans and of scans far from their coil."""
+"""Most that the standard deviation of the logarithm of the bias field is."""
 
 
 @dataclass(frozen=True)

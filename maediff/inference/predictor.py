@@ -29,7 +29,7 @@ from maediff.normative import UNITS, Locations
 from maediff.scoring import Sign, anomaly_mask, case_score, eroded, postprocess
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, check_common_space, from_image, image_like, read_channel, read_mask
-from maediff.working import WorkingScan, is_volumetric, prepare
+from maediff.working import WorkingScan, is_volumetric, prepare, turned
 from maediff.working.brainmask import WHOLE_HEAD
 
 Image = Any
@@ -176,24 +176,23 @@ class Predictor:
         refuse(volume, prepared.native_mask, self.accept)
         reading = read_sign(volume, others, prepared, self.config, self._contrasts)
         told = dict.fromkeys(note for channel in (volume, *others) for note in preparation_notes(channel))
-        turned, cutting = self._turned(volume, others, prepared.native_mask)
+        further, cutting = self._turned(prepared, (volume, *others))
         steps = Steps(notes=tuple(told)) + stripping + reading.steps + cutting
-        form: Form = "volume" if turned else "stack" if len(self.config.infer.orientations) > 1 else ""
-        return LoadedScan(volume, prepared, time.perf_counter() - start, reading, steps, turned, form)
+        form: Form = "volume" if further else "stack" if len(self.config.infer.orientations) > 1 else ""
+        return LoadedScan(volume, prepared, time.perf_counter() - start, reading, steps, further, form)
 
-    def _turned(
-        self, volume: Volume, others: Sequence[Volume], brain: BoolArray
-    ) -> tuple[tuple[WorkingScan, ...], Steps]:
+    def _turned(self, prepared: WorkingScan, channels: Sequence[Volume]) -> tuple[tuple[WorkingScan, ...], Steps]:
         """Cut a scan in the further orientations, into slices as far apart as their pixels are wide."""
         first, *further = self.config.infer.orientations
         if not further:
             return (), Steps()
-        if self.config.score.locations or not is_volumetric(volume, brain):  # residuals by place are of one orientation
+        # Residuals by place are of one orientation.
+        if self.config.score.locations or not is_volumetric(channels[0], prepared.native_mask):
             return (), Steps({"orientations": [first]})
         data = self.config.data
         data = data.model_copy(update={"slice_spacing_mm": data.slice_spacing_mm or data.spacing_mm})
-        turned = (prepare(volume, brain, data, others, accept=self.accept, orientation=one) for one in further)
-        return tuple(turned), Steps({"orientations": [first, *further]})
+        cuts = tuple(turned(prepared, channels, data, one) for one in further)
+        return cuts, Steps({"orientations": [first, *further]})
 
     def _channels(self, image: Images) -> list[Image]:
         """List the channels of a scan; their number must be that of the model."""

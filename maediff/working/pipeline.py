@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,7 +30,7 @@ class WorkingScan:
             outside; (S, C, H, W) if there are several channels.
         mask: Brain (S, H, W).
         grid: The working grid, with the transform back.
-        scale: Intensity scale of the scan, of its first channel.
+        scales: Intensity scale of each channel.
         native_mask: Brain (X, Y, Z).
         notes: Notes for the user about this scan.
         background: Background that was found; None if a brain mask was given or if there is none.
@@ -39,10 +39,15 @@ class WorkingScan:
     slices: FloatMap
     mask: BoolArray
     grid: WorkingGrid
-    scale: Scale
+    scales: tuple[Scale, ...]
     native_mask: BoolArray
     notes: tuple[str, ...]
     background: Background | None = None
+
+    @property
+    def scale(self) -> Scale:
+        """Intensity scale of the scan, of its first channel."""
+        return self.scales[0]
 
     def to_native(self, values: npt.NDArray[Any], order: int = 1) -> FloatMap:
         """Resample working values to the native voxels of the brain.
@@ -100,18 +105,43 @@ def prepare(
         InputError: Empty mask, a whole head without a mask, or a brain without contrast.
         GeometryError: The mask has another shape than the scan.
     """
+    channels = (volume, *others)
     native_mask, notes = brain_mask(volume, mask, accept)
-    grid = working_grid(volume, native_mask, config, orientation)
+    slices, brain, grid, scales = _cut(channels, native_mask, config, orientation)
+    said = dict.fromkeys((*(note for channel in channels for note in channel.notes), *notes))
+    background = find_background(volume.data) if mask is None else None
+    return WorkingScan(slices, brain, grid, scales, native_mask, tuple(said), background)
+
+
+def turned(scan: WorkingScan, channels: Sequence[Volume], config: DataConfig, orientation: Orientation) -> WorkingScan:
+    """Cut a prepared scan once more, in another orientation: its brain and the scales of its intensities stay.
+
+    Args:
+        scan: From :func:`prepare`.
+        channels: The channels that it was made of.
+        config: The data section of the configuration.
+        orientation: Orientation of the slices.
+    """
+    slices, brain, grid, scales = _cut(channels, scan.native_mask, config, orientation, scan.scales)
+    return replace(scan, slices=slices, mask=brain, grid=grid, scales=scales)
+
+
+def _cut(
+    channels: Sequence[Volume],
+    native_mask: BoolArray,
+    config: DataConfig,
+    orientation: Orientation,
+    scales: tuple[Scale, ...] = (),
+) -> tuple[FloatMap, BoolArray, WorkingGrid, tuple[Scale, ...]]:
+    """Return the slices of a scan, their brain, their grid and the scales, which are fitted if none are given."""
+    grid = working_grid(channels[0], native_mask, config, orientation)
     share = to_working(native_mask, grid)
-    scales = _scales((volume, *others), native_mask, config)
+    scales = scales or _scales(channels, native_mask, config)
     stacks = [
         _working(scale.forward(channel.data), native_mask, grid, share, config.clip)
-        for scale, channel in zip(scales, (volume, *others), strict=True)
+        for scale, channel in zip(scales, channels, strict=True)
     ]
-    slices = np.stack(stacks, 1) if others else stacks[0]
-    said = dict.fromkeys((*volume.notes, *(note for channel in others for note in channel.notes), *notes))
-    background = find_background(volume.data) if mask is None else None
-    return WorkingScan(slices, share >= 0.5, grid, scales[0], native_mask, tuple(said), background)
+    return np.stack(stacks, 1) if len(stacks) > 1 else stacks[0], share >= 0.5, grid, scales
 
 
 def _working(scaled: FloatMap, native_mask: BoolArray, grid: WorkingGrid, share: FloatMap, clip: float) -> FloatMap:
@@ -127,14 +157,14 @@ def _working(scaled: FloatMap, native_mask: BoolArray, grid: WorkingGrid, share:
     return slices
 
 
-def _scales(channels: Sequence[Volume], native_mask: BoolArray, config: DataConfig) -> list[Scale]:
+def _scales(channels: Sequence[Volume], native_mask: BoolArray, config: DataConfig) -> tuple[Scale, ...]:
     """Fit the scale of each channel; errors name its file."""
     side = None
     if config.scaling == "contralateral":
         first = channels[0]
         whole = _scale(first, native_mask, config).forward(first.data)
         side = one_side(np.where(native_mask, np.maximum(whole, -1), np.float32(-1)), native_mask, first.affine)
-    return [_scale(channel, native_mask, config, side) for channel in channels]
+    return tuple(_scale(channel, native_mask, config, side) for channel in channels)
 
 
 def _scale(channel: Volume, native_mask: BoolArray, config: DataConfig, side: BoolArray | None = None) -> Scale:

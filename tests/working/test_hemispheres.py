@@ -84,7 +84,7 @@ def test_a_lesion_or_noise_hardly_moves_the_midline():
 
 @pytest.mark.parametrize(("rows", "columns"), [((12, 28), (18, 40)), ((36, 54), (42, 66)), ((8, 26), (44, 70))])
 def test_a_large_bright_tumour_does_not_pull_the_midline(rows, columns):
-    """In an eighth of the brain, on one side and off the middle; by brightness alone it turned by 3.5 degrees."""
+    """In an eighth of the brain, on one side and off the middle; by brightness alone it turned by more than 3.5."""
     images = brains()
     tumour = images.clone()
     tumour[:, :, slice(*rows), slice(*columns)] += 1.2

@@ -15,7 +15,7 @@ from scipy import ndimage
 from maediff.config import DataConfig
 from maediff.errors import GeometryError, InputError
 from maediff.volume import Volume, read_mask, read_nifti
-from maediff.working import lesion_slices, prepare, prepare_label
+from maediff.working import lesion_slices, prepare, prepare_label, turned
 from maediff.working.brainmask import bounding_box, brain_mask, largest_component
 from maediff.working.foreground import is_whole_head
 from maediff.working.intensity import Scale, fit_scale
@@ -106,6 +106,19 @@ def test_the_scale_of_one_side_does_not_depend_on_the_storage_order(axes):
     one = scale_of(data, mask, "contralateral", affine)
     other = scale_of(data.transpose(axes), mask.transpose(axes), "contralateral", stored)
     assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-6)
+
+
+@pytest.mark.parametrize("scaling", ["percentile", "contralateral", "median"])
+def test_a_prepared_scan_is_cut_anew_as_if_it_were_prepared_so(scaling):
+    data, mask = turned_head()
+    config = DataConfig(scaling=scaling, size=(96, 96), slice_spacing_mm=3.0)
+    volume = make_volume(data, np.diag([2.0, 2.0, 3.0, 1.0]))
+    again = turned(prepare(volume, mask, config), [volume], config, "coronal")
+    whole = prepare(volume, mask, config, orientation="coronal")
+    assert (again.scales, again.notes) == (whole.scales, whole.notes)
+    for name in ("slices", "mask", "native_mask"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+    np.testing.assert_array_equal(again.to_native(again.slices), whole.to_native(whole.slices))
 
 
 def test_half_a_brain_is_scaled_as_a_whole():

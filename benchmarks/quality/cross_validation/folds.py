@@ -12,7 +12,19 @@ import numpy as np
 
 from benchmarks.common import AbsentError, data_folder
 from benchmarks.quality.patients import row as case_row
-from benchmarks.quality.table.rows import DATA_SETS, MASKED, ROWS, Cases, DataSet, Row, cell_path
+from benchmarks.quality.table.rows import (
+    CHOSEN,
+    DATA_SETS,
+    GATE,
+    MASKED,
+    MIRROR,
+    ROWS,
+    SEE_ALL,
+    Cases,
+    DataSet,
+    Row,
+    cell_path,
+)
 from maediff.data.cases import Case, find_cases
 from maediff.files import file_sha256
 
@@ -24,7 +36,6 @@ FADED, HIDDEN = (30,), (30, 1000)
 MANY = ("partition.window=16", "partition.stride=8", "train.windows=8", "infer.together=8", MASKED)
 MEDIANS_MM, HALF_DEPTHS_MM, SUPPORTS_MM = (0.0, 9.0, 15.0), (0.0, 4.0), (0.0, 20.0)
 """Post-processing that validation chooses from, every combination."""
-GATE, SEE_ALL, MIRROR = "model.gate=true", "train.outside_weight=1", "model.mirror=true"
 SIDE = "data.scaling=contralateral"
 _TABLE = {row.name: row for row in ROWS}
 _MAEDIFF = replace(_TABLE["maediff-window"], name="maediff", title="MAEDiff")
@@ -62,18 +73,16 @@ COMPARED = (
     _varied(_MAEDIFF, "maediff-all", "the loss sees everything", SEE_ALL),
     _varied(_MAEDIFF, "maediff-gate", "gate", GATE),
     _varied(_MAEDIFF, "maediff-all-gate", "the loss sees everything, gate", SEE_ALL, GATE),
-    _varied(_MAEDIFF, "maediff-mirror", "the loss sees everything, gate, other hemisphere", SEE_ALL, GATE, MIRROR),
-    _varied(_DDPM, "ddpm-mirror", "gate, other hemisphere", GATE, MIRROR),
+    _varied(_MAEDIFF, "maediff-mirror", "the loss sees everything, gate, other hemisphere", *CHOSEN),
+    _TABLE["ddpm-mirror"],
     _varied(
         _MAEDIFF,
         "maediff-side",
         "the loss sees everything, gate, other hemisphere, scaled by one side",
-        SEE_ALL,
-        GATE,
-        MIRROR,
+        *CHOSEN,
         SIDE,
     ),
-    _varied(_DDPM, "ddpm-side", "gate, other hemisphere, scaled by one side", GATE, MIRROR, SIDE),
+    _varied(_TABLE["ddpm-mirror"], "ddpm-side", "scaled by one side", SIDE),
     _varied(_DDPM, "ddpm-no-noise", "no noise", *NO_NOISE, timesteps=FADED),
     _varied(_DDPM, "ddpm-restore", "gate, no noise", GATE, *NO_NOISE, timesteps=FADED),
     _varied(_DDPM, "ddpm-no-noise-mirror", "no noise, other hemisphere", *NO_NOISE, MIRROR, timesteps=FADED),

@@ -57,7 +57,8 @@ REAL = ("lgg_flair", "mslub")
 MASKED = "model.mask_channel=true"
 ANY_LESION = ("lesions.sign=any", "lesions.size=[0.015, 0.25]", "lesions.spots=0.5")
 """Pseudo-lesions of any kind, not chosen for gliomas: brighter, darker, holes, half of them small spots."""
-CHOSEN = ("train.outside_weight=1", "model.gate=true", "model.mirror=true")
+SEE_ALL, GATE, MIRROR = "train.outside_weight=1", "model.gate=true", "model.mirror=true"
+CHOSEN = (SEE_ALL, GATE, MIRROR)
 """What the presets have since cross-validation chose it: the loss sees everything, gate, other hemisphere.
 Other rows of MAEDiff are without, as they were before."""
 
@@ -106,7 +107,7 @@ ROWS = (
     Row(
         "ddpm-mirror",
         "DDPM + our pseudo-lesions, gate, other hemisphere",
-        ("method=ddpm", "model.gate=true", "model.mirror=true"),
+        ("method=ddpm", GATE, MIRROR),
         only=REAL,
     ),
     _aided("pddpm", "pDDPM"),
