@@ -16,7 +16,6 @@ from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume
 from maediff.working.brainmask import brain_mask
 from maediff.working.foreground import Background, find_background
-from maediff.working.hemispheres import one_side
 from maediff.working.intensity import Scale, fit_scale
 from maediff.working.spatial import WorkingGrid, to_native, to_working, working_grid
 
@@ -161,6 +160,8 @@ def _scales(channels: Sequence[Volume], native_mask: BoolArray, config: DataConf
     """Fit the scale of each channel; errors name its file."""
     side = None
     if config.scaling == "contralateral":
+        from maediff.working.hemispheres import one_side  # imports torch, which other scalings do without
+
         first = channels[0]
         whole = _scale(first, native_mask, config).forward(first.data)
         side = one_side(np.where(native_mask, np.maximum(whole, -1), np.float32(-1)), native_mask, first.affine)
