@@ -57,7 +57,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     LAST: ("train.lr=6e-4", "train.max_steps=3800", "train.seed=3", *_GRID),
 }
 HEALTHY_KINDS: tuple[Kind, ...] = ("t1", "t2", "flair")
-HEALTHY_SCANS = 6
+HEALTHY_SCANS = 24
 """Synthetic healthy scans per contrast and form that a threshold is set on, and as many that it is checked on."""
 SPACINGS_MM: dict[str, tuple[float, float]] = {"volume": (1.0, 2.0), "stack": (1.0, 5.0)}
 """In-plane spacing, and distance of slices, of the synthetic scans of each form."""

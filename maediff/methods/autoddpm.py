@@ -30,6 +30,7 @@ class AutoDDPM(DDPM):
     takes `diffusion.sampler_steps` steps.
     """
 
+    divisible = False  # the quantile of a batch
     suspect: Tensor
 
     def __init__(self, config: Config) -> None:

@@ -92,6 +92,8 @@ class Method(nn.Module, ABC):
     Attributes:
         uses_every_parameter: Whether each training step gives every parameter a gradient, so that several processes
             need not look for those without.
+        divisible: Whether the losses of a batch are averages over its samples and change nothing in the network, so
+            that parts of a batch may be computed at the same time.
         channels: C, channels of a slice that it reconstructs.
         neighbour_channels: K, channels of neighbouring slices that it sees behind those, see
             :mod:`maediff.methods.neighbours`.
@@ -102,6 +104,7 @@ class Method(nn.Module, ABC):
 
     anomalies: ClassVar[Anomalies | None] = None
     uses_every_parameter: bool = False
+    divisible: ClassVar[bool] = True
     channels: int = 1
     neighbour_channels: int = 0
     guide_channels: tuple[tuple[int, ...], ...] = ()

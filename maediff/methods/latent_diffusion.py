@@ -31,6 +31,7 @@ class LatentDiffusion(WholeSliceMethod):
     partial noising of AnoDDPM in the latent space, by DDIM or a single step.
     """
 
+    divisible = False  # the deviation of a batch
     scale: Tensor
 
     def __init__(self, config: Config) -> None:

@@ -34,6 +34,7 @@ from maediff.training.checkpoint import TrainState, Weights, load_state, save_st
 from maediff.training.losslog import LossLog
 from maediff.training.pace import Pace, Stopwatch
 from maediff.training.pictures import Pictures
+from maediff.training.shares import Shares, share_count
 from maediff.training.stream import Sample, Span, sample_stream
 from maediff.training.trackers import Trackers, check_tracker
 
@@ -195,9 +196,10 @@ class _Run:
         train = self.config.train
         start_step, watch = self.state.step, Stopwatch()
         pictures = self._pictures(validation)
-        with _signals() as stop, self.log, Trackers(self.accelerator, self.config, self.run_dir) as trackers:
+        trackers = Trackers(self.accelerator, self.config, self.run_dir)
+        with _signals() as stop, self.log, trackers, self._shares() as shares:
             for batches in watch.watch(self._batches(training)):
-                loss, mae_loss, norm, stopped = self._step(batches, bool(stop))
+                loss, mae_loss, norm, stopped = self._step(batches, bool(stop), shares)
                 step = self.state.step = self.state.step + 1
                 due = step % train.val_every == 0 or step == train.max_steps
                 val_loss = self._validate(validation, pictures, trackers) if due else None
@@ -253,7 +255,14 @@ class _Run:
                 yield micro
                 micro = []
 
-    def _step(self, batches: list[Sample], stop: bool) -> tuple[Tensor, Tensor, Tensor, bool]:
+    def _shares(self) -> contextlib.AbstractContextManager[Shares | None]:
+        """Divide batches among the threads of a CPU; None on a GPU, and in one of several processes."""
+        count = share_count(self.network, self.accelerator.device, self.config.train.batch_size)
+        if count == 1 or self.accelerator.num_processes > 1:
+            return contextlib.nullcontext()
+        return Shares(self.losses, list(self.losses.parameters()), count)
+
+    def _step(self, batches: list[Sample], stop: bool, shares: Shares | None) -> tuple[Tensor, Tensor, Tensor, bool]:
         """Take a step; return both losses, the gradient norm, and whether any process was asked to stop before it."""
         train = self.config.train
         for group in self.optimizer.param_groups:
@@ -263,10 +272,8 @@ class _Run:
         for index, batch in enumerate(batches):
             last = index + 1 == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.losses):
-                loss, mae_loss = self.losses(batch)
-                whole = loss + self.config.model.mae_loss_weight * mae_loss
-                self.accelerator.backward(whole / len(batches))
-            total[:2] += torch.stack([loss.detach(), mae_loss.detach()]) / len(batches)
+                loss, mae_loss = self._backward(batch, len(batches), shares)
+            total[:2] += torch.stack([loss, mae_loss]) / len(batches)
         norm = self.accelerator.clip_grad_norm_(self.losses.parameters(), train.grad_clip)
         total = self.accelerator.reduce(total, "mean")
         if not bool(torch.isfinite(total).all()):
@@ -278,6 +285,15 @@ class _Run:
         self.optimizer.zero_grad()
         self._average()
         return total[0], total[1], norm, bool(total[2] > 0)
+
+    def _backward(self, batch: Sample, count: int, shares: Shares | None) -> tuple[Tensor, Tensor]:
+        """Add the gradient of one of `count` micro-batches; return its losses."""
+        weight = self.config.model.mae_loss_weight
+        if shares is not None:
+            return shares.backward(batch, weight=1 / count, auxiliary_weight=weight)
+        loss, mae_loss = self.losses(batch)
+        self.accelerator.backward((loss + weight * mae_loss) / count)
+        return loss.detach(), mae_loss.detach()
 
     def _lr(self) -> float:
         return learning_rate(self.state.step, self.config)

@@ -6,16 +6,19 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from maediff.config import Config
 from maediff.data.slices import SliceSet
 from maediff.errors import MAEDiffError
+from maediff.hardware import use_bf16
 from maediff.methods.base import Method
 from maediff.training.rehearsal import Rehearsal
+from maediff.training.shares import Shares, share_count
 from maediff.training.stream import Sample, SampleStream
 
 log = logging.getLogger(__name__)
@@ -82,31 +85,43 @@ def tune(
     Raises:
         MAEDiffError: The loss is not finite.
     """
-    batch = config.train.batch_size
+    batch, device = config.train.batch_size, parameters[0].device
+    half = partial(torch.autocast, device.type, torch.bfloat16, enabled=use_bf16(device, config.train.precision))
+
+    def losses(sample: Sample) -> tuple[Tensor, Tensor]:
+        with half():
+            return network.losses(sample)
+
+    def validate() -> float:
+        with half():
+            return _validation_loss(network, data[1], config, rehearsal)
+
     stream = SampleStream(data[0], config, schedule.max_steps * batch, augmented=True)
     optimizer = torch.optim.AdamW(parameters, schedule.lr, weight_decay=0.0)
-    before = best = _validation_loss(network, data[1], config, rehearsal)
+    before = best = validate()
     kept, best_step, step = copy.deepcopy([value.data for value in parameters]), 0, 0
-    for step, sample in enumerate(DataLoader(stream, batch), start=1):
-        network.train()
-        loss, auxiliary = _losses(network, sample, rehearsal, step)
-        if not bool(torch.isfinite(loss)):
-            raise MAEDiffError(
-                f"the loss is {float(loss.detach())} at step {step}; use a lower learning rate ({schedule.lr:g})"
-            )
-        optimizer.zero_grad()
-        (loss + config.model.mae_loss_weight * auxiliary).backward()
-        nn.utils.clip_grad_norm_(parameters, config.train.grad_clip)
-        optimizer.step()
-        now = None
-        if step % schedule.every == 0 or step == schedule.max_steps:
-            now = _validation_loss(network, data[1], config, rehearsal)
-            if now < best:
-                best, best_step, kept = now, step, copy.deepcopy([value.data for value in parameters])
-        if on_step is not None:
-            on_step(step, now)
-        if step - best_step >= schedule.patience * schedule.every:
-            break
+    with Shares(losses, parameters, share_count(network, device, batch)) as shares:
+        for step, sample in enumerate(DataLoader(stream, batch), start=1):
+            network.train()
+            optimizer.zero_grad()
+            with half():
+                targeted = _targeted(network, sample, rehearsal, step)
+            loss, _ = shares.backward(targeted, auxiliary_weight=config.model.mae_loss_weight)
+            if not bool(torch.isfinite(loss)):
+                raise MAEDiffError(
+                    f"the loss is {float(loss)} at step {step}; use a lower learning rate ({schedule.lr:g})"
+                )
+            nn.utils.clip_grad_norm_(parameters, config.train.grad_clip)
+            optimizer.step()
+            now = None
+            if step % schedule.every == 0 or step == schedule.max_steps:
+                now = validate()
+                if now < best:
+                    best, best_step, kept = now, step, copy.deepcopy([value.data for value in parameters])
+            if on_step is not None:
+                on_step(step, now)
+            if step - best_step >= schedule.patience * schedule.every:
+                break
     for value, data_kept in zip(parameters, kept, strict=True):
         value.data.copy_(data_kept)
     network.eval()
@@ -114,12 +129,11 @@ def tune(
     return Tuned(step, best_step, before, best)
 
 
-def _losses(
-    network: Method, sample: Sample, rehearsal: Rehearsal | None, number: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _targeted(network: Method, sample: Sample, rehearsal: Rehearsal | None, number: int) -> Sample:
+    """Move a batch to the network's device, and give it the targets to learn."""
     device = next(network.parameters()).device
     batch = {name: value.to(device) for name, value in sample.items()}
-    return network.losses(rehearsal(batch, number) if rehearsal else batch)
+    return rehearsal(batch, number) if rehearsal else batch
 
 
 @torch.no_grad()
@@ -129,5 +143,5 @@ def _validation_loss(network: Method, slices: SliceSet, config: Config, rehearsa
     stream = SampleStream(slices, config, _VALIDATION_SAMPLES, augmented=False)
     total = 0.0
     for number, batch in enumerate(DataLoader(stream, config.train.batch_size), start=1):
-        total += float(_losses(network, batch, rehearsal, -number)[0]) * len(batch["t"])
+        total += float(network.losses(_targeted(network, batch, rehearsal, -number))[0]) * len(batch["t"])
     return total / _VALIDATION_SAMPLES
