@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -29,25 +29,28 @@ def folder_lock(folder: Path, part: Part = (1, 1)) -> Iterator[None]:
         OutputError: Another run writes there: an equal part, or a run that is divided into another number of parts.
             Or the folder cannot be written.
     """
+    with ExitStack() as held:
+        try:
+            _take(folder, part, held)
+        except Timeout as error:
+            raise OutputError(
+                f"another maediff run is writing into {folder} ({Path(error.lock_file).name} is held); wait until it "
+                "has ended, choose another folder, or divide the work with --shard K/N, the same N for all"
+            ) from None
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        yield
+
+
+def _take(folder: Path, part: Part, held: ExitStack) -> None:
+    """Take the lock of a part until `held` is closed, and refuse runs over other parts."""
     own = folder / f".maediff-{part[0]}-of-{part[1]}.lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(own, timeout=WAIT_SECONDS)
-        with lock:
-            try:
-                for other in folder.glob(".maediff-*-of-*.lock"):
-                    if not other.name.endswith(f"-of-{part[1]}.lock"):
-                        _refuse_if_held(other)
-                yield
-            finally:
-                own.unlink(missing_ok=True)  # while it is held: who waits for it notices that it is gone
-    except Timeout as error:
-        raise OutputError(
-            f"another maediff run is writing into {folder} ({Path(error.lock_file).name} is held); wait until it has "
-            "ended, choose another folder, or divide the work with --shard K/N, the same N for all"
-        ) from None
-    except OSError as error:
-        raise cannot_write(folder, error) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(FileLock(own, timeout=WAIT_SECONDS))
+    held.callback(own.unlink, missing_ok=True)  # while it is held: who waits for it notices that it is gone
+    for other in folder.glob(".maediff-*-of-*.lock"):
+        if not other.name.endswith(f"-of-{part[1]}.lock"):
+            _refuse_if_held(other)
 
 
 def _refuse_if_held(path: Path) -> None:

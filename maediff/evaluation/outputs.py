@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from maediff.calibration import Form
-from maediff.errors import InputError
+from maediff.errors import InputError, MAEDiffError
 from maediff.files import read_json
 from maediff.notes import read_notes
 from maediff.paths import found_path
 from maediff.scoring import anomaly_mask
 from maediff.tables import read_table
 from maediff.typing import BoolArray
-from maediff.volume import Volume, read_mask
+from maediff.volume import Volume, read_mask, read_nifti, same_grid
 
 FINISHED = ("done", "skipped")
 _KINDS = {
@@ -104,6 +104,19 @@ class OutputCase:
     def mask(self) -> Path | None:
         """The brain mask that infer used, if any and if it is still at its recorded path."""
         return found_path(self.sidecar.get("mask"), self.folder, self.sidecar)
+
+
+def read_shown_scan(case: OutputCase, anomaly: Volume) -> tuple[Volume | None, str]:
+    """Read the scan that a map belongs to, or tell in a sentence why it cannot be shown beside it."""
+    if case.image is None:
+        return None, "The scan is no longer where it was, so it is not shown."
+    try:
+        scan = read_nifti(case.image)
+    except MAEDiffError as error:
+        return None, f"The scan is not shown: {error}."
+    if not same_grid(scan, anomaly):
+        return None, "The scan's grid is not that of its map, so it is not shown."
+    return scan, ""
 
 
 def read_outputs(out_dir: Path) -> list[OutputCase]:

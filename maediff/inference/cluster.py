@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maediff.data.cases import Case
-from maediff.errors import ConfigError
+from maediff.errors import ConfigError, ModelError
 from maediff.extras import install_hint
 from maediff.inference.cohort import CaseJob, CaseOutcome, CaseTable, InferSummary, Outputs, RunKey, summarize
 from maediff.inference.load import load_model
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 log = logging.getLogger(__name__)
+_LOADING = threading.Lock()
+"""Held while a model is loaded, so that the threads of a worker load it once."""
 _TASKS_A_THREAD = 3
 """Tasks submitted per worker thread: enough that no thread idles, without queueing the whole cohort at once."""
 
@@ -48,6 +51,7 @@ class ScanTask:
         threshold: Threshold of the map to use instead of the calibrated one.
         rate: False-positive rate whose recorded threshold to use.
         accept: Codes of input checks that do not refuse the scan.
+        model_hash: Hash of the model that the run began with; "" for any.
     """
 
     model: str
@@ -61,10 +65,18 @@ class ScanTask:
     threshold: float | None = None
     rate: float | None = None
     accept: tuple[str, ...] = ()
+    model_hash: str = ""
 
     def __call__(self, case: Case) -> CaseOutcome:
-        """Score a scan, unless a worker that died since the run began had finished it."""
-        predictor = _load_once(self.model, self.device, self.overrides, self.threshold, self.rate, self.accept)
+        """Score a scan, unless a worker that died since the run began had finished it.
+
+        Raises:
+            ModelError: The model folder has changed since the run began.
+        """
+        with _LOADING:
+            predictor = _load_once(
+                self.model, self.device, self.overrides, self.threshold, self.rate, self.accept, self.model_hash
+            )
         key = RunKey.of(predictor, self.seed)
         outputs = Outputs.of(case, self.out)
         finished_now = outputs.sidecar.is_file() and outputs.sidecar.stat().st_mtime_ns >= self.began_ns
@@ -87,8 +99,13 @@ def _load_once(  # noqa: PLR0917
     threshold: float | None,
     rate: float | None,
     accept: tuple[str, ...],
+    model_hash: str,
 ) -> Predictor:
-    return load_model(model, device, overrides, threshold=threshold, rate=rate, accept=accept)
+    """Load a model; workers outlive a run, and another hash is another model at the same place."""
+    predictor = load_model(model, device, overrides, threshold=threshold, rate=rate, accept=accept)
+    if model_hash and predictor.model_hash != model_hash:
+        raise ModelError(f"{model} has changed since the run began; start the run again")
+    return predictor
 
 
 @contextmanager

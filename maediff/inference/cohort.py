@@ -163,12 +163,14 @@ class RunKey:
     seed: int
     threshold_given: float | None = None
     maps_hash: str = ""
+    accept: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, predictor: Predictor, seed: int) -> RunKey:
         """Return the key that all outputs of a predictor share."""
         hashes = (predictor.model_hash, predictor.config_hash)
-        return cls(*hashes, seed, predictor.threshold_given, maps_hash(predictor.config))
+        accepted = tuple(sorted(predictor.accept))
+        return cls(*hashes, seed, predictor.threshold_given, maps_hash(predictor.config), accepted)
 
     def fits(self, case: Case, outputs: Outputs) -> bool:
         """Check whether the outputs of a case are finished and belong to this input, model, configuration and seed."""
@@ -190,6 +192,8 @@ class RunKey:
         found = read_json(outputs.sidecar)
         wanted = {"model_hash": self.model_hash, "seed": self.seed} | more
         if any(found.get(name) != value for name, value in wanted.items()):
+            return False
+        if set(found.get("accepted", ())) != set(self.accept):
             return False
         named = [outputs.sidecar.parent / str(name) for name in found.get("outputs", {}).values()]
         try:
@@ -448,6 +452,7 @@ def _sidecar(case: Case, result: AnomalyResult, key: RunKey, folder: Path) -> di
         "maps_hash": key.maps_hash,
         "seed": key.seed,
         "threshold_given": key.threshold_given,
+        "accepted": sorted(key.accept),
         **result.to_dict(),
         "use": "research use only",
     }

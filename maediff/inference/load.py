@@ -155,6 +155,7 @@ def _trained_as(config: Config) -> dict[str, Any]:
         "method": config.method,
         "baselines": config.baselines.model_dump(exclude=set(_FREE_BASELINES)),
         "structure": (config.structure.kinds, config.structure.guides),
+        "training": (config.train, config.lesions, config.heads),
     }
 
 

@@ -76,12 +76,12 @@ class InferJob:
             stored = read_calibration(folder)
             calibration = Calibration.from_dict(stored) if stored else None
             chosen = with_threshold(calibration, self.threshold, self.rate).threshold
-        key = RunKey(verify_model_folder(folder), config_hash(self._config), self.seed, chosen)
+        key = RunKey(verify_model_folder(folder), config_hash(self._config), self.seed, chosen, accept=self.accept)
         return plan_cases(self._found.cases, self.out, key, overwrite=self.overwrite)
 
     def estimate(self, planned: Sequence[PlannedCase]) -> Cost | None:
         """Estimate what :meth:`run` would cost for what :meth:`plan` lists; None if the method slides no windows."""
-        return estimate_inference(self.model, planned, device=self.device, overrides=self.overrides)
+        return estimate_inference(self.model, planned, device=self.device, overrides=self.overrides, accept=self.accept)
 
     def run(self, on_case: OnCase | None = None, on_batch: OnBatch | None = None) -> InferSummary:
         """Score the scans; callbacks, result and errors are those of :func:`infer`."""
@@ -98,7 +98,7 @@ class InferJob:
             if alone:
                 summary = self._run_here(predictor, found.cases, on_case, on_batch)
             else:
-                summary = self._run_on_cluster(found.cases, on_case)
+                summary = self._run_on_cluster(found.cases, predictor.model_hash, on_case)
             used = str(predictor.device) if alone else f"{self.device} on Dask workers"
             write_run(self.out, self._record(predictor, summary, found.left_out, used))
             suffixes = [case.bids.suffix for case in found.cases if case.bids]
@@ -160,7 +160,7 @@ class InferJob:
             on_batch=on_batch,
         )
 
-    def _run_on_cluster(self, cases: Sequence[Case], on_case: OnCase | None) -> InferSummary:
+    def _run_on_cluster(self, cases: Sequence[Case], model_hash: str, on_case: OnCase | None) -> InferSummary:
         from maediff.inference.cluster import ScanTask, connect, infer_on_cluster
 
         with connect(self.scheduler, self.workers) as client, CaseTable(self._table) as rows:
@@ -176,6 +176,7 @@ class InferJob:
                 self.threshold,
                 self.rate,
                 self.accept,
+                model_hash,
             )
             return infer_on_cluster(client, cases, task, rows, on_case=on_case)
 
@@ -300,6 +301,7 @@ def plan_inference(  # noqa: PLR0913  the public door: a keyword per attribute o
     overrides: Iterable[str] = (),
     threshold: float | None = None,
     rate: float | None = None,
+    accept: Sequence[str] = (),
     participants: Sequence[str] = (),
     sessions: Sequence[str] = (),
 ) -> list[PlannedCase]:
@@ -318,6 +320,7 @@ def plan_inference(  # noqa: PLR0913  the public door: a keyword per attribute o
         overrides=tuple(overrides),
         threshold=threshold,
         rate=rate,
+        accept=tuple(accept),
         participants=tuple(participants),
         sessions=tuple(sessions),
     )
@@ -330,12 +333,13 @@ def estimate_inference(
     *,
     device: str = "auto",
     overrides: Iterable[str] = (),
+    accept: Sequence[str] = (),
 ) -> Cost | None:
     """Estimate what :func:`infer` would cost for what :func:`plan_inference` lists; arguments are the same."""
     from maediff.inference.cost import estimate_cost
     from maediff.inference.load import load_model
 
-    return estimate_cost(load_model(model, device, tuple(overrides)), planned)
+    return estimate_cost(load_model(model, device, tuple(overrides), accept=accept), planned)
 
 
 def _path(path: str | Path | None) -> Path | None:

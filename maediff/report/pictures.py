@@ -11,7 +11,7 @@ import numpy as np
 
 from maediff.errors import InputError, MAEDiffError, one_line
 from maediff.evaluation.evaluate import brain_of
-from maediff.evaluation.outputs import OutputCase, read_anomaly_mask
+from maediff.evaluation.outputs import OutputCase, read_anomaly_mask, read_shown_scan
 from maediff.evaluation.reference import Reference
 from maediff.findings import Component, Findings, locate, to_template
 from maediff.report.figures import (
@@ -32,7 +32,7 @@ from maediff.report.figures import (
 )
 from maediff.report.sheets import LEVELS, Tiling, choose_slices, encode, labels, levels
 from maediff.typing import Array, BoolArray
-from maediff.volume import Volume, read_map, read_mask, read_nifti
+from maediff.volume import Volume, read_map, read_mask
 
 logger = logging.getLogger(__name__)
 Layers = Mapping[str, Array]
@@ -197,15 +197,10 @@ def read_layers(case: OutputCase, volume: Volume, reference: Reference | None) -
         Arrays by ``map``, ``scan``, ``reconstruction``, ``uncertainty``, ``mask`` and ``truth``; and a note or "".
     """
     layers: dict[str, Any] = {}
-    notes = []
-    if case.image is None:
-        notes.append("The scan is no longer where it was, so it is not shown.")
-    else:
-        scan = read_nifti(case.image)
-        if scan.data.shape == volume.data.shape:
-            layers["scan"] = scan.data
-        else:
-            notes.append("The scan's grid is not that of its map, so it is not shown.")
+    scan, note = read_shown_scan(case, volume)
+    notes = [note] if note else []
+    if scan is not None:
+        layers["scan"] = scan.data
     if "reconstruction" in case.files:
         layers["reconstruction"] = read_map(case.files["reconstruction"]).data
     layers["map"] = np.where(volume.data > 0, volume.data, 0)

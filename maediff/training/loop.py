@@ -203,14 +203,14 @@ class _Run:
                 step = self.state.step = self.state.step + 1
                 due = step % train.val_every == 0 or step == train.max_steps
                 val_loss = self._validate(validation, pictures, trackers) if due else None
-                if step % train.log_every == 0 or val_loss is not None:
-                    speed = (step - start_step) * self.batch / watch.seconds
-                    self._report(Progress(step, train.max_steps, float(loss), val_loss, speed, 0), on_progress)
+                logged = step % train.log_every == 0 or val_loss is not None
+                speed = (step - start_step) * self.batch / max(watch.seconds, 1e-9)
+                left = (train.max_steps - step) * self.batch / speed
+                if on_progress and self.accelerator.is_main_process and (logged or step == start_step + 1):
+                    on_progress(Progress(step, train.max_steps, float(loss), val_loss, speed, left))
+                if logged:
                     self.log.write(step, float(loss), float(mae_loss), val_loss, self._lr(), float(norm), speed)
                     trackers.log(step, float(loss), val_loss, self._lr())
-                elif step == start_step + 1:  # so that the time left is known from the first step
-                    speed = self.batch / watch.seconds
-                    self._report(Progress(step, train.max_steps, float(loss), None, speed, 0), on_progress)
                 stopped = stopped or (bool(stop) and not processes.several())
                 if step % train.checkpoint_every == 0 or step == train.max_steps or stopped:
                     self._save()
@@ -352,12 +352,6 @@ class _Run:
         if self.accelerator.scaler is not None and self.state.scaler:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         log.info("resumed after step %d", self.state.step)
-
-    def _report(self, progress: Progress, on_progress: Callable[[Progress], None] | None) -> None:
-        if on_progress is None or not self.accelerator.is_main_process:
-            return
-        left = (progress.max_steps - progress.step) * self.batch / max(progress.images_per_second, 1e-9)
-        on_progress(Progress(**{**vars(progress), "eta_seconds": left}))
 
 
 def _accelerator(config: Config, device: torch.device, run_dir: Path, *, every_parameter: bool) -> Accelerator:

@@ -23,7 +23,7 @@ import numpy as np
 
 from maediff.errors import InputError, MAEDiffError
 from maediff.evaluation.choice import Choice, chosen_notice, read_chosen
-from maediff.evaluation.outputs import OutputCase, read_anomaly_mask
+from maediff.evaluation.outputs import OutputCase, read_anomaly_mask, read_shown_scan
 from maediff.evaluation.ratings import RATINGS, RATINGS_FILE, Rating, append_rating, read_ratings
 from maediff.evaluation.reference import Reference
 from maediff.findings import Findings
@@ -39,7 +39,7 @@ from maediff.report.figures import (
 )
 from maediff.report.pictures import colour_top, measure_findings
 from maediff.typing import BoolArray
-from maediff.volume import SUFFIXES, Volume, image_like, read_map, read_mask, read_nifti
+from maediff.volume import SUFFIXES, Volume, image_like, read_map, read_mask
 
 SCAN = "scan"
 TRUTH = "truth"
@@ -48,8 +48,6 @@ KINDS = (SCAN, "reconstruction", "anomaly", MASK, "uncertainty", TRUTH)
 """What there may be of a scan, from the bottom layer up."""
 
 _MAX_LISTED = 500  # findings of a scan
-_OTHER_GRID = "the scan's grid is not that of its map, so it is not shown"
-_GONE = "the scan is no longer where it was, so it is not shown"
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class Catalogue:
         """
         case = self._finished(number)
         anomaly = read_map(self._inside(case.files["anomaly"]))
-        scan, note = _scan(case, anomaly)
+        scan, note = read_shown_scan(case, anomaly)
         truth, why = self._truth(case, anomaly)
         there = {SCAN: scan is not None, TRUTH: truth is not None, MASK: case.has_mask}
         shown = scan if scan is not None else self._reconstruction(case)
@@ -194,7 +192,7 @@ class Catalogue:
         """
         case = self._finished(number)
         if kind == SCAN:
-            scan, note = _scan(case, read_map(self._inside(case.files["anomaly"])))
+            scan, note = read_shown_scan(case, read_map(self._inside(case.files["anomaly"])))
             if scan is None:
                 raise InputError(note)
             return gzip.compress(image_like(scan.data, scan).to_bytes(), compresslevel=1)
@@ -259,18 +257,6 @@ class Catalogue:
         if not (found.is_relative_to(self.root) and found.name.endswith(SUFFIXES)):
             raise InputError(f"{path.name} is not a NIfTI file inside the output folder")
         return found
-
-
-def _scan(case: OutputCase, anomaly: Volume) -> tuple[Volume | None, str]:
-    """Read the scan that a map belongs to, or return why it cannot be shown."""
-    if case.image is None:
-        return None, _GONE
-    try:
-        scan = read_nifti(case.image)
-    except MAEDiffError as error:
-        return None, f"the scan is not shown: {error}"
-    same = scan.data.shape == anomaly.data.shape and np.allclose(scan.affine, anomaly.affine, atol=1e-3)
-    return (scan, "") if same else (None, _OTHER_GRID)
 
 
 def _read_regular(path: Path) -> bytes:

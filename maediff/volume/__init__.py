@@ -15,6 +15,7 @@ from maediff.volume.nifti import (
     read_mask,
     read_nifti,
     read_voxels,
+    same_grid,
     stem_of,
     write_like,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "read_mask",
     "read_nifti",
     "read_voxels",
+    "same_grid",
     "stem_of",
     "write_like",
 ]

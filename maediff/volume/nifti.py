@@ -50,6 +50,7 @@ __all__ = [
     "read_mask",
     "read_nifti",
     "read_voxels",
+    "same_grid",
     "stem_of",
     "write_like",
 ]
@@ -226,12 +227,22 @@ def _check_same_grid(name: str, data: Array, affine: Array, like: Volume) -> Non
         raise GeometryError(
             f"{name} has shape {data.shape}, but {like.name} has {like.data.shape}; resample it onto the scan's grid"
         )
-    distance = grid_distance(affine, like.affine, like.data.shape)
-    if distance > GRID_TOLERANCE_VOXELS * min(like.spacing_mm):
+    if not _lies_on(affine, like):
+        distance = grid_distance(affine, like.affine, like.data.shape)
         raise GeometryError(
             f"{name} lies up to {distance:.3g} mm away from the voxels of {like.name} (another affine); "
             "resample it onto the scan's grid"
         )
+
+
+def same_grid(first: Volume, second: Volume) -> bool:
+    """Check whether the voxels of two volumes lie at the same places, to a tenth of a voxel."""
+    return first.data.shape == second.data.shape and _lies_on(first.affine, second)
+
+
+def _lies_on(affine: Array, like: Volume) -> bool:
+    """Check whether a grid of the shape of a volume lies where the volume does."""
+    return grid_distance(affine, like.affine, like.data.shape) <= GRID_TOLERANCE_VOXELS * min(like.spacing_mm)
 
 
 def grid_distance(first: Array, second: Array, shape: tuple[int, ...]) -> float:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from maediff.calibration import Calibration
-from maediff.data.cases import Case
-from maediff.errors import ConfigError
+from maediff.data.cases import Case, find_cases
+from maediff.errors import ConfigError, ModelError
 from maediff.files import read_json
 from maediff.inference.cluster import ScanTask, connect
+from maediff.inference.load import load_model
 from maediff.jobs.infer import infer
+from maediff.model_folder import update_calibration
 from maediff.tables import read_table
 
 AFFINE = np.array([[8.0, 0, 0, -64], [0, 8, 0, -76], [0, 0, 10, -55], [0, 0, 0, 1]])
@@ -80,6 +82,22 @@ def test_what_dead_workers_left_of_an_abandoned_scan_is_removed(tmp_path):
     case = Case("s1", tmp_path / "s1.nii.gz", None, None, "s1", None, None, "s1")
     ScanTask("model", "cpu", (), tmp_path, 0, False, 0, None).abandon(case)
     assert list(tmp_path.iterdir()) == [others]  # another worker may be writing it
+
+
+def test_a_model_that_changed_since_the_run_began_is_not_used(model, scans, tmp_path):
+    """Workers of a scheduler outlive a run, and keep the model that they loaded."""
+
+    def score(**changes):
+        task = ScanTask(str(model), "cpu", (), tmp_path / "out", 0, True, 0, None, **changes)
+        return task(next(case for case in find_cases(scans) if case.id == "s00"))
+
+    before = load_model(model, "cpu").model_hash
+    assert score(model_hash=before).status == "done"
+    update_calibration(model, {**CALIBRATION, "threshold": 0.7})
+    with pytest.raises(ModelError, match="has changed since the run began"):
+        score(model_hash="0" * 64)
+    assert score(model_hash=load_model(model, "cpu").model_hash).status == "done"
+    assert read_json(tmp_path / "out" / "s00_anomaly.json")["threshold"] == 0.7
 
 
 def test_without_dask_the_message_names_the_extra(monkeypatch):

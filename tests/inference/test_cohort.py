@@ -88,6 +88,9 @@ def test_finished_scans_are_skipped_until_something_changes(model, scans, make_s
     assert again(overwrite=True) == (2, 0, 0)
     assert again(seed=1) == (2, 0, 0)
     assert again(seed=1) == (0, 2, 0)
+    assert again(seed=1, accept=("ct",)) == (2, 0, 0)  # what is accepted may change what is computed
+    assert [case.action for case in plan_inference(model, scans, out, seed=1, accept=("ct",))] == ["skip", "skip"]
+    assert again(seed=1) == (2, 0, 0)
     (out / "a_reconstruction.nii.gz").unlink()
     assert again(seed=1) == (1, 1, 0)
     nib.save(make_scan(AFFINE, SHAPE, seed=9), scans / "c.nii.gz")  # another scan under the same name

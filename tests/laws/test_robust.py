@@ -239,6 +239,14 @@ def test_a_second_run_on_one_folder_is_refused_and_parts_of_one_are_not(model, s
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError("label.nii.gz"), ConnectionResetError("worker"), ValueError("x")])
+def test_an_error_of_the_run_itself_is_not_blamed_on_its_folder(tmp_path, error):
+    with pytest.raises(type(error)) as caught, folder_lock(tmp_path):
+        raise error
+    assert caught.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_lock_of_a_killed_run_holds_nobody_up(model, scan, tmp_path):
     out = tmp_path / "out"
     if (child := os.fork()) == 0:

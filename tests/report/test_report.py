@@ -471,6 +471,18 @@ def test_missing_scans_and_masks_leave_the_rest(cohort):
     assert all(card["threshold"] == cohort.threshold and card["maskMl"] is None for card in cards(text).values())
 
 
+def test_a_scan_that_was_moved_since_is_not_shown_under_its_map(cohort):
+    for path in cohort.root.glob("*_T2w.nii.gz"):
+        scan = nib.load(path)
+        affine = scan.affine.copy()
+        affine[0, 3] += scan.header.get_zooms()[0]  # the same voxels, at another place
+        nib.save(nib.Nifti1Image(np.asarray(scan.dataobj), affine), path)
+    text = write_report(cohort.out, cohort.root / "r.html").read_text()
+    check(text)
+    assert "grid is not that of its map" in text
+    assert all("scan" not in card["planes"]["axial"]["sheets"] for card in cards(text).values())
+
+
 def test_uncalibrated_models_are_told_to_calibrate(cohort):
     for path in cohort.out.glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"threshold": None}))

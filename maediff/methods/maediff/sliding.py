@@ -143,10 +143,15 @@ class SlidingReconstructor:
         start = 0
         while start < len(layout):
             batch = layout.batch(start, self.windows_per_pass(shape), self.device)
+            full = False
             try:
                 estimate = self._sample(self._seen(slices, noise, masks, batch, key), t)
             except (MemoryError, RuntimeError) as error:
-                self._halve(len(batch), error)
+                if len(batch) == 1 or not is_out_of_memory(error):
+                    raise
+                full = True
+            if full:  # now the error is gone, and with it the tensors of the pass that failed
+                self._halve(len(batch))
                 continue
             weight = batch.own_views(batch.united(weights))  # zero where the view extends beyond the windows
             blend.add(estimate, weight, batch.slice_index, batch.origin)
@@ -163,10 +168,8 @@ class SlidingReconstructor:
             log.debug("%d windows per pass, about %.0f MiB", self.batch, self.batch * size / 2**20)
         return self.batch
 
-    def _halve(self, size: int, error: BaseException) -> None:
-        """Halve the batch if memory ran out; raise other errors, and this one if the batch is a single window."""
-        if size == 1 or not is_out_of_memory(error):
-            raise error
+    def _halve(self, size: int) -> None:
+        """Halve the batch, since memory ran out, and give back what a GPU keeps."""
         self.batch = size // 2
         log.warning("out of memory with %d windows per pass; going on with %d", size, self.batch)
         if self.device.type == "cuda":
