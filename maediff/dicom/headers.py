@@ -43,7 +43,6 @@ _SEXES = {
     "O": ("o", "other", "diverse", "divers", "d"),
 }
 _TIME = re.compile(r"(?P<hours>\d\d):?(?:(?P<minutes>\d\d):?(?:(?P<seconds>\d\d)(?P<part>[.,]\d+)?)?)?")
-_DATE_DIGITS = 8
 _BASE_NUMBER = 90000  # above the numbers that scanners use
 _MAX_IS = 2**31 - 1  # DICOM's integer string
 

@@ -25,7 +25,6 @@ _KINDS = {
     "anomaly-mask": "mask",
     "uncertainty": "uncertainty",
 }
-_ALIASES = {"mask": "anomaly-mask", "anomaly_mask": "anomaly-mask"}
 
 
 @dataclass(frozen=True)
@@ -195,11 +194,11 @@ def _sidecars(out_dir: Path) -> dict[str, Path]:
 def _files(case: str, sidecar_path: Path | None, sidecar: Mapping[str, Any], out_dir: Path) -> dict[str, Path]:
     """Return the existing files that the sidecar names, else those that follow the naming rules."""
     folder = sidecar_path.parent if sidecar_path else out_dir
-    named = sidecar.get("outputs")
-    outputs = {_ALIASES.get(k, k): str(v) for k, v in named.items()} if isinstance(named, Mapping) else {}
+    outputs = sidecar.get("outputs")
+    named = outputs if isinstance(outputs, Mapping) else {}
     found = {}
     for kind, key in _KINDS.items():
-        candidates = [folder / outputs[kind], out_dir / outputs[kind]] if outputs.get(kind) else []
+        candidates = [place / str(named[key]) for place in (folder, out_dir) if named.get(key)]
         candidates += [folder / f"{case}_{kind}.nii.gz"]
         if sidecar_path:
             candidates += [folder / _bids_name(sidecar_path.name.removesuffix(".json"), kind)]

@@ -16,6 +16,7 @@ from maediff.errors import ConfigError, ModelError
 from maediff.hardware import kept_random_state, note_loaded, resolve_device, usual_defaults
 from maediff.inference.predictor import Predictor
 from maediff.inputcheck import ACCEPTABLE
+from maediff.methods.base import Method
 from maediff.methods.build import build_network, network_shapes
 from maediff.model_folder import StoredModel, load_model_folder, resolve_model
 from maediff.normative import Locations
@@ -54,6 +55,38 @@ def load_model(
     if unknown:
         raise ConfigError(f"{', '.join(unknown)} cannot be accepted; choose from {', '.join(ACCEPTABLE)}")
     chosen = resolve_device(device)
+    stored, config = _configured(model, overrides)
+    network = _built(config, stored, model).to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    note_loaded()
+    calibration = Calibration.from_dict(stored.calibration) if stored.calibration else None
+    suspended = _why_suspended(config, stored.config, calibration, overrides)
+    if suspended:
+        calibration = None
+    given = None
+    if threshold is not None or rate is not None:
+        calibration = with_threshold(calibration, threshold, rate)
+        given = calibration.threshold
+    return Predictor(
+        config,
+        network.eval(),
+        calibration,
+        stored.hash,
+        chosen,
+        locations=_locations(config, stored),
+        threshold_given=given,
+        accept=frozenset(accept),
+        suspended=suspended,
+        scope=scope_of(stored.card),
+    )
+
+
+def _configured(model: str | Path, overrides: tuple[str, ...]) -> tuple[StoredModel, Config]:
+    """Read a model folder, or the base of one whose adapter is switched off, and its configuration with overrides.
+
+    Raises:
+        ModelError: The folder is missing, damaged or of a newer schema.
+        ConfigError: An override that is impossible or not allowed.
+    """
     stored = load_model_folder(resolve_model(model))
     if stored.base is not None and not override(stored.config, overrides).infer.adapter:
         stored = load_model_folder(stored.base)
@@ -64,6 +97,15 @@ def load_model(
             "allowed are infer.*, score.*, structure.omega, partition.stride, data.align and "
             f"diffusion.{{{', '.join(sorted(_FREE_DIFFUSION))}}}"
         )
+    return stored, config
+
+
+def _built(config: Config, stored: StoredModel, model: str | Path) -> Method:
+    """Build the network of a configuration with stored weights, in full precision.
+
+    Raises:
+        ModelError: The weights fit another network.
+    """
     _check_shapes(config, stored.weights, model)
     with kept_random_state(torch.device("cpu")):  # random weights, replaced by those of the model below
         network = build_network(config, stored.weights)
@@ -71,33 +113,19 @@ def load_model(
         network.load_state_dict({name: value.float() for name, value in stored.weights.items()})
     except RuntimeError as error:
         raise ModelError(f"the weights of {model} do not fit its config.yaml: {str(error).splitlines()[0]}") from error
-    network = network.to(chosen).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    note_loaded()
-    calibration = Calibration.from_dict(stored.calibration) if stored.calibration else None
-    suspended = ""
-    if calibration and _maps_as(config) != _maps_as(stored.config, _sign_in_force(config, stored.config, calibration)):
-        suspended = f"the overrides {', '.join(overrides)} change the maps"
-        log.warning(
-            "%s, so the model's calibration is suspended: its threshold does not apply, and there is no anomaly mask",
-            suspended,
-        )
-        calibration = None
-    given = None
-    if threshold is not None or rate is not None:
-        calibration = with_threshold(calibration, threshold, rate)
-        given = calibration.threshold
-    return Predictor(
-        config,
-        network,
-        calibration,
-        stored.hash,
-        chosen,
-        locations=_locations(config, stored),
-        threshold_given=given,
-        accept=frozenset(accept),
-        suspended=suspended,
-        scope=scope_of(stored.card),
+    return network
+
+
+def _why_suspended(config: Config, stored: Config, calibration: Calibration | None, overrides: tuple[str, ...]) -> str:
+    """Say, and warn, why a calibrated threshold does not apply under overrides; "" if it does or if there is none."""
+    if not calibration or _maps_as(config) == _maps_as(stored, _sign_in_force(config, stored, calibration)):
+        return ""
+    suspended = f"the overrides {', '.join(overrides)} change the maps"
+    log.warning(
+        "%s, so the model's calibration is suspended: its threshold does not apply, and there is no anomaly mask",
+        suspended,
     )
+    return suspended
 
 
 def _locations(config: Config, stored: StoredModel) -> Locations | None:
