@@ -18,9 +18,10 @@ HEAD = """# Benchmarks
 
 <!-- Written by `python -m benchmarks.index`. -->
 
-Every number in the README and in docs/ comes from one of these commands, run from the root of the repository. Each
-prints a table; `--json FILE` stores it with machine, versions and commit, and `--help` says how to use it. Results that
-are kept are in `results/`. Real scans are not part of the repository: `--data DIR` names the folder that holds them.
+The numbers in the README and in docs/ come from these commands, run from the root of the repository, but for a few that
+are said to come from a script that is not kept. Each prints a table; `--json FILE` stores it with machine, versions and
+commit, and `--help` says how to use it. Results that are kept are in `results/`. Real scans are not part of the
+repository: `--data DIR` names the folder that holds them.
 
 Scripts are never imported as libraries: what several of them need is in modules without a command line (`common.py`,
 `speed/timing.py`, `quality/patients.py`, `quality/methods.py`, `robustness/small_jobs.py`, …).

@@ -305,8 +305,25 @@ def case_score(values: FloatArray, mask: BoolArray) -> float:
 
 
 def filter_map(
-    values: FloatArray, mask: BoolArray, spacing_mm: tuple[float, float, float], config: ScoreConfig
+    values: FloatArray,
+    mask: BoolArray,
+    spacing_mm: tuple[float, float, float],
+    config: ScoreConfig,
+    axes: Sequence[int] = (2, 0, 1),
 ) -> FloatMap:
-    """Filter a map (X, Y, Z) whose third axis is the slice axis as a model's map is filtered."""
-    slices = postprocess(np.moveaxis(values, 2, 0), np.moveaxis(mask, 2, 0), spacing_mm, config)
-    return np.ascontiguousarray(np.moveaxis(slices, 0, 2))
+    """Filter a map on a scan's own voxels as a model's map is filtered, see :func:`postprocess`.
+
+    Args:
+        values: Scores (X, Y, Z).
+        mask: Brain (X, Y, Z).
+        spacing_mm: Voxel size along the array's axes.
+        config: Filter width, erosion depth, half depth and reach of support, mm.
+        axes: Array axes along z (across slices), x and y, see :func:`maediff.working.hemispheres.axial_axes`; by
+            default those of a scan that is stored (x, y, z).
+
+    Returns:
+        Filtered scores (X, Y, Z), float32.
+    """
+    across, x, y = (spacing_mm[axis] for axis in axes)
+    slices = postprocess(np.transpose(values, axes), np.transpose(mask, axes), (x, y, across), config)
+    return np.ascontiguousarray(np.transpose(slices, np.argsort(axes)))

@@ -37,7 +37,7 @@ ADAPTER = "adapter.safetensors"
 """Replaces the weights in an adapted model: low-rank updates, and the base that they belong to."""
 CHECKSUMS = "SHA256SUMS"
 _ALLOWED = (*FILES, LOCATIONS, ADAPTER)
-_MAX_TEXT_BYTES = 64 * 1024**2  # far more than any file of a model folder except the weights
+_MAX_TEXT_BYTES = 64 * 1024**2  # far more than any file of a model folder except the weights, or the adapter's
 
 
 def sums_in_force(folder: Path) -> str:
@@ -187,7 +187,7 @@ def _put_in_force(folder: Path, text: str, staged: Iterable[str] = ()) -> None:
 
 def _check_size(path: Path) -> None:
     """Refuse a file of a model folder before it is read if it is too large: a sparse file can claim any size."""
-    size, limit = path.stat().st_size, _MAX_TEXT_BYTES if path.name != WEIGHTS else memory_bytes()
+    size, limit = path.stat().st_size, memory_bytes() if path.name in (WEIGHTS, ADAPTER) else _MAX_TEXT_BYTES
     if limit is not None and size > limit:
         raise ModelError(f"{path} has {size} bytes; at most {limit} are read: it is damaged, or no MAEDiff model")
 

@@ -13,6 +13,7 @@ import torch
 from maediff import files, model_folder, staging
 from maediff.config import load_config
 from maediff.errors import ModelError, OutputError
+from maediff.low_rank import Adapter
 
 
 @pytest.fixture
@@ -203,6 +204,18 @@ class TestModelFolder:
             model_folder.save_model(tmp_path / "file" / "model", {"a": torch.zeros(1)}, load_config("tiny"), None, "")
         with pytest.raises(OutputError, match="cannot write"):
             model_folder.save_model(tmp_path / "file", {"a": torch.zeros(1)}, load_config("tiny"), None, "")
+
+    def test_weights_may_be_larger_than_text_whether_whole_or_an_adapter(self, folder, weights, tmp_path, monkeypatch):
+        monkeypatch.setattr(staging, "_MAX_TEXT_BYTES", 2**16)
+        large = torch.ones(2**16)
+        adapter, config = Adapter({"side.weight": large}, {}), load_config("tiny")
+        model_folder.save_adapted(tmp_path / "adapted", adapter, folder, config, "# Adapted\n")
+        assert torch.equal(model_folder.load_model_folder(tmp_path / "adapted").weights["side.weight"], large)
+        model_folder.save_model(folder, {"layer.weight": large}, config, None, "")
+        assert torch.equal(model_folder.load_model_folder(folder).weights["layer.weight"], large)
+        (folder / "README.md").write_text("long" * 2**16)
+        with pytest.raises(ModelError, match="at most 65536 are read"):
+            model_folder.load_model_folder(folder)
 
     def test_checksums_are_those_of_sha256sum(self, folder):
         result = subprocess.run(

@@ -29,7 +29,7 @@ from maediff.errors import InputError
 from maediff.evaluation import dice
 from maediff.extraction import extract_brain
 from maediff.volume import Volume, read_mask, read_nifti
-from maediff.working.brainmask import bounding_box, largest_component
+from maediff.working.components import bounding_box, largest_component
 from maediff.working.resample import index_map, resample
 
 BoolArray = npt.NDArray[np.bool_]

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from benchmarks.common import Benchmark, say
 from maediff.extraction.network import ExtractionNet
-from maediff.extraction.synthetic import FloatArray, TrueBrain, draw, true_brain
+from maediff.extraction.synthetic import TrueBrain, draw, true_brain
 from maediff.heads.labels import find_heads, read_head
+from maediff.typing import FloatMap
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/prepare.md")
 VALIDATION = ("19", "20")
@@ -175,7 +176,7 @@ def validate(weights: dict[str, Tensor], heads: list[TrueBrain], step: int) -> f
 
 def validation_samples(
     heads: list[TrueBrain], spacing_mm: float, shape: tuple[int, int, int]
-) -> Iterator[tuple[Tensor, FloatArray]]:
+) -> Iterator[tuple[Tensor, FloatMap]]:
     """Draw the validation scans."""
     for k in range(VALIDATION_SAMPLES):
         sample = draw(heads[k % len(heads)], np.random.default_rng((7, k)), spacing_mm, shape)

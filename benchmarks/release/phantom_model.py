@@ -147,7 +147,7 @@ seed {VALIDATION["seed"]}. The two stages have not been repeated from nothing wi
 ## What it is for
 Trying MAEDiff out, demos and tests. Input: skull-stripped, roughly MNI-aligned T1, T2 or FLAIR at about 2 mm or finer.
 On real scans it has seen no scanner, no pathology and no age but those of its simulator: measure before you believe.
-Measured: README.md, section Measured, and benchmarks/results/phantom.json
+Measured: docs/measured.md, and benchmarks/results/phantom.json
 (`python -m benchmarks.release.phantom_model test`: three contrasts on unseen seeds, and real MS patients).
 Its weak spot is known: dark lesions at the rim of the brain, which look like background to a network that is not told
 where the brain ends.

@@ -1,10 +1,10 @@
-"""What other work on the machine costs a training: images per second at rest and beside busy processes.
+"""What other work on the machine costs: images per second of a training, seconds a scan, at rest and beside it.
 
 python -m benchmarks.speed.neighbours [--config tiny] [--steps 60] [--neighbours 0 --neighbours 2] [--json FILE]
 
-Each training is `maediff train` in a separate process on synthetic scans, once with the threads and the waiting
-policy that the command chooses by the load, and once with a thread for each core that waits busily. A neighbour is a
-process that counts. Rounds take turns; medians.
+Each training is `maediff train` in a separate process on synthetic scans, and after it `maediff infer` scores one with
+its model; once with the threads and the waiting policy that the commands choose by the load, and once with a thread for
+each core that waits busily. A neighbour is a process that counts. Rounds take turns; medians.
 """
 
 from __future__ import annotations
@@ -42,20 +42,27 @@ def neighbours(count: int) -> Iterator[None]:
             process.wait()
 
 
-def images_per_second(source: Path, out: Path, options: argparse.Namespace, extra: dict[str, str]) -> float:
-    """Train for a few steps, and read the speed that the run recorded."""
-    command = [sys.executable, "-m", "maediff", "train", "-c", options.config, "-i", str(source), "-o", str(out)]
+def speeds_of(source: Path, out: Path, options: argparse.Namespace, extra: dict[str, str]) -> tuple[float, float]:
+    """Train for a few steps and score a scan; return images and scans per second, as both runs recorded them."""
     steps = [f"train.max_steps={options.steps}", f"train.val_every={options.steps}"]
-    command += [word for step in steps for word in ("--set", step)] + ["-d", "cpu"]
+    changes = [word for step in steps for word in ("--set", step)]
+    _maediff(["train", "-c", options.config, "-i", str(source), "-o", str(out), *changes], extra)
+    scan = min(source.parent.glob("*_T2w.nii.gz"))
+    _maediff(["infer", "-m", str(out / "model"), "-i", str(scan), "-o", str(out / "maps")], extra)
+    sidecar = next((out / "maps").glob("*_anomaly.json"))
+    return float(read_json(out / "run.json")["pace"]["images_per_second"]), 1 / float(read_json(sidecar)["seconds"])
+
+
+def _maediff(words: Sequence[str], extra: dict[str, str]) -> None:
     unset = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS")
     environment = {name: value for name, value in os.environ.items() if name not in unset} | extra
+    command = [sys.executable, "-m", "maediff", *words, "-d", "cpu"]
     subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
-    return float(read_json(out / "run.json")["pace"]["images_per_second"])
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Train beside each number of neighbours, print and return."""
-    speeds: dict[tuple[int, str], list[float]] = {}
+    """Train and score beside each number of neighbours, print and return."""
+    speeds: dict[tuple[int, str], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         source = maediff.synthesise(Path(folder) / "cohort", subjects=8, spacing_mm=2, healthy_only=True)
         for turn in range(options.runs):
@@ -63,12 +70,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 for way, extra in WAYS.items():
                     with neighbours(count):
                         out = Path(folder) / f"{turn}-{count}-{way.split()[0]}"
-                        speeds.setdefault((count, way), []).append(images_per_second(source, out, options, extra))
-    rest = statistics.median(speeds[min(speeds)])
+                        speeds.setdefault((count, way), []).append(speeds_of(source, out, options, extra))
+    medians = {key: [statistics.median(values) for values in zip(*found, strict=True)] for key, found in speeds.items()}
+    at_rest = medians[min(medians)]
     rows = [
-        {"neighbours": count, "threads": way, "images_per_second": speed, "share_of_rest": speed / rest}
-        for (count, way), found in speeds.items()
-        for speed in (statistics.median(found),)
+        {
+            "neighbours": count,
+            "threads": way,
+            "images_per_second": images,
+            "share_of_rest": images / at_rest[0],
+            "seconds_a_scan": 1 / scans,
+            "share_of_rest_scans": scans / at_rest[1],
+        }
+        for (count, way), (images, scans) in medians.items()
     ]
     print(table(list(rows[0]), [list(row.values()) for row in rows]))
     return {"config": options.config, "steps": options.steps, "rows": rows}

@@ -311,7 +311,10 @@ class TrainConfig(Section):
         "auto", description="auto: bf16 if the hardware supports it; fp16: with a loss scale, on CUDA devices only."
     )
     seed: int = Field(0, ge=0, lt=2**63)
-    init: str | None = Field(None, description="Model folder, or phantom: initial weights, for the same network.")
+    init: str | None = Field(
+        None,
+        description="Model folder, heads or phantom: initial weights, of the same network or without mirror.",
+    )
     augment: bool = Field(True, description="Flips, small affine changes, brightness, contrast and gamma.")
     lesion_weight: float = Field(
         0.0, ge=0, description="Weight of the x0 error inside pseudo-lesions, averaged per slice; 0: none."

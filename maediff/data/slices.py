@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from maediff._version import __version__
 from maediff.config import DataConfig
 from maediff.data.cases import Case
 from maediff.errors import InputError, one_line
@@ -59,7 +60,7 @@ def healthy_slices(
     Args:
         cases: Scans; one that cannot be read is recorded in `failed` and skipped.
         config: Working grid and intensities.
-        cache: Folder for a copy; reused while scans (path, size, time) and `config` stay the same.
+        cache: Folder for a copy; reused while scans (path, size, time), `config` and the version stay the same.
         on_case: Called with the name of each scan as it is read.
 
     Raises:
@@ -155,11 +156,18 @@ def fit_size(stack: Array, size: tuple[int, int], fill: float) -> Array:
 
 
 def _key(cases: Sequence[Case], config: DataConfig) -> str:
-    """Hash what the slices depend on: scans by path, size and time, and how they are prepared."""
-    files = [path for case in cases for path in (*case.images, case.mask, case.label) if path and path.is_file()]
-    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    text = json.dumps([facts, [case.id for case in cases], config.model_dump(mode="json")])
+    """Hash what the slices depend on: scans, masks and labels by path, size and time, the settings and the version."""
+    scans = [[case.id, *map(_stamp, (*case.images, case.mask, case.label))] for case in cases]
+    text = json.dumps([scans, config.model_dump(mode="json"), __version__])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _stamp(path: Path | None) -> tuple[str, int, int] | None:
+    """Return path, size and time of a file; None if there is none."""
+    if path is None or not path.is_file():
+        return None
+    facts = path.stat()
+    return str(path), facts.st_size, facts.st_mtime_ns
 
 
 def _save(path: Path, slices: SliceSet) -> None:

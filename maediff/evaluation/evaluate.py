@@ -25,7 +25,7 @@ from maediff.files import write_json
 from maediff.tables import write_table
 from maediff.typing import Array, BoolArray
 from maediff.volume import Volume, read_map, read_mask
-from maediff.working.brainmask import largest_component
+from maediff.working.components import largest_component
 from maediff.working.foreground import Background
 
 logger = logging.getLogger(__name__)

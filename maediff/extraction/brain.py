@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from safetensors.torch import load_file
@@ -18,13 +16,10 @@ from maediff.errors import InputError, ModelError
 from maediff.extraction.network import STRIDE, ExtractionNet
 from maediff.extraction.scale import normalise
 from maediff.hardware import has_fast_bf16
+from maediff.typing import Array, BoolArray, FloatMap
 from maediff.volume import Volume
-from maediff.working.brainmask import bounding_box, largest_component
+from maediff.working.components import bounding_box, largest_component
 from maediff.working.resample import resample
-
-Array = npt.NDArray[Any]
-FloatArray = npt.NDArray[np.float32]
-BoolArray = npt.NDArray[np.bool_]
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "extraction" / "model.safetensors"
 SPACING_MM = 2.0
@@ -47,7 +42,7 @@ class Extraction:
 
     Attributes:
         mask: Brain (X, Y, Z) on the voxels of the scan.
-        certainty: Mean probability of the voxels of the mask, less that of a rim outside: 1 is a clear border.
+        certainty: How clear the border is, 0 to 1, see :func:`certainty`.
         slice_mm: Slice distance that was assumed instead of the header's, mm, or None.
         notes: Notes for the user.
     """
@@ -89,7 +84,7 @@ def extract_brain(volume: Volume, net: ExtractionNet | None = None) -> Extractio
     return Extraction(mask, certainty(probability), slice_mm, notes)
 
 
-def _found(volume: Volume, affine: Array, net: ExtractionNet) -> tuple[BoolArray, FloatArray]:
+def _found(volume: Volume, affine: Array, net: ExtractionNet) -> tuple[BoolArray, FloatMap]:
     """Find the brain of a scan that lies as an affine says: mask on its voxels, probability on the working grid."""
     to_scan, shape = _working_grid(affine, volume.data.shape)
     probability = _probability(normalise(resample(volume.data, to_scan, shape)), net)
@@ -147,11 +142,17 @@ def packaged_net() -> ExtractionNet:
     return net
 
 
-def certainty(probability: FloatArray) -> float:
-    """Measure how clear the border of a brain is: overlap of probability and mask, 1 if all probabilities are 0 or 1.
+def certainty(probability: FloatMap) -> float:
+    """Measure how clear the border of a brain is: the soft Dice of the probabilities and the mask from 0.5.
+
+    It is ``2 sum(p m) / (sum(p) + sum(m))`` of probability p and mask m: 1 if all probabilities are 0 or 1, and less
+    the more voxels are in doubt.
 
     Args:
         probability: Probability of brain (X, Y, Z).
+
+    Returns:
+        0 to 1; 0 if nothing is brain.
     """
     mask = probability >= 0.5
     total = float(probability.sum()) + int(mask.sum())
@@ -206,7 +207,7 @@ def _working_grid(affine: Array, shape: tuple[int, ...]) -> tuple[Array, tuple[i
     return to_scan, (int(sides[0]), int(sides[1]), int(sides[2]))
 
 
-def _probability(image: FloatArray, net: ExtractionNet) -> FloatArray:
+def _probability(image: FloatMap, net: ExtractionNet) -> FloatMap:
     """Look at the whole scan, then again at the head around the brain, if the scan is longer than a head."""
     window = _foreground(image)
     result = np.zeros_like(image)
@@ -224,7 +225,7 @@ def _probability(image: FloatArray, net: ExtractionNet) -> FloatArray:
     return result
 
 
-def _foreground(image: FloatArray) -> tuple[slice, ...]:
+def _foreground(image: FloatMap) -> tuple[slice, ...]:
     """Bound what is not air, with a margin."""
     box = bounding_box(image > _FOREGROUND)
     if box is None:
@@ -241,12 +242,12 @@ def _grown(side: slice, reach: int, length: int) -> slice:
     return slice(max(0, stop - STRIDE * -(-(stop - start) // STRIDE)), stop)
 
 
-def _seen(image: FloatArray, net: ExtractionNet, *, mirror: bool = True) -> FloatArray:
+def _seen(image: FloatMap, net: ExtractionNet, *, mirror: bool = True) -> FloatMap:
     """Return the network's probability of brain, averaged over the scan and its mirror image."""
     x = torch.from_numpy(np.ascontiguousarray(image))[None, None].to(memory_format=torch.channels_last_3d)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16(x.device)):
         logits = net(x)
         if mirror:
             logits = (logits + net(x.flip(2)).flip(2)) / 2
-    result: FloatArray = logits.float().sigmoid()[0, 0].contiguous().numpy()
+    result: FloatMap = logits.float().sigmoid()[0, 0].contiguous().numpy()
     return result

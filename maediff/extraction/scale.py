@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+from maediff.typing import FloatMap
+
 _MOST_VALUES = 100_000  # percentiles of more are no better
 
 
-def normalise(image: FloatArray, percentile: float = 99.5) -> FloatArray:
+def normalise(image: FloatMap, percentile: float = 99.5) -> FloatMap:
     """Scale intensities to 0 to 1: from the 0.5th to a high percentile of the voxels that are not zero, clipped.
 
     Args:
@@ -22,6 +22,6 @@ def normalise(image: FloatArray, percentile: float = 99.5) -> FloatArray:
     values = values[:: max(1, values.size // _MOST_VALUES)]
     low, high = np.percentile(values, (0.5, percentile))
     low = min(float(low), 0.2 * float(high)) if high > 0 else float(low)
-    scaled: FloatArray = np.clip((image - np.float32(low)) / np.float32(max(high - low, 1e-6)), 0, 1)
+    scaled: FloatMap = np.clip((image - np.float32(low)) / np.float32(max(high - low, 1e-6)), 0, 1)
     scaled[image == 0] = 0
     return scaled.astype(np.float32)

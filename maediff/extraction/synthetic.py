@@ -20,10 +20,8 @@ from maediff.errors import InputError
 from maediff.extraction.scale import normalise
 from maediff.heads.contrast import Kind, draw_contrast
 from maediff.heads.labels import CSF, TISSUES, Head, class_index, indices, outside_brain
-from maediff.working.brainmask import bounding_box, largest_component
-
-FloatArray = npt.NDArray[np.float32]
-BoolArray = npt.NDArray[np.bool_]
+from maediff.typing import BoolArray, FloatMap
+from maediff.working.components import bounding_box, largest_component
 
 _BELOW_CEREBELLUM_MM = 3  # where the brain stem ends and the spinal cord begins, as in the masks of IXI
 _FOLD_MM = 4.0
@@ -47,15 +45,15 @@ class TrueBrain:
 
     classes: npt.NDArray[np.uint8]
     brain: BoolArray
-    centre: FloatArray
+    centre: FloatMap
 
 
 class Sample(NamedTuple):
     """A synthetic scan (X, Y, Z), 0 to 1, with the share of brain and of its solid tissue in each voxel."""
 
-    image: FloatArray
-    brain: FloatArray
-    tissue: FloatArray
+    image: FloatMap
+    brain: FloatMap
+    tissue: FloatMap
 
 
 def true_brain(head: Head) -> TrueBrain:
@@ -145,7 +143,7 @@ def draw(
 _JITTERS = 0.25 * np.array([(-1, -1, -1), (1, 1, -1), (1, -1, 1), (-1, 1, 1)], np.float32)
 
 
-def _places(head: TrueBrain, rng: np.random.Generator, spacing_mm: float, shape: tuple[int, int, int]) -> FloatArray:
+def _places(head: TrueBrain, rng: np.random.Generator, spacing_mm: float, shape: tuple[int, int, int]) -> FloatMap:
     """Say which place of the head each voxel shows: (3, X, Y, Z), voxels of the label map."""
     angles = np.deg2rad(rng.normal(0, (10, 6, 8)) * (2.0 if rng.random() < 0.15 else 1.0))
     rotation = _rotation(angles)
@@ -183,7 +181,7 @@ def _rotation(angles: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _lookup(
-    places: FloatArray, shape: tuple[int, ...], jitter: npt.NDArray[Any]
+    places: FloatMap, shape: tuple[int, ...], jitter: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.int32], BoolArray]:
     """Find the nearest voxel of each place, as an index into the flat map, and whether it lies inside."""
     index = np.zeros(places.shape[1:], np.int32)
@@ -196,7 +194,7 @@ def _lookup(
     return index, valid
 
 
-def _contrast(rng: np.random.Generator, kind: Kind | None) -> tuple[FloatArray, FloatArray]:
+def _contrast(rng: np.random.Generator, kind: Kind | None) -> tuple[FloatMap, FloatMap]:
     """Draw mean and spread of the intensity of each tissue class, (K,) each; at times fat is suppressed."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     contrast = draw_contrast(generator, kind)
@@ -208,7 +206,7 @@ def _contrast(rng: np.random.Generator, kind: Kind | None) -> tuple[FloatArray, 
     return means, contrast.spread.numpy().astype(np.float32)
 
 
-def _flatten(means: FloatArray, rng: np.random.Generator, kind: Kind) -> None:
+def _flatten(means: FloatMap, rng: np.random.Generator, kind: Kind) -> None:
     """Draw grey and white matter together, on FLAIR at times past each other, and leave some signal in its fluid."""
     if rng.random() < 0.5:
         middle = 0.5 * (means[_CORTEX] + means[_WHITE])
@@ -221,7 +219,7 @@ _FLATTEST: dict[Kind | None, float] = {"t1": 0.5, "t2": 0.6, "flair": 1.25}
 """Largest share of the difference between grey and white matter that is taken away; old FLAIR scans have none left."""
 
 
-def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> FloatArray:
+def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> FloatMap:
     """Draw a smooth random field with mean 0 and spread about 1.
 
     Args:
@@ -231,14 +229,12 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], scale: float
     """
     coarse = [max(2, round(n / scale) + 1) for n in shape]
     noise = torch.from_numpy(rng.standard_normal((1, 1, *coarse), dtype=np.float32))
-    field: FloatArray = F.interpolate(noise, shape, mode="trilinear", align_corners=True)[0, 0].numpy()
+    field: FloatMap = F.interpolate(noise, shape, mode="trilinear", align_corners=True)[0, 0].numpy()
     field *= np.float32(1.6)  # interpolation between knots lowers the spread
     return field
 
 
-def _lesions(
-    image: FloatArray, share: FloatArray, rng: np.random.Generator, spacing_mm: float, kind: Kind | None
-) -> None:
+def _lesions(image: FloatMap, share: FloatMap, rng: np.random.Generator, spacing_mm: float, kind: Kind | None) -> None:
     """Put bright or dark blobs into the brain, up to its rim, so that tumours count as brain."""
     inside = np.argwhere(share > 0.5)
     if len(inside) == 0:
@@ -261,7 +257,7 @@ def _lesions(
 
 def _from_centre(
     box: tuple[slice, ...], centre: npt.NDArray[np.int64], radius: float, rng: np.random.Generator
-) -> FloatArray:
+) -> FloatMap:
     """Measure the distance from the centre of an ellipsoid of random axes in a part of a scan; 1 is its surface."""
     stretch = np.exp(rng.normal(0, 0.25, 3))
     distance = sum(((a - c) * s) ** 2 for a, c, s in zip(np.ogrid[box], centre, stretch, strict=True)) ** 0.5 / radius
@@ -271,9 +267,7 @@ def _from_centre(
 _LESIONS: dict[Kind | None, tuple[float, float]] = {"t1": (0.1, 0.6), "t2": (0.5, 1.2), "flair": (0.7, 1.3)}
 
 
-def _large_tumour(
-    image: FloatArray, share: FloatArray, rng: np.random.Generator, spacing_mm: float, kind: Kind
-) -> None:
+def _large_tumour(image: FloatMap, share: FloatMap, rng: np.random.Generator, spacing_mm: float, kind: Kind) -> None:
     """Put a tumour with soft oedema and a texture of its own into the brain, as large as a lobe."""
     inside = np.argwhere(share > 0.5)
     if len(inside) == 0:
@@ -292,20 +286,20 @@ _TUMOURS: dict[Kind, tuple[float, float]] = {"t1": (0.1, 0.6), "t2": (0.5, 1.4),
 _TUMOUR_SHARES: dict[Kind, float] = {"t1": 0.3, "t2": 0.3, "flair": 0.6}
 
 
-def _coil(image: FloatArray, rng: np.random.Generator) -> None:
+def _coil(image: FloatMap, rng: np.random.Generator) -> None:
     """Make the head brighter or darker in its middle than at its rim, as coils do."""
     axes = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in image.shape)]
     squared = sum((axis - offset) ** 2 for axis, offset in zip(axes, rng.normal(0, 0.2, 3), strict=True))
     image *= np.exp(rng.uniform(-0.5, 0.5) * squared).astype(np.float32)
 
 
-def _strip(image: FloatArray, share: FloatArray, rng: np.random.Generator, spacing_mm: float) -> None:
+def _strip(image: FloatMap, share: FloatMap, rng: np.random.Generator, spacing_mm: float) -> None:
     """Clear what lies outside the brain and a rim of up to 6 mm: scans arrive stripped, roughly at times."""
     rim = ndimage.gaussian_filter(share, rng.uniform(0.5, 3.0) * 2 / spacing_mm)
     image[rim < rng.uniform(0.1, 0.5)] = 0
 
 
-def _scanner(image: FloatArray, rng: np.random.Generator, spacing_mm: float) -> FloatArray:
+def _scanner(image: FloatMap, rng: np.random.Generator, spacing_mm: float) -> FloatMap:
     """Do what scanners do: bias field, thick slices, blur, ghosts, gamma, noise."""
     image = image * np.exp(rng.uniform(0, 0.35) * _smooth_field(rng, image.shape, rng.uniform(60, 120) / spacing_mm))
     np.clip(image, 0, None, out=image)
@@ -326,7 +320,7 @@ def _scanner(image: FloatArray, rng: np.random.Generator, spacing_mm: float) -> 
     return image.astype(np.float32)
 
 
-def _thick_slices(image: FloatArray, axis: int, thickness: float) -> FloatArray:
+def _thick_slices(image: FloatMap, axis: int, thickness: float) -> FloatMap:
     """Average over slices of some voxels and interpolate back, as resampling of a thick-sliced scan does."""
     if thickness <= 1.2:
         return image
@@ -343,7 +337,7 @@ def _thick_slices(image: FloatArray, axis: int, thickness: float) -> FloatArray:
     return np.moveaxis(np.tensordot(weights, image, axes=(1, axis)), 0, axis)
 
 
-def _field_of_view(shape: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
+def _field_of_view(shape: tuple[int, ...], rng: np.random.Generator) -> FloatMap:
     """Draw the field of view, 1 inside: what lies beyond is zero, as padding makes it."""
     seen = np.ones(shape, np.float32)
     if rng.random() < 0.5:

@@ -37,7 +37,7 @@ class TissueClass:
 
 
 # Relaxation times are textbook values at 3 T; variation between people and scanners is drawn around them. The classes
-# 200 to 210 lie outside the brain and their names are unknown (see _anatomy of contrast.py), so theirs vary widely.
+# 200 to 210 lie outside the brain and their names are unknown (see draw_tissue of contrast.py), so theirs vary widely.
 TISSUES: tuple[TissueClass, ...] = (
     TissueClass("background", (0,), 1000.0, 1.0, 0.0),
     TissueClass("white matter", (2, 41, 25, 57), 850.0, 70.0, 0.70),

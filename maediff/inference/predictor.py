@@ -31,6 +31,8 @@ from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, check_common_space, from_image, image_like, read_channel, read_mask
 from maediff.working import WorkingScan, is_volumetric, prepare, turned
 from maediff.working.brainmask import WHOLE_HEAD
+from maediff.working.foreground import Surroundings
+from maediff.working.hemispheres import axial_axes
 
 Image = Any
 """A path, a nibabel image, a `Volume`, an array with an affine, or an image of MONAI, SimpleITK or TorchIO."""
@@ -165,14 +167,22 @@ class Predictor:
             check_common_space(volume, "score.locations")
         others = [read_channel(channel, volume) for channel in rest]
         refuse_ct(volume, self.accept)
+        surroundings = Surroundings(volume)
         brain: BoolArray | None
         if mask is not None:
             found: tuple[BoolArray | None, Steps] = _mask(as_mask(mask), volume), Steps()
         else:
-            found = (None, Steps()) if WHOLE_HEAD in self.accept else find_brain(volume, self.config)
+            found = (None, Steps()) if WHOLE_HEAD in self.accept else find_brain(volume, self.config, surroundings)
         brain, stripping = found
-        orientation = self.config.infer.orientations[0]
-        prepared = prepare(volume, brain, self.config.data, others, accept=self.accept, orientation=orientation)
+        prepared = prepare(
+            volume,
+            brain,
+            self.config.data,
+            others,
+            accept=self.accept,
+            orientation=self.config.infer.orientations[0],
+            surroundings=surroundings,
+        )
         refuse(volume, prepared.native_mask, self.accept)
         reading = read_sign(volume, others, prepared, self.config, self._contrasts)
         told = dict.fromkeys(note for channel in (volume, *others) for note in preparation_notes(channel))
@@ -285,7 +295,7 @@ class Predictor:
         slices = prepared.slices[:, 0] if prepared.slices.ndim == 4 else prepared.slices
         threshold = calibrated.threshold if calibrated else None
         return HealthyScan(
-            measure_scan(slices, prepared.mask, prepared.grid.spacing_mm),
+            measure_scan(slices, prepared.mask, prepared.grid.spacing_mm, axial_axes(prepared.grid.affine)),
             MapMeasures.of(anomaly, prepared.native_mask, threshold),
         )
 
@@ -331,11 +341,12 @@ class Predictor:
             self._maps_of(cut, scan.reading.sign, key, _part(on_batch, index, len(cuts)))
             for index, cut in enumerate(cuts)
         ]
-        anomaly = np.mean([maps[0] for maps in made], axis=0)
-        reconstruction = prepared.scale.inverse(np.mean([maps[1] for maps in made], axis=0))
-        reconstruction[~prepared.native_mask] = volume.data[~prepared.native_mask]
+        count: FloatMap = np.sum([cut.reached for cut in cuts], axis=0, dtype=np.float32)
+        anomaly = _mean([maps[0] for maps in made], count)
+        reconstruction = prepared.scale.inverse(_mean([maps[1] for maps in made], count))
+        reconstruction[count == 0] = volume.data[count == 0]
         deviations = [maps[2] for maps in made if maps[2] is not None]
-        return anomaly, reconstruction, np.mean(deviations, axis=0) if deviations else None
+        return anomaly, reconstruction, _mean(deviations, count) if deviations else None
 
     def _maps_of(
         self, prepared: WorkingScan, sign: Sign, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None
@@ -386,6 +397,12 @@ def content_key(scan: LoadedScan) -> str:
     """
     values = np.sort(scan.volume.data[scan.prepared.native_mask])
     return hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
+
+
+def _mean(maps: Sequence[FloatMap], count: FloatMap) -> FloatMap:
+    """Average native maps, each 0 where its cut does not reach, over the `count` of cuts that reach a voxel."""
+    total: FloatMap = np.sum(maps, axis=0) / np.maximum(count, 1)
+    return total
 
 
 def _part(on_batch: Callable[[int, int], None] | None, index: int, count: int) -> Callable[[int, int], None] | None:

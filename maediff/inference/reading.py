@@ -13,7 +13,7 @@ from maediff.typing import BoolArray
 from maediff.volume import Volume
 from maediff.working import WorkingScan
 from maediff.working.contrast import ContrastReading, read_contrast
-from maediff.working.foreground import is_whole_head
+from maediff.working.foreground import Surroundings
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,20 @@ class Steps:
         return Steps(self.record | other.record, (*self.notes, *other.notes))
 
 
-def find_brain(volume: Volume, config: Config) -> tuple[BoolArray | None, Steps]:
+def find_brain(
+    volume: Volume, config: Config, surroundings: Surroundings | None = None
+) -> tuple[BoolArray | None, Steps]:
     """Extract the brain of a whole head; None if the scan is skull-stripped, or if `infer.strip` is never.
 
     Args:
         volume: A scan without a brain mask.
         config: `infer.strip` is used.
+        surroundings: Of the scan, if they were looked at before.
 
     Raises:
         InputError: The scan shows a whole head, and no brain was found in it.
     """
-    if config.infer.strip == "never" or not is_whole_head(volume):
+    if config.infer.strip == "never" or not (surroundings or Surroundings(volume)).whole_head:
         return None, Steps()
     from maediff import extraction  # loads a network, which stripped scans do not need
 

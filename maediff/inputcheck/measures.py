@@ -5,7 +5,7 @@ No measure assumes a contrast: T1, T2 and FLAIR brains differ in ``tissues`` and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import permutations, product
 from typing import Any
@@ -37,7 +37,7 @@ class ScanMeasures:
         shape: Correlation of the brain's shape with the template's, both stretched to one box, -1 to 1.
         shape_elsewhere: The best such correlation in another placement.
         structure: Share of the intensities' variance that the template's tissues explain, 0 to 1.
-        coherence: Correlation of voxels a few mm apart within slices; near 0 for noise.
+        coherence: Correlation of voxels a few mm apart within slices as they were cut; near 0 for noise.
         noise: Spread of the differences of neighbours that neighbours do not explain, a measure of noise.
         dark_share: Share of the brain at the lowest intensity.
         side_gap: Mean intensity right less left.
@@ -109,13 +109,17 @@ class HealthyScan:
         return cls(ScanMeasures.from_dict(values["scan"]), MapMeasures(float(found["median"]), float(found["spread"])))
 
 
-def measure_scan(slices: Array, mask: BoolArray, spacing_mm: tuple[float, float, float]) -> ScanMeasures:
+def measure_scan(
+    slices: Array, mask: BoolArray, spacing_mm: tuple[float, float, float], axes: Sequence[int] = (2, 0, 1)
+) -> ScanMeasures:
     """Measure a scan.
 
     Args:
-        slices: Working intensities (S, H, W): slice from below, H to the right, W to the front.
+        slices: Working intensities (S, H, W); all axes run to the right, to the front or upwards.
         mask: Brain (S, H, W), not empty.
         spacing_mm: Spacing along H, W and S.
+        axes: Indices into (H, W, S) of the axes that run upwards, to the right and to the front, see
+            :func:`maediff.working.hemispheres.axial_axes`; by default those of axial slices.
 
     Raises:
         InputError: The mask is empty.
@@ -123,7 +127,9 @@ def measure_scan(slices: Array, mask: BoolArray, spacing_mm: tuple[float, float,
     if not mask.any():
         raise InputError("the brain mask is empty on the working grid: the brain is smaller than its pixels")
     values = slices[mask]
-    found = boxed(np.moveaxis(mask, 0, 2), np.moveaxis(slices, 0, 2)[None])
+    z, x, y = axes
+    brain, image = (np.moveaxis(each, 0, 2).transpose(x, y, z) for each in (mask, slices))
+    found = boxed(brain, image[None])
     placement, shape, elsewhere = _placement(found.share, template().share)
     tissues, structure = _tissues(found, template())
     half = len(found.share) // 2
@@ -131,7 +137,7 @@ def measure_scan(slices: Array, mask: BoolArray, spacing_mm: tuple[float, float,
     coherence, noise = _texture(slices, mask, spacing_mm)
     return ScanMeasures(
         brain_ml=float(mask.sum() * np.prod(spacing_mm) / 1000),
-        sides_mm=tuple(float(n * step) for n, step in zip(found.sides, spacing_mm, strict=True)),  # type: ignore[arg-type]
+        sides_mm=tuple(float(n * spacing_mm[axis]) for n, axis in zip(found.sides, (x, y, z), strict=True)),  # type: ignore[arg-type]
         symmetry=float(2 * np.minimum(found.share, found.share[::-1]).sum() / (2 * found.share.sum())),
         placement=placement,
         shape=shape,

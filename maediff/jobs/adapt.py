@@ -19,7 +19,7 @@ from maediff.calibration import Calibration, count_scans
 from maediff.config import EDGES, UNTRAINED, Config, override
 from maediff.data.cases import Case, search_cases
 from maediff.data.slices import SliceSet, healthy_slices
-from maediff.errors import ConfigError, InputError, ModelError
+from maediff.errors import ConfigError, InputError, ModelError, one_line
 from maediff.hardware import kept_random_state, resolve_device, usual_defaults
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
@@ -143,13 +143,14 @@ class AdaptJob:
         found = search_cases(
             self.source, channel=channel, channels=config.data.channels, pattern=self.pattern, exclude=[self.out]
         )
-        subjects = {case.subject for case in found.cases}
+        cases = [case for case in found.cases if _readable(case)]
+        subjects = {case.subject for case in cases}
         if len(subjects) < _LEAST_SUBJECTS:
             raise InputError(
                 f"{len(subjects)} subjects are too few to adapt to; give healthy scans of {_LEAST_SUBJECTS} or more, "
                 "some of which are held out to tell when to stop"
             )
-        return split_cases(found.cases, config, self.split)
+        return split_cases(cases, config, self.split)
 
     def _save(self, base: Path, config: Config, network: Method, data: tuple[SliceSet, SliceSet], tuned: Tuned) -> None:
         described = describe_slices(*data)
@@ -157,7 +158,7 @@ class AdaptJob:
         what = f"low-rank updates (rank {self.rank})" if lora else f"a side network ({self.kind}, guide {self.guide})"
         own = {"rank": self.rank} if lora else {"kind": self.kind, "guide": self.guide}
         text = card.model_card(
-            config,
+            override(config, [f"train.seed={self.seed}"]),
             data=f"those of the base `{base.name}`, adapted with {what} to {described}",
             steps=tuned.steps,
             loss=tuned.loss_after,
@@ -240,6 +241,16 @@ def adapt_model(  # noqa: PLR0913  the public door: a keyword per attribute of t
         pattern=pattern,
     )
     return job.run(on_case, on_step)
+
+
+def _readable(case: Case) -> bool:
+    """Check whether a scan can be read; if not, say why in a warning, so that it neither counts nor is held out."""
+    try:
+        read_nifti(case.image)
+    except (InputError, OSError) as error:
+        log.warning("%s is left out: %s", case.id, one_line(error))
+        return False
+    return True
 
 
 def check_adaptable(stored: StoredModel, folder: Path) -> None:

@@ -11,12 +11,13 @@ from maediff import card
 from maediff.calibration import Calibration, calibrate, count_scans
 from maediff.config import override
 from maediff.data.cases import Case, search_cases
-from maediff.errors import InputError
+from maediff.errors import ConfigError, InputError, ModelError
 from maediff.inference.load import load_model
 from maediff.inference.locations import fit_locations, left_out_maps
 from maediff.inference.predictor import Predictor
 from maediff.inputcheck import HealthyScan
-from maediff.model_folder import resolve_model, update_calibration
+from maediff.locking import folder_lock
+from maediff.model_folder import packaged_models, resolve_model, update_calibration, verify_model_folder
 from maediff.staging import CARD
 from maediff.typing import BoolArray, FloatMap
 from maediff.working import WorkingScan
@@ -38,9 +39,18 @@ class CalibrateJob:
     def run(self, on_case: Callable[[str], None] | None = None) -> Calibration:
         """Calibrate; errors are those of :func:`calibrate_model`."""
         folder = resolve_model(self.model)
+        if str(self.model) in packaged_models():
+            raise ConfigError(
+                f"{self.model} is the model of this installation, which others use too; copy it first, and calibrate "
+                f"the copy: cp -r {folder} mine"
+            )
+        with folder_lock(folder):
+            return self._calibrate(folder, on_case)
+
+    def _calibrate(self, folder: Path, on_case: Callable[[str], None] | None) -> Calibration:
         stored = load_model(folder, self.device)
         config = override(stored.config, [f"score.locations={str(self.locations).lower()}"])
-        predictor = replace(stored, config=config, locations=None)
+        predictor = replace(stored, config=config, locations=None, calibration=None)  # nothing of an earlier one counts
         found = search_cases(
             self.source,
             split=self.split,
@@ -79,7 +89,7 @@ def calibrate_model(  # noqa: PLR0913  the public door: a keyword per attribute 
     residuals by place are removed.
 
     Args:
-        model: Model folder; the packaged model must be copied first, since packages are read-only.
+        model: Model folder; a packaged model, given by its name, is refused: copy it first.
         source: Healthy scans; rows with a lesion label are refused.
         device: Where to compute.
         split: Use only rows of this split.
@@ -90,9 +100,11 @@ def calibrate_model(  # noqa: PLR0913  the public door: a keyword per attribute 
         on_case: Called with the name of each scan.
 
     Raises:
-        ConfigError: ``rate`` is outside (0, 1).
+        ConfigError: ``rate`` is outside (0, 1), or the model is a packaged one.
         InputError: No healthy scan, or a scan that cannot be used: a threshold must not rest on fewer scans than given.
         GeometryError: With `locations`, a scan whose header does not place it in a template's space.
+        ModelError: No sound model, or it was replaced while it was calibrated.
+        OutputError: The folder cannot be written, or another run writes there.
     """
     job = CalibrateJob(
         model,
@@ -125,6 +137,9 @@ def calibrate_folder(
         origin: Where the threshold comes from, for the card.
         rate: Share of healthy brain voxels above it; the model's own if None.
         on_case: Called with the name of each scan.
+
+    Raises:
+        ModelError: The folder holds another model than `predictor` by now.
     """
     healthy: list[HealthyScan] = []
     contrasts: list[str] = []
@@ -141,7 +156,7 @@ def calibrate_folder(
             yield result.anomaly, result.brain_mask, result.score
 
     def keep(scan: WorkingScan, values: FloatMap) -> None:
-        healthy.append(predictor.measured(scan, values, predictor.calibration))
+        healthy.append(predictor.measured(scan, values))
 
     usual = predictor.config.score.false_positive_rate
     rate = usual if rate is None else rate
@@ -154,6 +169,8 @@ def calibrate_folder(
         found = calibrate(maps(), rate, origin=origin, contrasts=contrasts, forms=forms)
     found = replace(found, healthy=tuple(scan.to_dict() for scan in healthy))
     described, content = (locations.described, locations.to_bytes()) if locations else (None, None)
+    if verify_model_folder(folder) != predictor.model_hash:
+        raise ModelError(f"the model in {folder} was replaced while it was calibrated; calibrate it again")
     text = card.with_calibration((folder / CARD).read_text(encoding="utf-8"), found, described)
     update_calibration(folder, found.to_dict(), card=text, locations=content)
     return found

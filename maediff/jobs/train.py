@@ -30,11 +30,13 @@ from maediff.methods.build import build_scan_baseline, check_trainable
 from maediff.model_folder import load_model_folder, resolve_model, save_model, verify_model_folder
 from maediff.provenance import run_record, write_run
 from maediff.staging import remove_staged
+from maediff.tables import listed
 from maediff.training import processes
 from maediff.training.loop import FitResult, Progress, fit
 from maediff.training.trackers import check_tracker
 
 log = logging.getLogger(__name__)
+_TRAINING_NAMES = frozenset({"train", "training"})
 _VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev"})
 
 
@@ -177,9 +179,10 @@ def train(  # noqa: PLR0913  the public door: a keyword per attribute of the job
 ) -> Path:
     """Train on healthy scans, calibrate on the held-out ones, and write a model folder.
 
-    Rows with `split` "train" are for training and rows with "val" for the choice of weights and the threshold. Without
-    such rows, `data.validation_fraction` of the subjects is held out. Slices that touch a lesion label are left out and
-    counted; scans with a label are never used for calibration.
+    Rows with `split` "train" or "training" are for training, and rows with "val", "valid", "validation" or "dev" for
+    the choice of weights and the threshold, in upper or lower case. Rows of other splits are not used. Without rows for
+    validation, `data.validation_fraction` of the subjects is held out. Slices that touch a lesion label are left out
+    and counted; scans with a label are never used for calibration.
 
     Args:
         config: Configuration.
@@ -197,7 +200,7 @@ def train(  # noqa: PLR0913  the public door: a keyword per attribute of the job
         The model folder.
 
     Raises:
-        InputError: No usable scan.
+        InputError: No usable scan, splits of which none is for training, or a subject in training and in validation.
         OutputError: The run folder cannot be written, or another training writes there.
         TrainingInterrupted: On SIGINT or SIGTERM, after saving.
     """
@@ -232,12 +235,29 @@ def _sole_training(run_dir: Path) -> Iterator[None]:
 def split_cases(cases: Sequence[Case], config: Config, split: str | None) -> tuple[list[Case], list[Case]]:
     """Split cases into training and held-out ones, never dividing a subject.
 
+    Args:
+        cases: All scans.
+        config: `data.validation_fraction` and `train.seed` decide who is held out if no scan is for validation.
+        split: Learn from scans of this split instead of "train"; scans of validation splits are never learned from.
+
     Raises:
-        InputError: Too few subjects.
+        InputError: Too few subjects, no scan to learn from, splits of which none is for training, or a subject in
+            training and in validation.
     """
-    held_out = [case for case in cases if (case.split or "").lower() in _VALIDATION_NAMES]
-    wanted = split or ("train" if any(case.split == "train" for case in cases) else None)
-    learn = [case for case in cases if case not in held_out and (wanted is None or case.split == wanted)]
+    held_out = [case for case in cases if _is_of(case, _VALIDATION_NAMES)]
+    learn = _to_learn([case for case in cases if not _is_of(case, _VALIDATION_NAMES)], split)
+    if not learn:
+        which = f"has split {split!r}" if split else "is left"
+        raise InputError(
+            f"no scan {which} to learn from; splits here: {_splits(cases)}. Those named val, valid, validation or dev "
+            "are held out"
+        )
+    shared = {case.subject for case in learn} & {case.subject for case in held_out}
+    if shared:
+        raise InputError(
+            f"subjects {listed(sorted(shared))} have scans both to learn from and held out; give all scans of a "
+            "subject the same split"
+        )
     if not held_out:
         subjects = sorted({case.subject for case in learn})
         if len(subjects) < 2:
@@ -247,9 +267,35 @@ def split_cases(cases: Sequence[Case], config: Config, split: str | None) -> tup
         chosen = {subjects[index] for index in order[:count]}
         held_out = [case for case in learn if case.subject in chosen]
         learn = [case for case in learn if case.subject not in chosen]
-    if not learn:
-        raise InputError(f"no scan has split {wanted!r}; splits here: {sorted({str(case.split) for case in cases})}")
     return learn, held_out
+
+
+def _to_learn(cases: Sequence[Case], split: str | None) -> list[Case]:
+    """Choose what to learn from: the scans of a split, else those for training, else all if no split is named.
+
+    Raises:
+        InputError: Splits are named, and none of them is for training: they may be test scans.
+    """
+    if split:
+        return [case for case in cases if case.split == split]
+    if not any(case.split for case in cases):
+        return list(cases)
+    learn = [case for case in cases if _is_of(case, _TRAINING_NAMES)]
+    if not learn:
+        raise InputError(
+            f"no scan has the split train or training; other splits here: {_splits(cases)}. Rename the one to learn "
+            "from, or choose it with --split (split= in Python)"
+        )
+    return learn
+
+
+def _is_of(case: Case, names: frozenset[str]) -> bool:
+    """Check whether a case's split has one of some names, in upper or lower case."""
+    return (case.split or "").lower() in names
+
+
+def _splits(cases: Sequence[Case]) -> str:
+    return listed(sorted({case.split or "(none)" for case in cases}))
 
 
 def describe_slices(training: SliceSet | HeadSet, validation: SliceSet | HeadSet) -> str:

@@ -12,6 +12,7 @@ from maediff.methods.base import ScanBaseline
 from maediff.scoring import Sign, filter_map, fixed_sign
 from maediff.typing import BoolArray, FloatArray, FloatMap
 from maediff.volume import Volume
+from maediff.working.hemispheres import axial_axes
 
 
 class Intensity(ScanBaseline):
@@ -24,7 +25,8 @@ class Intensity(ScanBaseline):
         """Return the intensity map, in units of the brain's median over its dark end, and the scan at that median."""
         middle = np.percentile(volume.data[brain], 50.0)
         values = intensity_map(volume.data, brain, fixed_sign(score))
-        return filter_map(values, brain, volume.spacing_mm, score), np.where(brain, np.float32(middle), volume.data)
+        anomaly = filter_map(values, brain, volume.spacing_mm, score, axial_axes(volume.affine))
+        return anomaly, np.where(brain, np.float32(middle), volume.data)
 
 
 def relative_intensity(data: FloatArray, mask: BoolArray) -> FloatMap:

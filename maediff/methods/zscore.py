@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from maediff.config import ScoreConfig
@@ -15,8 +14,10 @@ from maediff.errors import InputError
 from maediff.methods.base import ScanBaseline
 from maediff.methods.intensity import relative_intensity
 from maediff.scoring import Sign, filter_map, fixed_sign
-from maediff.typing import BoolArray, DoubleArray, FloatArray, FloatMap
+from maediff.typing import Array, BoolArray, DoubleArray, FloatArray, FloatMap
 from maediff.volume import Volume, check_common_space
+from maediff.working.hemispheres import axial_axes
+from maediff.working.resample import Shape, index_map, resample
 
 MIN_SCANS = 3
 """Voxels that fewer healthy brains cover have no z-score."""
@@ -50,7 +51,7 @@ class ZScore(ScanBaseline):
             self.register_buffer(name, torch.from_numpy(getattr(found, name)).float())
 
     def scan_maps(self, volume: Volume, brain: BoolArray, score: ScoreConfig) -> tuple[FloatMap, FloatMap]:
-        """Return the z-scores, and the mean of the healthy scans in this scan's units.
+        """Return the z-scores, and the mean of the healthy scans in this scan's units, where it is known.
 
         Raises:
             GeometryError: The scan does not say that it lies in a template's space.
@@ -61,8 +62,9 @@ class ZScore(ScanBaseline):
         parts = {name: value.cpu().numpy() for name, value in self.named_buffers()}
         statistics = HealthyStatistics(**{**parts, "affine": parts["affine"].astype(np.float64)})
         values = zscore_map(volume, brain, statistics, fixed_sign(score))
-        healthy = np.where(brain, low + (middle - low) * statistics.mean_on(volume), volume.data).astype(np.float32)
-        return filter_map(values, brain, volume.spacing_mm, score), healthy
+        there = statistics.on(volume)
+        healthy = np.where(brain & there.known, low + (middle - low) * there.mean, volume.data).astype(np.float32)
+        return filter_map(values, brain, volume.spacing_mm, score, axial_axes(volume.affine)), healthy
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,16 @@ class HealthyStatistics:
     count: FloatMap
     affine: DoubleArray
 
-    def mean_on(self, volume: Volume) -> FloatMap:
-        """Resample the mean to the grid of a scan."""
-        return _on_grid(self.mean, self.affine, volume.data.shape, volume.affine)
+    @property
+    def known(self) -> BoolArray:
+        """Voxels that enough healthy brains cover (X, Y, Z)."""
+        return (self.count >= MIN_SCANS - 0.5) & (self.std > 0)
+
+    def on(self, volume: Volume) -> HealthyStatistics:
+        """Resample to the voxels of a scan; mean and deviation are averages over known voxels."""
+        matrix, shape = index_map(self.affine, volume.affine), volume.data.shape
+        mean, std = (_resampled(part, self.known, matrix, shape)[0] for part in (self.mean, self.std))
+        return HealthyStatistics(mean, std, resample(self.count, matrix, shape), volume.affine)
 
 
 def fit_zscore(scans: Iterable[tuple[Volume, BoolArray]]) -> HealthyStatistics:
@@ -98,16 +107,16 @@ def fit_zscore(scans: Iterable[tuple[Volume, BoolArray]]) -> HealthyStatistics:
     Raises:
         InputError: Fewer than three scans.
     """
-    total = squares = count = np.zeros(0)
+    total = squares = count = np.zeros((0, 0, 0))
     affine = np.eye(4)
     n = 0
     for n, (volume, mask) in enumerate(scans, start=1):
-        relative, brain = relative_intensity(volume.data, mask), mask.astype(np.float32)
+        relative = relative_intensity(volume.data, mask)
         if n == 1:
             affine = volume.affine
             total, squares, count = np.zeros((3, *volume.data.shape))
-        relative = _on_grid(relative, volume.affine, total.shape, affine)
-        inside = _on_grid(brain, volume.affine, total.shape, affine) >= 0.5
+        relative, share = _resampled(relative, mask, index_map(volume.affine, affine), total.shape)
+        inside = share >= 0.5
         total += np.where(inside, relative, 0)
         squares += np.where(inside, np.square(relative, dtype=np.float64), 0)
         count += inside
@@ -128,12 +137,10 @@ def zscore_map(volume: Volume, mask: BoolArray, healthy: HealthyStatistics, sign
     Returns:
         Map (X, Y, Z) on the scan's own grid, float32; zero outside the brain and where too few healthy brains reach.
     """
-    shape, affine = volume.data.shape, volume.affine
-    mean, std, count = (
-        _on_grid(part, healthy.affine, shape, affine) for part in (healthy.mean, healthy.std, healthy.count)
-    )
-    known = mask & (count >= MIN_SCANS - 0.5) & (std > 0)
-    z = np.divide(relative_intensity(volume.data, mask) - mean, std, out=np.zeros(shape, np.float32), where=known)
+    there = healthy.on(volume)
+    known = mask & there.known
+    difference = relative_intensity(volume.data, mask) - there.mean
+    z = np.divide(difference, there.std, out=np.zeros(mask.shape, np.float32), where=known)
     signed: FloatMap = np.abs(z) if sign == "abs" else np.maximum(z if sign == "bright" else -z, 0)
     return signed
 
@@ -154,11 +161,18 @@ def _statistics(total: FloatArray, squares: FloatArray, count: FloatArray, affin
     return HealthyStatistics(mean.astype(np.float32), std.astype(np.float32), count.astype(np.float32), affine)
 
 
-def _on_grid(data: FloatArray, affine: DoubleArray, shape: tuple[int, ...], target: DoubleArray) -> FloatMap:
-    if data.shape == shape and np.allclose(affine, target, atol=1e-4):
-        return data.astype(np.float32)
-    matrix = np.linalg.inv(affine) @ target  # target voxel to source voxel
-    moved: FloatMap = ndimage.affine_transform(
-        data.astype(np.float32), matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=1
-    )
-    return moved
+def _resampled(values: FloatMap, known: BoolArray, matrix: Array, shape: Shape) -> tuple[FloatMap, FloatMap]:
+    """Average on another grid what is known of a map, so that what is not known does not count as 0.
+
+    Args:
+        values: Map (X, Y, Z).
+        known: Where it has a value.
+        matrix: Target index to source index (4, 4).
+        shape: Shape of the target grid.
+
+    Returns:
+        The average on the target grid, 0 where nothing is known, and the share of voxels there that are known.
+    """
+    share = resample(known, matrix, shape)
+    moved = resample(np.where(known, values, 0), matrix, shape)
+    return np.divide(moved, share, out=moved, where=share > 0), share

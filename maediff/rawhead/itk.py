@@ -17,7 +17,7 @@ from scipy import ndimage
 from maediff.errors import ConfigError, InputError
 from maediff.extras import install_hint
 from maediff.typing import Array, BoolArray
-from maediff.working.brainmask import bounding_box, largest_component
+from maediff.working.components import bounding_box, largest_component
 
 TEMPLATE = "ICBM-152 2009a symmetric, T1, bundled with nilearn"
 TEMPLATE_MM = 2

@@ -17,7 +17,8 @@ from maediff.errors import ConfigError, InputError
 from maediff.rawhead import itk
 from maediff.typing import BoolArray
 from maediff.volume import Volume, read_mask, write_like
-from maediff.working.brainmask import PLAUSIBLE_ML, largest_component
+from maediff.working.brainmask import PLAUSIBLE_ML
+from maediff.working.components import largest_component
 from maediff.working.resample import index_map, resample
 
 Method = Literal["given", "stripped", "extraction", "hd-bet", "synthstrip", "template"]

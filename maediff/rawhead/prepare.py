@@ -19,13 +19,14 @@ from maediff.data.cases import Case
 from maediff.data.walk import as_facts
 from maediff.errors import InputError, OutputError, one_line
 from maediff.files import file_sha256, read_json, write_json
+from maediff.locking import folder_lock
 from maediff.notes import read_notes
 from maediff.paths import WRITTEN_IN, stored_path
 from maediff.provenance import run_record, write_run
 from maediff.rawhead.channels import FirstChannel, prepare_channel
 from maediff.rawhead.grid import Brain, Grid, space_code
 from maediff.rawhead.scan import PrepareSettings, prepare_scan, resample_label
-from maediff.rawhead.sources import RawScan, raw_scans
+from maediff.rawhead.sources import RawScan, RawScans, raw_scans
 from maediff.tables import write_table
 from maediff.volume import read_mask, read_nifti, write_like
 
@@ -113,14 +114,39 @@ def prepare_cohort(  # noqa: PLR0913  a public function: a keyword per option
     Raises:
         InputError: No scan found.
         ConfigError: The source is DICOM, and pydicom or highdicom is missing.
-        OutputError: The output folder cannot be written.
+        OutputError: The output folder cannot be written, or another run writes there.
     """
     out, settings = Path(out), settings or PrepareSettings()
     if out.resolve() == Path(source).resolve():
         raise InputError(f"{out} holds the raw scans; choose another folder for the prepared ones")
-    raw = raw_scans(Path(source), out / "raw", mask=mask, channel=channel, series=series, pattern=pattern)
-    if on_start:
-        on_start(sum(max(1, len(scan.channels)) for scan in raw.scans))
+    arguments: dict[str, Any] = {
+        "source": Path(source),
+        "out": out,
+        "mask": None if mask is None else Path(mask),
+        "channel": channel,
+        "series": series,
+        "pattern": pattern,
+        "overwrite": overwrite,
+        "settings": settings.to_dict(),
+    }
+    with folder_lock(out):
+        raw = raw_scans(Path(source), out / "raw", mask=mask, channel=channel, series=series, pattern=pattern)
+        if on_start:
+            on_start(sum(max(1, len(scan.channels)) for scan in raw.scans))
+        summary = _prepare_all(raw, out, settings, overwrite, on_case)
+        counts = {status: summary.count(status) for status in ("done", "skipped", "failed")}
+        write_run(out, run_record("prepare", arguments, counts=counts, left_out=as_facts(raw.left_out)))
+    return summary
+
+
+def _prepare_all(
+    raw: RawScans,
+    out: Path,
+    settings: PrepareSettings,
+    overwrite: bool,
+    on_case: Callable[[PreparedCase], None] | None,
+) -> PrepareSummary:
+    """Prepare all scans, and write the tables of outcomes and of prepared scans."""
     outcomes: list[PreparedCase] = []
     rows = []
     for scan in raw.scans:
@@ -137,19 +163,7 @@ def prepare_cohort(  # noqa: PLR0913  a public function: a keyword per option
     images = [f"image_{name}" for name in raw.channels] or ["image"]
     bids = ["bids"] if any(row["bids"] for row in rows) else []
     write_table(out / "cases.csv", rows, [*images, *_COLUMNS, *bids])
-    summary = PrepareSummary(tuple(outcomes))
-    arguments: dict[str, Any] = {
-        "source": Path(source),
-        "out": out,
-        "mask": None if mask is None else Path(mask),
-        "channel": channel,
-        "series": series,
-    }
-    arguments |= {"pattern": pattern, "overwrite": overwrite}
-    counts = {status: summary.count(status) for status in ("done", "skipped", "failed")}
-    arguments |= {"settings": settings.to_dict()}
-    write_run(out, run_record("prepare", arguments, counts=counts, left_out=as_facts(raw.left_out)))
-    return summary
+    return PrepareSummary(tuple(outcomes))
 
 
 def _prepared_scan(scan: RawScan, out: Path, settings: PrepareSettings, overwrite: bool) -> Iterator[PreparedCase]:
@@ -172,7 +186,7 @@ def _prepared(case: Case, first: Case | None, out: Path, settings: PrepareSettin
     start = time.perf_counter()
     try:
         key = _key(case, first, settings)
-        if not overwrite and _finished(files, key):
+        if not overwrite and _finished(case, files, key):
             found = read_json(files.sidecar)
             mask, notes = found.get("brain_mask", {}), read_notes(found)
             numbers = (mask.get("method"), mask.get("volume_ml"))
@@ -228,9 +242,9 @@ def _key(case: Case, first: Case | None, settings: PrepareSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _finished(files: PreparedFiles, key: str) -> bool:
-    present = all(path.is_file() for path in (files.image, files.mask, files.raw_mask))
-    return present and read_json(files.sidecar).get("key") == key
+def _finished(case: Case, files: PreparedFiles, key: str) -> bool:
+    wanted = [files.image, files.mask, files.raw_mask, *([files.label] if case.label else [])]
+    return all(path.is_file() for path in wanted) and read_json(files.sidecar).get("key") == key
 
 
 def _row(scan: RawScan, channels: tuple[str, ...], out: Path, settings: PrepareSettings) -> dict[str, str | None]:

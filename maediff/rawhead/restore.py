@@ -13,6 +13,7 @@ from maediff.data.bids import SPACE, describe_derivatives
 from maediff.errors import GeometryError, InputError, OutputError, one_line
 from maediff.evaluation.outputs import OutputCase, read_outputs
 from maediff.files import read_json, write_json
+from maediff.locking import folder_lock
 from maediff.notes import notes_record, read_notes, warnings_of
 from maediff.paths import WRITTEN_IN, found_path, stored_path
 from maediff.tables import write_table
@@ -21,6 +22,8 @@ from maediff.volume import Volume, grid_distance, read_mask, read_nifti, write_l
 from maediff.working.resample import index_map, resample
 
 _SAME_MM = 0.1
+_MASKS = ("mask", "brain")
+"""Outputs of infer that are masks: of the anomaly, and of the brain that it found."""
 
 
 def restore_map(values: Array, sidecar: dict[str, Any], raw: Volume, order: int = 1) -> FloatMap:
@@ -70,10 +73,16 @@ def restore_cohort(
 
     Raises:
         InputError: No map of a prepared scan is there, or none could be brought back.
+        OutputError: `out` cannot be written, or another run writes there.
     """
     results, prepared, out = Path(results), Path(prepared), Path(out)
     if out.resolve() == results.resolve():
         raise InputError(f"{out} holds the maps of the prepared scans; choose another folder for those on raw voxels")
+    with folder_lock(out):
+        return _restore_all(results, prepared, out, on_failed)
+
+
+def _restore_all(results: Path, prepared: Path, out: Path, on_failed: Callable[[str, str], None] | None) -> list[Path]:
     rows: list[dict[str, Any]] = []
     written: list[Path] = []
     suffixes: list[str] = []
@@ -124,13 +133,14 @@ def _restored(
     named = output.sidecar.get("outputs") or {kind: path.name for kind, path in output.files.items()}
     maps, volume_ml = {}, output.volume_ml
     for kind, name in named.items():
-        values = restore_map(_data(output.folder / name), sidecar, raw, order=0 if kind == "mask" else 1)
+        is_mask = kind in _MASKS
+        values = restore_map(_data(output.folder / name), sidecar, raw, order=0 if is_mask else 1)
         if kind == "reconstruction":
             brain = read_mask(prepared / "raw_space" / f"{output.case}_brainmask.nii.gz", raw, "brain mask")
             values = np.where(brain, _raw_units(values, sidecar), raw.data)
         if kind == "mask":
             volume_ml = float(np.count_nonzero(values)) * raw.voxel_mm3 / 1000
-        maps[kind] = write_like(folder / _raw_name(name), values, raw, np.uint8 if kind == "mask" else np.float32)
+        maps[kind] = write_like(folder / _raw_name(name), values, raw, np.uint8 if is_mask else np.float32)
     if "anomaly" in maps:
         mask = prepared / "raw_space" / f"{output.case}_brainmask.nii.gz"
         facts: dict[str, Any] = {"image": stored_path(path, folder), "mask": stored_path(mask, folder)}

@@ -14,7 +14,7 @@ from maediff.rawhead import itk, masks
 from maediff.rawhead.grid import Brain, Grid, lay_grid, resample_brain, shape_of
 from maediff.typing import Array, BoolArray
 from maediff.volume import Volume, new_header
-from maediff.working.brainmask import largest_component
+from maediff.working.components import largest_component
 from maediff.working.foreground import find_background, looks_stripped
 from maediff.working.intensity import Scale
 from maediff.working.resample import index_map, resample

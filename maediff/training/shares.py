@@ -1,21 +1,14 @@
-"""Divide a batch among the cores: each computes the gradient of its share in a thread of its own.
-
-The threads of one operator wait for each other at its end. A training step has thousands of small operators, so that
-two threads which share an operator gain little, and lose where other work holds one of their cores. Here threads meet
-once a step, as the processes of distributed training do. [ours]
-"""
+"""Divide a batch among the cores of a CPU: each computes the gradient of its share. [ours]"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
+from maediff.cores import Cores, core_count
 from maediff.methods.base import Method
 
 Batch = dict[str, Tensor]
@@ -23,14 +16,12 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def share_count(network: Method, device: torch.device, batch_size: int) -> int:
-    """Choose into how many shares a batch is divided: one per thread that torch may use on a CPU, else one."""
-    if device.type != "cpu" or not network.divisible:
-        return 1
-    return min(torch.get_num_threads(), batch_size)
+    """Choose into how many shares a batch is divided: one per core of a CPU if the method's loss can be divided."""
+    return min(core_count(device), batch_size) if network.divisible else 1
 
 
-class Shares:
-    """Threads that compute gradients on the CPU, one core each.
+class Shares(Cores):
+    """Threads that compute gradients side by side.
 
     Args:
         losses: Returns the loss and the auxiliary loss of a batch, both averages over its samples.
@@ -48,18 +39,9 @@ class Shares:
     def __init__(
         self, losses: Callable[[Batch], tuple[Tensor, Tensor]], parameters: Sequence[nn.Parameter], count: int
     ) -> None:
+        super().__init__(count)
         self.losses = losses
         self.parameters = parameters
-        self.count = max(1, count)
-        self.pool = ThreadPoolExecutor(self.count, "share", partial(torch.set_num_threads, 1))
-
-    def __enter__(self) -> Shares:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.pool.shutdown()
 
     def backward(self, batch: Batch, *, weight: float = 1.0, auxiliary_weight: float = 1.0) -> tuple[Tensor, Tensor]:
         """Add the gradient of ``weight * (loss + auxiliary_weight * auxiliary)`` to those of the parameters.
@@ -76,12 +58,7 @@ class Shares:
         """
         total = len(next(iter(batch.values())))
         gradients_of = partial(self._gradients, total=total, weight=weight, auxiliary_weight=auxiliary_weight)
-        parts = _divided(batch, min(self.count, total))
-        if len(parts) == 1:
-            found = [gradients_of(batch)]
-        else:
-            with _one_thread():
-                found = list(self.pool.map(gradients_of, parts))
+        found = self.map(gradients_of, _divided(batch, min(self.count, total)))
         for _, gradients in found:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 if gradient is not None:
@@ -97,17 +74,6 @@ class Shares:
         whole = weight * share * (loss + auxiliary_weight * auxiliary)
         gradients = torch.autograd.grad(whole, self.parameters, allow_unused=True)
         return share * torch.stack([loss.detach(), auxiliary.detach()]), gradients
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let the threads of matrix products, whose number all threads of a process share, be one for each of them."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)
 
 
 def _divided(batch: Batch, count: int) -> list[Batch]:

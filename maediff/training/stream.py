@@ -35,7 +35,7 @@ class SampleStream(Dataset[Sample]):
         slices: Healthy slices.
         config: Window, timesteps, noise, augmentation and seed.
         length: Samples in the stream.
-        augmented: False for validation: no augmentation, and slice k is taken in turn.
+        augmented: False for validation: other samples, which stay the same, without augmentation.
     """
 
     def __init__(self, slices: SliceSet, config: Config, length: int, *, augmented: bool) -> None:
@@ -45,6 +45,7 @@ class SampleStream(Dataset[Sample]):
         self.places = alone if slices.places is None else torch.from_numpy(slices.places)
         self.config = config
         self.length = length
+        self.purpose = "train" if augmented else "validation"
         self.augmented = augmented and config.train.augment
         self.anomalies = own_anomalies(config)
 
@@ -53,7 +54,7 @@ class SampleStream(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         config = self.config
-        rng = generator("train" if self.augmented else "validation", config.train.seed, index)
+        rng = generator(self.purpose, config.train.seed, index)
         clean, brain = self._another(rng)
         if self.augmented:
             clean, brain = augment(clean, brain, config.data.clip, rng)

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from maediff.errors import GeometryError, InputError
 from maediff.notes import Information
 from maediff.typing import BoolArray
 from maediff.volume import Volume
-from maediff.working.foreground import Background, find_background, is_whole_head
+from maediff.working.components import largest_component
+from maediff.working.foreground import Background, Surroundings
 
 PLAUSIBLE_ML = (300.0, 2500.0)
 WHOLE_HEAD = "whole-head"
@@ -21,7 +21,10 @@ WHOLE_HEAD = "whole-head"
 
 
 def brain_mask(
-    volume: Volume, mask: npt.NDArray[Any] | None, accept: Collection[str] = ()
+    volume: Volume,
+    mask: npt.NDArray[Any] | None,
+    accept: Collection[str] = (),
+    surroundings: Surroundings | None = None,
 ) -> tuple[BoolArray, tuple[str, ...]]:
     """Choose the brain of a scan.
 
@@ -32,6 +35,7 @@ def brain_mask(
         volume: The scan.
         mask: Brain (X, Y, Z), or None.
         accept: Contains "whole-head" if a scan of a whole head is accepted without brain extraction.
+        surroundings: Of the scan, if they were looked at before.
 
     Returns:
         The mask, boolean (X, Y, Z), and notes for the user (derived mask, implausible volume).
@@ -42,10 +46,10 @@ def brain_mask(
     """
     notes: list[str] = []
     if mask is None:
-        background = find_background(volume.data)
-        if WHOLE_HEAD not in accept and is_whole_head(volume):
-            raise InputError(_not_stripped(volume, background))
-        brain, said = _not_background(volume, background)
+        surroundings = surroundings or Surroundings(volume)
+        if WHOLE_HEAD not in accept and surroundings.whole_head:
+            raise InputError(_not_stripped(volume, surroundings.background))
+        brain, said = _not_background(volume, surroundings.background)
         notes.append(said)
     else:
         brain = np.asarray(mask, dtype=bool)
@@ -85,41 +89,3 @@ def _not_background(volume: Volume, background: Background | None) -> tuple[Bool
     what = f"within {background.tolerance:.3g} of {level}" if background.tolerance else f"constant at {level}"
     said = f"no brain mask was given and the background is {what}, not zero: all else is taken as the brain"
     return brain, Information(said)
-
-
-def largest_component(mask: BoolArray) -> BoolArray:
-    """Keep the largest face-connected component and fill its holes.
-
-    Args:
-        mask: Boolean (X, Y, Z).
-
-    Returns:
-        Boolean (X, Y, Z); all False if ``mask`` is.
-    """
-    result = np.zeros_like(mask)
-    box = bounding_box(mask)
-    if box is None:
-        return result
-    labels, count = ndimage.label(mask[box])
-    if count > 1:
-        sizes = np.bincount(labels.ravel())
-        sizes[0] = 0
-        component = labels == sizes.argmax()
-    else:
-        component = labels > 0
-    # A hole is background that does not reach the border; labelling is much faster than iterated dilation.
-    outside, _ = ndimage.label(np.pad(~component, 1, constant_values=True))
-    result[box] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
-    return result
-
-
-def bounding_box(mask: BoolArray) -> tuple[slice, slice, slice] | None:
-    """Find the smallest box that holds every True voxel, or None if there is none."""
-    ranges = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        hits = np.flatnonzero(mask.any(axis=others))
-        if hits.size == 0:
-            return None
-        ranges.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    return ranges[0], ranges[1], ranges[2]

@@ -8,12 +8,13 @@ noisy air of a raw scan.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from scipy import ndimage
 
 from maediff.typing import Array, BoolArray
 from maediff.volume import Volume
+from maediff.working.components import largest_component, without_specks
 
 MAX_BRAIN_ML = 2400.0
 """Largest brain mask seen: real brains hold 900 to 1,800 ml, synthetic ones up to 2,200; heads 3,300 and more."""
@@ -81,37 +82,57 @@ def find_background(data: Array) -> Background | None:
     return None
 
 
-def is_whole_head(volume: Volume) -> bool:
-    """Check whether a scan shows a head with skull, not a skull-stripped brain.
+@dataclass(frozen=True)
+class Surroundings:
+    """What surrounds the brain of a scan; each property is computed once, when it is first asked for.
 
-    A scan is a head if its background is not constant, if the rest is larger than any brain, or if much of the
-    rest is dark: air that is noisy rather than zero, skull, sinuses.
-    ``python -m benchmarks.quality.brainmask`` counts right answers on real heads and brains.
-
-    Args:
+    Attributes:
         volume: The scan, as it was read.
     """
-    background = find_background(volume.data)
-    if background is None:
-        return True
-    part = _largest(Background(background.level, background.tolerance / 2).outside(volume.data))
+
+    volume: Volume
+
+    @cached_property
+    def background(self) -> Background | None:
+        """Background of the scan, see :func:`find_background`."""
+        return find_background(self.volume.data)
+
+    @cached_property
+    def whole_head(self) -> bool:
+        """Whether the scan shows a head with skull, not a skull-stripped brain.
+
+        A scan is a head if its background is not constant, if the rest is larger than any brain, or if much of the
+        rest is dark: air that is noisy rather than zero, skull, sinuses.
+        ``python -m benchmarks.quality.brainmask`` counts right answers on real heads and brains.
+        """
+        return self.background is None or _holds_head(self.volume, self.background)
+
+
+def is_whole_head(volume: Volume) -> bool:
+    """Check whether a scan shows a head with skull, see :attr:`Surroundings.whole_head`."""
+    return Surroundings(volume).whole_head
+
+
+def looks_stripped(volume: Volume) -> bool:
+    """Check whether all that is not background in a scan is its brain; see :func:`is_whole_head`."""
+    return not is_whole_head(volume)
+
+
+def _holds_head(volume: Volume, background: Background) -> bool:
+    """Check whether what is not background is a head."""
+    part = without_specks(Background(background.level, background.tolerance / 2).outside(volume.data))
     if not part.any():
         return False  # an empty scan is no head; the check of the brain mask reports it
     above = volume.data - np.float32(background.level)
     values = np.abs(above)
     high = np.percentile(values[part], 95)
-    solid = ndimage.binary_fill_holes(_largest(values > 0.1 * high))
+    solid = largest_component(values > 0.1 * high)
     if np.count_nonzero(solid) * volume.voxel_mm3 / 1000 > MAX_BRAIN_ML:
         return True
     if float(np.mean(above[part] < 0)) > _BELOW_SHARE:
         return False  # the background lies within the brain's intensities, as in one that was z-scored: none is dark
     limit = _MAX_DARK_SHARE_RINGING if background.tolerance else _MAX_DARK_SHARE
     return float(np.mean(values[part] < _DARK * high)) > limit
-
-
-def looks_stripped(volume: Volume) -> bool:
-    """Check whether all that is not background in a scan is its brain; see :func:`is_whole_head`."""
-    return not is_whole_head(volume)
 
 
 def _with_ringing(data: Array, level: float) -> Background:
@@ -133,16 +154,6 @@ def _another_constant(data: Array, level: float, values: Array) -> bool:
 
 def _range(data: Array, level: float) -> float:
     return float(np.percentile(np.abs(data - np.float32(level)), 99))
-
-
-def _largest(mask: BoolArray) -> BoolArray:
-    """Keep the largest face-connected component, holes included."""
-    labels, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.asarray(labels == sizes.argmax())
 
 
 def _border(data: Array) -> Array:

@@ -15,7 +15,7 @@ from maediff.errors import InputError
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume
 from maediff.working.brainmask import brain_mask
-from maediff.working.foreground import Background, find_background
+from maediff.working.foreground import Background, Surroundings
 from maediff.working.intensity import Scale, fit_scale
 from maediff.working.spatial import WorkingGrid, to_native, to_working, working_grid
 
@@ -25,8 +25,9 @@ class WorkingScan:
     """A scan on its working grid.
 
     Attributes:
-        slices: Working intensities (S, H, W), axial: H = working x and W = working y; [-1, clip] in the brain, -1
-            outside; (S, C, H, W) if there are several channels.
+        slices: Working intensities (S, H, W): [-1, clip] in the brain, -1 outside; (S, C, H, W) if there are several
+            channels. Axial slices lie above each other (S), H runs to the right and W to the front; for the others see
+            :data:`~maediff.working.spatial.SLICE_AXES`.
         mask: Brain (S, H, W).
         grid: The working grid, with the transform back.
         scales: Intensity scale of each channel.
@@ -59,7 +60,7 @@ class WorkingScan:
             order: 1 linear, 0 nearest.
 
         Returns:
-            Native values (X, Y, Z); zero outside the brain.
+            Native values (X, Y, Z); zero outside the brain, and if linear next to zero where it is not `reached`.
         """
         if order == 0:
             native = to_native(values, self.grid, order=0)
@@ -69,6 +70,11 @@ class WorkingScan:
             np.divide(native, share, out=native, where=share > 0)
         native[~self.native_mask] = 0
         return native
+
+    @cached_property
+    def reached(self) -> BoolArray:
+        """Voxels of the brain that working brain reaches (X, Y, Z); of the others :meth:`to_native` knows nothing."""
+        return self.native_mask & (self._native_share > 0)
 
     @cached_property
     def _native_share(self) -> FloatMap:
@@ -86,6 +92,7 @@ def prepare(
     *,
     accept: Collection[str] = (),
     orientation: Orientation = "axial",
+    surroundings: Surroundings | None = None,
 ) -> WorkingScan:
     """Find the brain, lay the working grid, scale intensities and resample.
 
@@ -99,16 +106,18 @@ def prepare(
         others: Further channels on the same voxels, see :func:`maediff.volume.read_channel`; each has its own scale.
         accept: Codes that :func:`~maediff.working.brainmask.brain_mask` does not refuse.
         orientation: Orientation of the slices.
+        surroundings: Of the first channel, if they were looked at before.
 
     Raises:
         InputError: Empty mask, a whole head without a mask, or a brain without contrast.
         GeometryError: The mask has another shape than the scan.
     """
     channels = (volume, *others)
-    native_mask, notes = brain_mask(volume, mask, accept)
+    surroundings = surroundings or Surroundings(volume)
+    native_mask, notes = brain_mask(volume, mask, accept, surroundings)
     slices, brain, grid, scales = _cut(channels, native_mask, config, orientation)
     said = dict.fromkeys((*(note for channel in channels for note in channel.notes), *notes))
-    background = find_background(volume.data) if mask is None else None
+    background = surroundings.background if mask is None else None
     return WorkingScan(slices, brain, grid, scales, native_mask, tuple(said), background)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -77,3 +79,21 @@ def test_the_cache_holds_the_places_and_is_not_shared_with_another_number(tiny, 
             np.testing.assert_array_equal(getattr(stored, name), getattr(fresh, name))
         assert (stored.subjects, stored.left_out) == (fresh.subjects, fresh.left_out)
     assert len(read) == 2 * 3
+
+
+def test_the_cache_tells_a_mask_from_a_label(tiny, cases, tmp_path):
+    scan = nib.load(cases[1].image)
+    path = tmp_path / "brain.nii.gz"
+    nib.save(nib.Nifti1Image((scan.get_fdata() > 0).astype(np.uint8), scan.affine), path)
+    masked, labelled = (replace(cases[1], mask=mask, label=label) for mask, label in ((path, None), (None, path)))
+    whole = healthy_slices([cases[0], masked], tiny().data, tmp_path)
+    assert whole.left_out == 0
+    assert healthy_slices([cases[0], labelled], tiny().data, tmp_path).left_out > 0
+
+
+def test_the_cache_is_not_shared_with_another_version(tiny, cases, tmp_path, monkeypatch):
+    read = []
+    for version in ("1.0", "1.0", "1.1"):
+        monkeypatch.setattr("maediff.data.slices.__version__", version)
+        healthy_slices(cases[:1], tiny().data, tmp_path, read.append)
+    assert read == ["a", "a"]

@@ -37,7 +37,7 @@ from maediff.evaluation.outputs import read_outputs
 from maediff.evaluation.reference import Reference
 from maediff.evaluation.strata import Stratum
 from maediff.methods.intensity import intensity_map, relative_intensity
-from maediff.methods.zscore import fit_zscore, zscore_map
+from maediff.methods.zscore import HealthyStatistics, fit_zscore, zscore_map
 from maediff.scoring import filter_map, postprocess
 from maediff.volume import Volume
 
@@ -510,6 +510,34 @@ def test_zscore_of_a_scan_on_another_grid_follows_the_affine():
     flip[0, 3] = 2.0 * (brain.shape[0] - 1)
     flipped = zscore_map(volume(scan.data[::-1], flip), brain[::-1], healthy)
     assert np.allclose(flipped[::-1], plain, atol=1e-4)
+
+
+def graded(shift=0.0, spacing=2.0):
+    """A ball of intensities that rise evenly along x (mm), on a grid that may lie elsewhere."""
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = shift
+    x, y, z = np.indices((16, 16, 16)) * spacing + shift
+    brain = (x - 15) ** 2 + (y - 15) ** 2 + (z - 15) ** 2 < 11**2
+    return volume(np.where(brain, 100 + x, 0), affine), brain
+
+
+def test_zscore_does_not_change_where_the_healthy_scans_end():
+    """Half a voxel away, a constant mean stays constant up to the edge of what is known: it is not mixed with 0."""
+    scan, covered = graded()
+    statistics = HealthyStatistics(
+        *(np.where(covered, value, 0).astype(np.float32) for value in (2, 0.5, 5)), scan.affine
+    )
+    moved, brain = graded(shift=1.0)
+    scores = zscore_map(moved, brain, statistics)
+    expected = np.abs(relative_intensity(moved.data, brain) - 2) / 0.5
+    known = brain & (scores > 0)
+    assert known.sum() > 0.9 * brain.sum()
+    np.testing.assert_allclose(scores[known], expected[known], rtol=1e-3)
+
+
+def test_healthy_scans_of_several_grids_do_not_differ_at_the_edge_of_the_brain():
+    healthy = fit_zscore([graded(), graded(), graded(shift=1.0), graded(shift=-1.0)])
+    assert healthy.std[healthy.count >= 3].max() < 0.2
 
 
 def test_zscore_needs_three_scans():

@@ -105,6 +105,13 @@ def test_intensities_do_not_depend_on_their_unit():
     np.testing.assert_allclose(normalise(image), normalise(1000 * image), atol=1e-5)
 
 
+def test_certainty_is_the_soft_dice_of_probability_and_mask():
+    inside = ball(SHAPE, 20)
+    assert brain.certainty(inside.astype(np.float32)) == 1
+    assert brain.certainty(np.zeros(SHAPE, np.float32)) == 0
+    assert brain.certainty(np.where(inside, 0.75, 0).astype(np.float32)) == pytest.approx(2 * 0.75 / (0.75 + 1))
+
+
 def test_the_package_holds_the_weights_and_their_card():
     folder = Path(brain.WEIGHTS).parent
     assert (folder / "model.safetensors").stat().st_size < 3 * 2**20

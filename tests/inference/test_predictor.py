@@ -12,7 +12,9 @@ from maediff.calibration import Calibration
 from maediff.errors import ConfigError, GeometryError, InputError, ModelError
 from maediff.inference.asymmetry import GAIN, LIMIT
 from maediff.inference.load import load_model
+from maediff.inputcheck import check_scan
 from maediff.volume import from_image, read_nifti
+from maediff.working import brainmask, foreground, pipeline
 
 RAS = np.array([[6.0, 0, 0, -63], [0, 6, 0, -78], [0, 0, 6, -54], [0, 0, 0, 1]])
 SHAPE = (22, 27, 19)
@@ -267,6 +269,31 @@ def test_a_stack_of_thick_slices_is_reconstructed_in_the_first_orientation_only(
     assert np.array_equal(several.anomaly, by_orientation["axial",].predict(scan).anomaly)
     assert several.steps["orientations"] == ["axial"]
     assert several.form == "stack"
+
+
+def test_the_input_check_sees_the_same_brain_in_every_orientation(by_orientation, benchmarks_importable):
+    from benchmarks.robustness import made_scans
+
+    image, brain = made_scans.brain(3, "flair")
+    affine = np.diag([*made_scans._STEP_MM, 1])
+    scan = nib.Nifti1Image(np.where(brain, 500 + 100 * image, 0).astype(np.float32), affine)
+    seen = []
+    for name in ("axial", "coronal", "sagittal"):
+        predictor = by_orientation[name,]
+        prepared = predictor.prepare(scan).prepared
+        measures = predictor.measured(prepared, np.where(prepared.native_mask, 0.1, 0).astype(np.float32)).scan
+        assert check_scan(measures) == []
+        seen.append([*measures.sides_mm, *(100 * value for value in (*measures.tissues, measures.symmetry))])
+    np.testing.assert_allclose(seen[1:], [seen[0]] * 2, atol=8)  # mm or %, slices of 2.5 to 3.7 mm
+
+
+def test_the_background_of_a_scan_is_sought_once(predictors, make_scan, monkeypatch):
+    calls, seek = [], foreground.find_background
+    for module in (foreground, brainmask, pipeline):
+        if hasattr(module, "find_background"):
+            monkeypatch.setattr(module, "find_background", lambda data: calls.append(1) or seek(data))
+    predictors["voxel"].prepare(make_scan(RAS, SHAPE))
+    assert calls == [1]
 
 
 def test_progress_over_several_orientations_ends_at_its_total(by_orientation, make_scan):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 from dataclasses import replace
 
 import nibabel as nib
@@ -14,14 +15,15 @@ from maediff.config import load_config
 from maediff.data.cases import find_cases
 from maediff.data.slices import fit_size, healthy_slices
 from maediff.data.synthesis import synthesise
-from maediff.errors import InputError
+from maediff.errors import ConfigError, InputError, ModelError, OutputError
 from maediff.evaluation.evaluate import evaluate
 from maediff.files import read_json
 from maediff.inference.load import load_model
 from maediff.jobs.calibrate import calibrate_model
 from maediff.jobs.infer import infer
 from maediff.jobs.train import split_cases, train
-from maediff.model_folder import load_model_folder
+from maediff.locking import folder_lock
+from maediff.model_folder import load_model_folder, resolve_model, update_card, verify_model_folder
 
 QUICK = (
     "train.max_steps=2",
@@ -93,6 +95,36 @@ def test_calibration_is_stored_and_needs_healthy_scans(run, table, tmp_path):
     assert strict.threshold == found.quantiles["0.001"]
     with pytest.raises(InputError, match="have a lesion label"):
         calibrate_model(run, table, split="test", device="cpu")
+
+
+@pytest.fixture
+def model(run, tmp_path):
+    return shutil.copytree(run / "model", tmp_path / "model")
+
+
+def test_a_calibration_does_not_depend_on_the_earlier_one(model, table):
+    hashes = []
+    for rate in (0.01, 0.3, 0.01):
+        calibrate_model(model, table, split="val", device="cpu", rate=rate)
+        hashes.append(verify_model_folder(model))
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_two_calibrations_of_a_model_do_not_run_side_by_side(model, table, monkeypatch):
+    monkeypatch.setattr("maediff.locking.WAIT_SECONDS", 0)
+    with folder_lock(model), pytest.raises(OutputError, match="another maediff run is writing"):
+        calibrate_model(model, table, split="val", device="cpu")
+    calibrate_model(model, table, split="val", device="cpu")
+
+
+def test_a_model_that_is_replaced_while_it_is_calibrated_stays_as_it_is(model, table):
+    with pytest.raises(ModelError, match="was replaced while it was calibrated"):
+        calibrate_model(
+            model, table, split="val", device="cpu", rate=0.3, on_case=lambda _case: update_card(model, "# Another\n")
+        )
+    stored = load_model_folder(model)
+    assert stored.card == "# Another\n"
+    assert stored.calibration["false_positive_rate"] != 0.3
 
 
 # Slices
@@ -190,3 +222,51 @@ def test_splits_keep_subjects_apart(config, table):
         split_cases(twice[:2], config, None)
     with pytest.raises(InputError, match="no scan has split 'extra'"):
         split_cases(cases, config, "extra")
+
+
+@pytest.mark.parametrize("names", [("Train", "Val", "Test"), ("training", "validation", "test"), ("TRAIN", "DEV", "x")])
+def test_only_training_scans_are_learned_from_however_splits_are_written(config, table, names):
+    written = dict(zip(("train", "val", "test"), names, strict=True))
+    cases = [replace(case, split=written[case.split]) for case in find_cases(table)]
+    learn, held_out = split_cases(cases, config, None)
+    assert {case.split for case in learn} == {names[0]}
+    assert {case.split for case in held_out} == {names[1]}
+
+
+def test_splits_of_which_none_is_for_training_are_refused(config, table):
+    """They may be for testing; only what is asked for is learned from."""
+    cases = [replace(case, split="fold2" if case.split == "train" else case.split) for case in find_cases(table)]
+    with pytest.raises(InputError, match=r"other splits here: fold2, test\. Rename .* or choose it with --split"):
+        split_cases(cases, config, None)
+    learn, held_out = split_cases(cases, config, "fold2")
+    assert {case.split for case in learn} == {"fold2"}
+    assert {case.split for case in held_out} == {"val"}
+    unnamed = [replace(case, split=None if case.split == "fold2" else case.split) for case in cases]
+    with pytest.raises(InputError, match="other splits here: "):
+        split_cases(unnamed, config, None)
+
+
+def test_all_but_the_validation_scans_are_learned_from_if_no_other_split_is_named(config, table):
+    cases = [replace(case, split=case.split if case.split == "val" else None) for case in find_cases(table)]
+    learn, held_out = split_cases(cases, config, None)
+    assert {case.split for case in held_out} == {"val"}
+    assert len(learn) + len(held_out) == len(cases)
+    with pytest.raises(InputError, match="no scan is left to learn from; splits here: val"):
+        split_cases(held_out, config, None)
+
+
+def test_a_subject_in_training_and_in_validation_is_refused(config, table):
+    cases = find_cases(table)
+    (held_out, *_) = (case for case in cases if case.split == "val")
+    again = replace(held_out, id="again", split="train")
+    with pytest.raises(InputError, match=f"subjects {held_out.subject} have scans both to learn from and held out"):
+        split_cases([*cases, again], config, None)
+    split_cases([*cases, replace(again, split="test")], config, None)  # not learned from
+
+
+def test_the_packaged_model_is_calibrated_as_a_copy_alone(tmp_path):
+    """The installation is shared by all who use it."""
+    before = (resolve_model("heads") / "calibration.json").read_bytes()
+    with pytest.raises(ConfigError, match="copy it first"):
+        calibrate_model("heads", tmp_path, device="cpu")
+    assert (resolve_model("heads") / "calibration.json").read_bytes() == before

@@ -14,7 +14,11 @@ from maediff.config import load_config
 from maediff.data.cases import find_cases
 from maediff.inference.cohort import infer_cases
 from maediff.inference.predictor import Predictor
+from maediff.methods.intensity import Intensity
 from maediff.methods.maediff.sliding import Healthy
+from maediff.methods.zscore import ZScore
+from maediff.volume import from_image
+from maediff.working.spatial import to_native
 
 SHAPE = (13, 12, 11)
 DEPTH = 4
@@ -63,15 +67,15 @@ class Slices(torch.nn.Identity):
         return None
 
 
-def constant_predictor(align, spacing):
-    """Make a predictor whose network takes every slice for empty, so that maps show the scan itself."""
+def constant_predictor(align, spacing, *more, level=-1.0):
+    """Make a predictor whose network takes every slice for constant, by default empty, so that maps show the scan."""
     values = [f"data.align={align}", f"data.spacing_mm={spacing}", f"data.slice_spacing_mm={spacing}", "data.clip=100"]
-    config = load_config("quick", values)
+    config = load_config("quick", [*values, *more])
     calibration = Calibration(50.0, 0.01, 1, 1, {f"{rate:g}": 50.0 for rate in RATES}, (0.0,))
     predictor = Predictor(config, Slices(), calibration, "0" * 64, torch.device("cpu"))
 
     def reconstruct(slices, inside, key, on_batch):
-        return Healthy(torch.full_like(slices, -1.0), torch.zeros_like(slices))
+        return Healthy(torch.full_like(slices, level), torch.zeros_like(slices))
 
     predictor.__dict__["reconstruct"] = reconstruct  # in place of the cached engine
     return predictor
@@ -119,3 +123,55 @@ def test_slope_and_intercept_of_every_type_are_applied(tmp_path, stored):
     predictor = constant_predictor("voxel", 1)
     maps = [predictor.predict(tmp_path / name).anomaly for name in ("a.nii", "b.nii")]
     np.testing.assert_allclose(*maps, atol=1e-3)
+
+
+@pytest.mark.parametrize("names", [("axial",), ("axial", "coronal", "sagittal")])
+def test_where_slices_do_not_reach_the_scan_is_left_as_it_is(names):
+    rng = np.random.default_rng(0)
+    shape = (34, 36, 32)
+    distance = np.sqrt(((np.moveaxis(np.indices(shape), 0, -1) - np.array(shape) / 2) ** 2).sum(-1))
+    brain = (distance < 12) | ((distance < 15) & (rng.random(shape) < 0.1))  # with specks that few slices reach
+    scan = nib.Nifti1Image(np.where(distance < 16, rng.uniform(20, 40, shape), 0).astype(np.float32), 2 * np.eye(4))
+    mask = nib.Nifti1Image(brain.astype(np.uint8), scan.affine)
+
+    def predictor(*orientations):
+        settings = f"infer.orientations=[{','.join(orientations)}]", "data.slice_spacing_mm=2"
+        return constant_predictor("world", 3.1, *settings, level=0.25)
+
+    loaded = predictor(*names).prepare(scan, mask)
+    cuts = [loaded.prepared, *loaded.turned]
+    reached = np.array([brain & (to_native(cut.mask, cut.grid) >= 1e-3) for cut in cuts])
+    count = reached.sum(0)
+    assert (brain & (count == 0)).sum() > 10
+    assert len(names) == 1 or ((count > 0) & (count < len(names))).sum() > 10
+    result = predictor(*names).predict(scan, mask)
+    constant = loaded.prepared.scale.inverse(np.float32(0.25))
+    np.testing.assert_allclose(result.reconstruction[count > 0], constant, rtol=1e-3)
+    np.testing.assert_array_equal(result.reconstruction[count == 0], loaded.volume.data[count == 0])
+    np.testing.assert_allclose(result.anomaly[count == 0], 0, atol=1e-3)
+    alone = np.array([predictor(name).predict(scan, mask).anomaly for name in names])
+    mean = np.divide(alone.sum(0), count, out=np.zeros_like(alone[0]), where=count > 0)
+    np.testing.assert_allclose(result.anomaly, mean, atol=1e-3)
+
+
+@pytest.mark.parametrize("axes", [(2, 0, 1), (1, 2, 0), (1, 0, 2)])
+@pytest.mark.parametrize("method", [Intensity, lambda: ZScore({})], ids=["intensity", "zscore"])
+def test_maps_of_baselines_do_not_depend_on_the_storage_order(method, axes):
+    rng = np.random.default_rng(0)
+    brain = np.pad(np.ones((14, 16, 8), bool), 2)
+    affine = np.diag([2.0, 2.5, 4.0, 1.0])
+
+    def stored(data, axes):
+        image = nib.Nifti1Image(data.transpose(axes), affine[:, [*axes, 3]])
+        image.set_sform(image.affine, 4)
+        return from_image(image)
+
+    scans = [np.where(brain, rng.uniform(20, 40, brain.shape), 0).astype(np.float32) for _ in range(4)]
+    baseline = method()
+    baseline.fit((stored(scan, (0, 1, 2)), brain) for scan in scans)
+    filters = ["median_mm=8", "erode_mm=2", "half_depth_mm=5", "support_mm=4", "sign=bright"]
+    score = load_config("quick", [f"score.{each}" for each in filters]).score
+    one = baseline.scan_maps(stored(scans[0], (0, 1, 2)), brain, score)
+    other = baseline.scan_maps(stored(scans[0], axes), brain.transpose(axes), score)
+    for expected, found in zip(one, other, strict=True):
+        np.testing.assert_array_equal(found.transpose(np.argsort(axes)), expected)

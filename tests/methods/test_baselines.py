@@ -9,6 +9,8 @@ import torch
 
 from maediff import diffusion
 from maediff.config import METHODS, UNTRAINED, load_config, override, presets
+from maediff.data.cases import Case
+from maediff.data.healthy import healthy_scans
 from maediff.data.slices import SliceSet
 from maediff.data.synthesis import synthesise
 from maediff.errors import ConfigError, GeometryError, InputError
@@ -162,7 +164,7 @@ def test_a_baseline_without_a_network_neither_trains_nor_reconstructs(tiny, meth
 @pytest.mark.slow
 @pytest.mark.parametrize("method", BASELINES)
 def test_it_overfits_a_few_slices(tiny, blobs, tmp_path, method):
-    steps = 400 if method in {"ae", "vae", "dae", "disyre"} else 250
+    steps = 250 if method in {"ddpm", "cddpm", "pddpm", "autoddpm"} else 400
     config = tiny(
         f"method={method}",
         f"train.max_steps={steps}",
@@ -362,6 +364,20 @@ def test_train_calibrate_and_infer_are_the_same_commands(cohort, tmp_path, metho
     assert read_json(sidecar)["threshold"] == pytest.approx(predictor.calibration.threshold)
     with pytest.raises(ConfigError, match="change what the network was trained as"):
         load_model(model, "cpu", ("method=vae",))
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_axial_slices_with_lesion_are_left_out_in_any_storage_order(tmp_path, axes):
+    brain, label = np.zeros((2, 10, 12, 8), bool)
+    brain[1:-1, 1:-1, 1:-1] = True
+    label[4, 5, 3] = True
+    affine = np.diag([4.0, 4.0, 6.0, 1.0])[:, [*axes, 3]]
+    for name, data in (("scan", 100 * brain), ("brain", brain), ("label", label)):
+        nib.save(nib.Nifti1Image(data.transpose(axes).astype(np.uint8), affine), tmp_path / f"{name}.nii")
+    scan, mask, lesion = (tmp_path / f"{name}.nii" for name in ("scan", "brain", "label"))
+    ((_, found),) = healthy_scans([Case("a", scan, mask, lesion, "a", None, None, "scan")])
+    brain[:, :, 3] = False
+    np.testing.assert_array_equal(found.transpose(np.argsort(axes)), brain)
 
 
 def test_zscore_refuses_scans_without_a_common_space(cohort, tmp_path):

@@ -11,8 +11,9 @@ import pytest
 from scipy import ndimage
 
 from maediff.data.cases import find_cases
-from maediff.errors import ConfigError, GeometryError, InputError
+from maediff.errors import ConfigError, GeometryError, InputError, OutputError
 from maediff.files import read_json
+from maediff.locking import folder_lock
 from maediff.notes import Information, notes_record, warnings_of
 from maediff.rawhead import PrepareSettings, itk, masks, prepare_cohort, restore_cohort, restore_map
 from maediff.tables import read_table
@@ -78,6 +79,20 @@ class TestCohort:
         prepare_cohort(raw, tmp_path / "out", PLAIN)
         (case,) = find_cases(tmp_path / "out")
         assert np.asarray(nib.load(case.label).dataobj).sum() == label.sum()
+        case.label.unlink()
+        assert prepare_cohort(raw, tmp_path / "out", PLAIN).count("done") == 1  # not finished without its label
+        assert case.label.is_file()
+        assert prepare_cohort(raw, tmp_path / "out", PLAIN).count("skipped") == 1
+
+    def test_two_runs_do_not_write_into_one_folder(self, raw, tmp_path, monkeypatch):
+        monkeypatch.setattr("maediff.locking.WAIT_SECONDS", 0)
+        out = tmp_path / "out"
+        with folder_lock(out), pytest.raises(OutputError, match="another maediff run is writing"):
+            prepare_cohort(raw, out, PLAIN)
+        assert list(out.iterdir()) == []
+        prepare_cohort(raw, out, PLAIN)
+        with folder_lock(tmp_path / "back"), pytest.raises(OutputError, match="another maediff run is writing"):
+            restore_cohort(tmp_path, out, tmp_path / "back")
 
 
 class TestChannels:
@@ -173,6 +188,23 @@ class TestWayBack:
         x, y, z = (inner @ TURNED[:3, :3].T + TURNED[:3, 3]).T
         np.testing.assert_array_equal(back.affine, TURNED)
         np.testing.assert_allclose(back.get_fdata()[tuple(inner.T)], x + 2 * y - z, atol=1e-3)
+
+    @pytest.mark.parametrize("kind", ["mask", "brain"])
+    def test_a_mask_returns_as_a_mask(self, raw, tmp_path, kind):
+        out, maps = tmp_path / "out", tmp_path / "maps"
+        prepare_cohort(raw, out, PrepareSettings("none", "none", spacing_mm=2.0))
+        maps.mkdir()
+        names = {"anomaly": "a_t1_anomaly.nii.gz", kind: f"a_t1_{kind}.nii.gz"}
+        nib.save(nib.load(out / "a_t1.nii.gz"), maps / names["anomaly"])
+        nib.save(nib.load(out / "a_t1_brainmask.nii.gz"), maps / names[kind])
+        (maps / "a_t1_anomaly.json").write_text(json.dumps({"case": "a_t1", "outputs": names}))
+        (maps / "cases.tsv").write_text("case\tstatus\na_t1\tdone\n")
+        restore_cohort(maps, out, tmp_path / "back")
+        back = nib.load(tmp_path / "back" / names[kind])
+        assert back.get_data_dtype() == np.uint8
+        found, brain = np.asarray(back.dataobj), np.asarray(nib.load(raw / "a_t1.nii.gz").dataobj) > 0
+        assert set(np.unique(found)) == {0, 1}
+        assert 2 * np.count_nonzero(found * brain) / (found.sum() + brain.sum()) > 0.95
 
     def test_notes_of_prepare_come_along_and_are_told_again(self, raw, tmp_path):
         out, maps = tmp_path / "out", tmp_path / "maps"

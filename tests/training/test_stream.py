@@ -53,6 +53,14 @@ def test_seeds_and_purposes_differ(tiny, discs):
     assert not torch.equal(first["noise"], SampleStream(discs(), tiny(), 4, augmented=False)[0]["noise"])
 
 
+def test_training_never_sees_the_noise_of_the_validation(tiny, discs):
+    plain = tiny("train.augment=false")
+    learn, judge = (SampleStream(discs(), plain, 8, augmented=augmented) for augmented in (True, False))
+    assert not any(torch.equal(learn[k]["noise"], judge[k]["noise"]) for k in range(8))
+    usual = SampleStream(discs(), tiny(), 8, augmented=False)
+    assert all(same(judge[k], usual[k]) for k in range(8))
+
+
 def test_samples_have_the_documented_form(tiny, discs):
     config = tiny("diffusion.train_timesteps=[20, 40]", "lesions.share=1")
     stream = SampleStream(discs(), config, 40, augmented=True)

@@ -16,7 +16,7 @@ from maediff.config import DataConfig
 from maediff.errors import GeometryError, InputError
 from maediff.volume import Volume, read_mask, read_nifti
 from maediff.working import lesion_slices, prepare, prepare_label, turned
-from maediff.working.brainmask import bounding_box, brain_mask, largest_component
+from maediff.working.brainmask import brain_mask
 from maediff.working.foreground import is_whole_head
 from maediff.working.intensity import Scale, fit_scale
 
@@ -150,23 +150,6 @@ def test_a_brain_without_contrast_is_refused():
 
 
 # Brain mask
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 1000), density=st.floats(0.05, 0.9))
-def test_largest_component_is_that_of_scipy(seed, density):
-    mask = np.random.default_rng(seed).random((9, 8, 7)) < density
-    result = largest_component(mask)
-    labels, count = ndimage.label(mask)
-    sizes = ndimage.sum_labels(mask, labels, range(1, count + 1))
-    candidates = [ndimage.binary_fill_holes(labels == i + 1) for i in np.flatnonzero(sizes == sizes.max())]
-    assert any(np.array_equal(result, candidate) for candidate in candidates)
-
-
-def test_nothing_has_no_component_and_no_box():
-    assert bounding_box(np.zeros((3, 3, 3), bool)) is None
-    assert not largest_component(np.zeros((3, 3, 3), bool)).any()
-    assert bounding_box(ball((9, 9, 9), 2)) == (slice(2, 7),) * 3
 
 
 def test_without_a_mask_the_brain_is_what_is_not_zero():

@@ -77,6 +77,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.slice_index)
 
+    def divided(self, count: int) -> list[Batch]:
+        """Divide into at most `count` batches of nearly equal length, in order."""
+        indices = (self.slice_index, self.corner_index, self.origin)
+        slices, corners, origins = (index.tensor_split(min(count, len(self))) for index in indices)
+        return [Batch(*part, self.shape) for part in zip(slices, corners, origins, strict=True)]
+
     def views(self, images: Tensor, slice_index: Tensor) -> Tensor:
         """Cut the views (B, C, h, w) out of slices (S, C, H, W), of which `slice_index` names one per pass."""
         return cut(images, slice_index, self.origin, self.shape)

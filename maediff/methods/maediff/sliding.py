@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from maediff import diffusion
 from maediff.config import Config
+from maediff.cores import Cores, core_count
 from maediff.diffusion.noise import generator, noise_field
 from maediff.methods.base import Healthy, Key, Method, OnWindows
 from maediff.methods.maediff.layout import Batch, Layout, lay_out, view_step
@@ -138,25 +139,30 @@ class SlidingReconstructor:
         masks = window_masks(layout.corners, side, shape).to(self.device)
         weights = _placed(blend_weight(side, self.config.infer.blend), layout.corners, shape).to(self.device)
 
+        @torch.inference_mode()
+        def estimate_of(part: Batch) -> Tensor:
+            return self._sample(self._seen(slices, noise, masks, part, key), t)
+
         # A batch that does not fit into memory is halved and retried; noise and sums do not depend on its size.
         blend = Blend(images)
         start = 0
-        while start < len(layout):
-            batch = layout.batch(start, self.windows_per_pass(shape), self.device)
-            full = False
-            try:
-                estimate = self._sample(self._seen(slices, noise, masks, batch, key), t)
-            except (MemoryError, RuntimeError) as error:
-                if len(batch) == 1 or not is_out_of_memory(error):
-                    raise
-                full = True
-            if full:  # now the error is gone, and with it the tensors of the pass that failed
-                self._halve(len(batch))
-                continue
-            weight = batch.own_views(batch.united(weights))  # zero where the view extends beyond the windows
-            blend.add(estimate, weight, batch.slice_index, batch.origin)
-            start += len(batch)
-            on_batch(start, len(layout))
+        with Cores(core_count(self.device)) as cores:
+            while start < len(layout):
+                batch = layout.batch(start, self.windows_per_pass(shape), self.device)
+                full = False
+                try:
+                    estimate = torch.cat(cores.map(estimate_of, batch.divided(cores.count)))
+                except (MemoryError, RuntimeError) as error:
+                    if len(batch) == 1 or not is_out_of_memory(error):
+                        raise
+                    full = True
+                if full:  # now the error is gone, and with it the tensors of the pass that failed
+                    self._halve(len(batch))
+                    continue
+                weight = batch.own_views(batch.united(weights))  # zero where the view extends beyond the windows
+                blend.add(estimate, weight, batch.slice_index, batch.origin)
+                start += len(batch)
+                on_batch(start, len(layout))
         return blend.average().cpu()
 
     def windows_per_pass(self, shape: tuple[int, int]) -> int:
