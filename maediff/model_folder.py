@@ -414,6 +414,22 @@ def resolve_model(name: str | Path) -> Path:
     raise ModelError(f"no model {str(name)!r}: neither a folder nor packaged; {_packaged_hint(str(name))}")
 
 
+def own_model(name: str | Path) -> Path:
+    """Find a model folder that may be changed, as :func:`resolve_model` does; packaged models may not.
+
+    Raises:
+        ConfigError: It is a packaged model, by its name: all who use the installation share it.
+        ModelError: No folder with a model.
+    """
+    folder = resolve_model(name)
+    if str(name) in packaged_models():
+        raise ConfigError(
+            f"{name} is the model of this installation, which others use too; copy it first, and change the copy: "
+            f"cp -r {folder} mine"
+        )
+    return folder
+
+
 def _count_parameters(path: Path) -> int:
     """Count from the header of a safetensors file, which the library checks."""
     from safetensors import safe_open

@@ -133,6 +133,14 @@ def test_the_card_of_a_folder_changes_and_the_folder_stays_sound(folder, tmp_pat
     assert before not in card.with_calibration(text, CALIBRATION)  # another threshold: another model
 
 
+def test_the_card_of_a_packaged_model_is_not_changed():
+    """The installation is shared by all who use it."""
+    before = (model_folder.PACKAGED / "heads" / "README.md").read_bytes()
+    with pytest.raises(ConfigError, match="copy it first"):
+        document_model("heads", misses="nothing")
+    assert (model_folder.PACKAGED / "heads" / "README.md").read_bytes() == before
+
+
 def test_what_cannot_be_written_into_a_card(folder, tmp_path):
     with pytest.raises(ConfigError, match="nothing"):
         document_model(folder)

@@ -8,7 +8,7 @@ from maediff import card
 from maediff.errors import ConfigError, InputError
 from maediff.evaluation.evaluate import METRICS_FILE
 from maediff.files import read_json
-from maediff.model_folder import resolve_model, update_card, verify_model_folder
+from maediff.model_folder import own_model, update_card, verify_model_folder
 from maediff.staging import CARD
 
 
@@ -28,7 +28,7 @@ def document_model(
     an earlier output folder recomputes its scans.
 
     Args:
-        model: Model folder; the packaged model must be copied first.
+        model: Model folder; a packaged model, given by its name, is refused: copy it first.
         metrics: Output of :func:`maediff.evaluate` for this model: its folder or `metrics.json`.
         data: Data of the measurement, such as the name of a data set; needed with `metrics`.
         licence: Licence of the weights, an SPDX identifier in lower case, such as "cc-by-4.0".
@@ -42,7 +42,7 @@ def document_model(
     Raises:
         ModelError: The folder is not a sound model.
         InputError: The metrics cannot be read or are another model's.
-        ConfigError: Nothing to change, or metrics without `data`.
+        ConfigError: Nothing to change, metrics without `data`, or a packaged model.
         OutputError: The folder cannot be written.
     """
     scope = {"trained_on": trained_on, "finds": finds, "misses": misses}
@@ -50,7 +50,7 @@ def document_model(
         raise ConfigError("nothing to put into the card; give metrics, a licence, trained_on, finds or misses")
     if metrics is not None and not data:
         raise ConfigError("metrics need the name of the data that they were measured on (--data)")
-    folder = resolve_model(model)
+    folder = own_model(model)
     model_hash = verify_model_folder(folder)
     text = card.with_scope((folder / CARD).read_text(encoding="utf-8"), scope)
     if licence is not None:

@@ -11,13 +11,13 @@ from maediff import card
 from maediff.calibration import Calibration, calibrate, count_scans
 from maediff.config import override
 from maediff.data.cases import Case, search_cases
-from maediff.errors import ConfigError, InputError, ModelError
+from maediff.errors import InputError, ModelError
 from maediff.inference.load import load_model
 from maediff.inference.locations import fit_locations, left_out_maps
 from maediff.inference.predictor import Predictor
 from maediff.inputcheck import HealthyScan
 from maediff.locking import folder_lock
-from maediff.model_folder import packaged_models, resolve_model, update_calibration, verify_model_folder
+from maediff.model_folder import own_model, update_calibration, verify_model_folder
 from maediff.staging import CARD
 from maediff.typing import BoolArray, FloatMap
 from maediff.working import WorkingScan
@@ -38,12 +38,7 @@ class CalibrateJob:
 
     def run(self, on_case: Callable[[str], None] | None = None) -> Calibration:
         """Calibrate; errors are those of :func:`calibrate_model`."""
-        folder = resolve_model(self.model)
-        if str(self.model) in packaged_models():
-            raise ConfigError(
-                f"{self.model} is the model of this installation, which others use too; copy it first, and calibrate "
-                f"the copy: cp -r {folder} mine"
-            )
+        folder = own_model(self.model)
         with folder_lock(folder):
             return self._calibrate(folder, on_case)
 
