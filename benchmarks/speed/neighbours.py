@@ -22,6 +22,7 @@ from typing import Any
 
 import maediff
 from benchmarks.common import ROOT, Benchmark, table
+from maediff.data.cases import find_cases
 from maediff.files import read_json
 from maediff.system import usable_cores
 
@@ -47,7 +48,7 @@ def speeds_of(source: Path, out: Path, options: argparse.Namespace, extra: dict[
     steps = [f"train.max_steps={options.steps}", f"train.val_every={options.steps}"]
     changes = [word for step in steps for word in ("--set", step)]
     _maediff(["train", "-c", options.config, "-i", str(source), "-o", str(out), *changes], extra)
-    scan = min(source.parent.glob("*_T2w.nii.gz"))
+    scan = find_cases(source)[0].image
     _maediff(["infer", "-m", str(out / "model"), "-i", str(scan), "-o", str(out / "maps")], extra)
     sidecar = next((out / "maps").glob("*_anomaly.json"))
     return float(read_json(out / "run.json")["pace"]["images_per_second"]), 1 / float(read_json(sidecar)["seconds"])
