@@ -87,6 +87,8 @@ def export_bundle(model: str | Path, out_dir: str | Path) -> Path:
     method = predictor.config.method
     if method in UNTRAINED:
         raise ConfigError(f"method {method!r} has no network for MONAI to verify and run; use `maediff infer` for it")
+    if method == "volumetric":
+        raise ConfigError("a volumetric model cannot be a MONAI bundle, whose network maps slices; use `maediff infer`")
     names, neighbours = predictor.config.data.channels, predictor.config.data.neighbours
     if neighbours:
         raise ConfigError(

@@ -118,7 +118,8 @@ def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
     front = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
     grid, train = config.data, config.train
     ours = f"masked-autoencoder-enhanced diffusion (arXiv 2401.10561), condition `{config.model.condition}`"
-    method = ours if config.method == "maediff" else f"`{config.method}`, a method to compare MAEDiff with"
+    named = {"maediff": ours, "volumetric": f"{ours}, in three dimensions"}
+    method = named.get(config.method, f"`{config.method}`, a method to compare MAEDiff with")
     slices = "as acquired" if grid.align == "voxel" else "across the scanner axes"
     of = " (the upper one of the hemisphere where it is lower)" if grid.scaling == "contralateral" else ""
     scale = (

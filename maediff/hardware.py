@@ -45,6 +45,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def channels_last(dims: int) -> torch.memory_format:
+    """Return the memory format in which convolutions over 2 or 3 dimensions are fast."""
+    return torch.channels_last_3d if dims == 3 else torch.channels_last
+
+
 class _Defaults:
     """How many calls compute with the usual dtype now, and the one that the last to leave puts back."""
 

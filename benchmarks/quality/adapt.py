@@ -48,6 +48,8 @@ FULL_LR = 1e-4
 BOOTSTRAP = 2000
 METRICS = ("auprc", "false_components", "flagged_share", "healthy_residual")
 Rows = list[dict[str, float]]
+Thresholds = dict[str, float | None]
+"""Threshold by the name of the method; None is that which the model has for the scan's contrast."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,10 @@ def _cases(name: str, options: argparse.Namespace) -> list[Case]:
     return find_cases(data_folder(name, options.data) / "cases.csv")
 
 
-def variants(options: argparse.Namespace, count: int, chosen: Site) -> Iterator[tuple[Predictor, dict[str, float]]]:
+def variants(options: argparse.Namespace, count: int, chosen: Site) -> Iterator[tuple[Predictor, Thresholds]]:
     """Make the models to compare, each with its thresholds by the name of the method."""
     base = load_model(options.model, options.device, tuple(options.overrides), accept=MASKS_AS_GIVEN)
-    shipped = base.calibration.threshold if base.calibration else math.nan
-    yield base, {"as shipped": shipped, "calibrated": _threshold(base, chosen.learn)}
+    yield base, {"as shipped": None, "calibrated": _threshold(base, chosen.learn)}
     work = options.work / f"{options.site}-{count}"
     cases = work / "cases.csv"
     write_cases(cases, [row(case, "") for case in chosen.learn])
@@ -130,17 +131,19 @@ def _threshold(predictor: Predictor, cases: Sequence[Case]) -> float:
     return pseudo_healthy_calibration(maps, patients, rate).threshold
 
 
-def scored(predictor: Predictor, case: Case, thresholds: dict[str, float]) -> dict[str, dict[str, float]]:
+def scored(predictor: Predictor, case: Case, thresholds: Thresholds) -> dict[str, dict[str, float]]:
     """Score a scan at each threshold: AUPRC if there is a lesion, false positives, residual of healthy slices."""
     patient = Patient(case)
-    values = predictor.predict(case.images, case.mask).anomaly
+    result = predictor.predict(case.images, case.mask)
+    values, own = result.anomaly, math.nan if result.threshold is None else result.threshold
     healthy, calm = patient.brain & ~patient.label, patient.pseudo_healthy
     shared = {
         "auprc": voxel_metrics(values, patient.brain, patient.label, None).auprc,
         "healthy_residual": float(values[calm].mean()) if calm.any() else math.nan,
     }
     rows = {}
-    for name, threshold in thresholds.items():
+    for name, given in thresholds.items():
+        threshold = own if given is None else given
         flagged = anomaly_mask(values, threshold, patient.volume.spacing_mm, predictor.config.score.min_size_mm3)
         false = lesion_metrics(flagged, patient.label, patient.brain).n_false
         known = math.isfinite(threshold)  # a model without a threshold flags nothing, which is no merit

@@ -4,12 +4,13 @@ python -m benchmarks.quality.zero_shot --set mslub --set lgg_flair --set ixi_t1 
 python -m benchmarks.quality.zero_shot --set heads --models-only --json benchmarks/results/zero_shot_synthetic.json
 python -m benchmarks.quality.zero_shot --model heads --model RUN/model --set mslub    (one set, two models)
 
-Sets: `lgg_flair` (test patients), `mslub` (two MS patients, FLAIR, T2, T1), `heads` (synthetic scans of held-out label
-maps, with exact truth) and `ixi_t1` (healthy). The baseline is intensity in its best variant of each set, chosen by
-looking at the truth: working grid of the scan, 1 or 2 mm, in-plane median of 0, 3 or 5 mm, voxels near the brain's
-surface weighed down or not, and supported by those around them or not. Lesions are bright on T2 and FLAIR and dark on
-T1: models and baseline get the same sign. `--masks DIR` takes brain masks of lgg_flair from elsewhere, under the same
-names.
+Sets: `lgg_flair` (test patients), `lgg_others` (the 45 other patients on which nothing was chosen: those for training
+without every fourth, which the recipe was tried on), `mslub` (two MS patients, FLAIR, T2, T1), `heads` (synthetic
+scans of held-out label maps, with exact truth) and `ixi_t1` (healthy). The baseline is intensity in its best variant
+of each set, chosen by looking at the truth: working grid of the scan, 1 or 2 mm, in-plane median of 0, 3 or 5 mm,
+voxels near the brain's surface weighed down or not, and supported by those around them or not. Lesions are bright on
+T2 and FLAIR and dark on T1: models and baseline get the same sign. `--masks DIR` takes brain masks of lgg_flair from
+elsewhere, under the same names.
 """
 
 from __future__ import annotations
@@ -20,92 +21,34 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common import Benchmark, data_folder, say, table
+from benchmarks.common import Benchmark, say, table
 from benchmarks.quality.patients import MASKS_AS_GIVEN
-from maediff.config import DataConfig, HeadsConfig, ScoreConfig
-from maediff.data.cases import find_cases
-from maediff.diffusion.noise import generator
+from benchmarks.quality.scans import SETS, SIGNS, Scan, scans
+from maediff.config import DataConfig, ScoreConfig
 from maediff.evaluation import bootstrap_ci, voxel_metrics
 from maediff.evaluation.lesion import lesion_metrics
-from maediff.heads.contrast import Kind
-from maediff.heads.headset import read_head_set, split_heads
-from maediff.heads.scan import draw_scan
 from maediff.inference.asymmetry import asymmetry_weight
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
-from maediff.scoring import Sign, anomaly_mask, postprocess
-from maediff.volume import Volume, from_image, read_mask, read_nifti
+from maediff.scoring import anomaly_mask, postprocess
 from maediff.working import prepare
-from maediff.working.contrast import LESION_SIGNS
 
 BENCHMARK = Benchmark(
     __file__, __doc__, page="docs/packaged-model.md", results=("zero_shot.json", "zero_shot_synthetic.json")
 )
-SETS = ("mslub", "lgg_flair", "heads", "ixi_t1")
-SIGNS: dict[str, Sign] = dict(LESION_SIGNS.items())
 GRIDS: tuple[float | None, ...] = (None, 1.0, 2.0)
 MEDIANS = (0.0, 3.0, 5.0)
 WEIGHTS = ((0, 0, 0), (4, 0, 0), (0, 20, 0), (4, 20, 0), (0, 20, 6), (4, 20, 6))
 """Half depth, support and asymmetry of a baseline's map, mm: none of them, some, and all, as the model has them."""
 BOOTSTRAP = 2000
-SYNTHETIC: tuple[tuple[Kind, str], ...] = (("t2", "tumour"), ("flair", "tumour"), ("t1", "tumour"), ("t2", "ms"))
-SCANS_PER_KIND = 4
-Mask = npt.NDArray[np.bool_]
 FloatMap = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A scan with its brain and its truth, on its own voxel grid."""
-
-    group: str
-    name: str
-    contrast: str
-    volume: Volume
-    brain: Mask
-    label: Mask
-
-
-def scans(name: str, options: argparse.Namespace) -> Iterator[Scan]:
-    """Read the scans of a set, one after another."""
-    if name == "heads":
-        yield from _synthetic(options)
-        return
-    folder = data_folder(name, options.data)
-    channels = {"mslub": ("flair", "t2", "t1"), "lgg_flair": (None,), "ixi_t1": (None,)}[name]
-    for channel in channels:
-        split = "test" if name == "lgg_flair" else None
-        for case in find_cases(folder / "cases.csv", channel=channel, split=split)[: options.limit]:
-            volume = read_nifti(case.image)
-            mask = case.mask
-            if name == "lgg_flair" and options.masks is not None:
-                mask = options.masks / Path(str(case.mask)).name
-            brain = read_mask(str(mask), volume, "brain mask")
-            label = read_mask(case.label, volume, "label") if case.label else np.zeros_like(brain)
-            contrast = channel or ("t1" if name == "ixi_t1" else "flair")
-            group = f"{name} {channel} {case.subject}" if channel else name
-            yield Scan(group, case.id, contrast, volume, brain, label)
-
-
-def _synthetic(options: argparse.Namespace) -> Iterator[Scan]:
-    """Draw scans of the label maps that no training sees, of all kinds of :data:`SYNTHETIC`."""
-    import nibabel as nib
-
-    _, paths = split_heads(options.data / "head_labels", 0.1)
-    masks = options.data / "mslub_lesion_masks"
-    source = read_head_set(paths, HeadsConfig(white_matter_masks=str(masks) if masks.is_dir() else None))
-    for (kind, lesion), index in itertools.product(SYNTHETIC, range(min(SCANS_PER_KIND, options.limit))):
-        rng = generator("zero-shot", kind, lesion, index)
-        drawn = draw_scan(source.heads[index % len(source.heads)], source.masks, rng, kind=kind, lesion=lesion)
-        volume = from_image(nib.nifti1.Nifti1Image(drawn.image, drawn.affine))
-        yield Scan(f"heads {kind} {lesion}", f"{kind}-{lesion}-{index}", kind, volume, drawn.brain, drawn.lesion)
 
 
 def intensity_maps(scan: Scan) -> Iterator[tuple[str, FloatMap]]:
@@ -134,7 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Score models and baseline on the sets asked for."""
     rows: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for name in options.sets or SETS:
-        for scan in scans(name, options):
+        for scan in scans(name, options.data, options.masks, options.limit):
             for model in options.models or ["heads"]:
                 row = _model_row(scan, model, options)
                 rows[scan.group][model].append(row)

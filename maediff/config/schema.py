@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Unit = Field(ge=0.0, le=1.0)
 Method = Literal[
     "maediff",
+    "volumetric",
     "intensity",
     "zscore",
     "ae",
@@ -239,6 +240,7 @@ class HeadsConfig(Section):
     orientations: tuple[Orientation, ...] = Field(
         ("axial",), min_length=1, description="Orientations of the drawn slices."
     )
+    slices: Side = Field(64, description="Slices of a drawn volume (method volumetric).")
 
 
 class StructureConfig(Section):
@@ -467,6 +469,11 @@ class Config(Section):
     structure: StructureConfig = StructureConfig()
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what the network restores at once in training: a slice (H, W), or a volume (D, H, W)."""
+        return (self.heads.slices, *self.data.size) if self.method == "volumetric" else self.data.size
+
+    @property
     def reconstructed_channels(self) -> int:
         """Number C of channels that are reconstructed; those that only side networks see come after them."""
         return self.data.channel_count - len(self.structure.contrasts)
@@ -535,6 +542,26 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _is_a_volume(self) -> Config:
+        if self.method != "volumetric":
+            return self
+        data, infer = self.data, self.infer
+        wanted = (
+            (self.heads.enabled, "heads.enabled=true, since its training volumes are drawn from label maps"),
+            (
+                data.slice_spacing_mm == data.spacing_mm,
+                f"data.slice_spacing_mm={data.spacing_mm:g}, as data.spacing_mm",
+            ),
+            (self.diffusion.noise in {"gaussian", "none"}, "diffusion.noise=gaussian or none"),
+            (infer.orientations == ("axial",), "infer.orientations=[axial], since it sees all at once"),
+            (infer.context == "slice" and infer.together == 1, "infer.context=slice and infer.together=1"),
+        )
+        for right, said in wanted:
+            if not right:
+                raise ValueError(f"method volumetric needs {said}")
+        return self
+
+    @model_validator(mode="after")
     def _steers(self) -> Config:
         contrasts, names = self.structure.contrasts, self.data.channels
         if self.structure.kinds and self.method != "maediff":
@@ -590,7 +617,7 @@ class Config(Section):
             if getattr(self.train, name) and self.diffusion.loss == "simple":
                 raise ValueError(f"train.{name} goes with diffusion.loss x0_l1 or x0_l2, not 'simple'")
         factor = self.model.patch * 2 ** (len(self.model.channels) - 1)
-        for side in self.data.size:
+        for side in self.shape:
             if side % factor or side % self.partition.cell:
                 raise ValueError(
                     f"size {side} must be a multiple of {factor} (patch and U-Net levels) "

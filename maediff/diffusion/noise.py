@@ -31,22 +31,22 @@ def chance(probability: float, rng: torch.Generator) -> bool:
     return float(torch.rand((), generator=rng)) < probability
 
 
-def noise_field(kind: str, shape: tuple[int, int], rng: torch.Generator, channels: int = 1) -> Tensor:
+def noise_field(kind: str, shape: tuple[int, ...], rng: torch.Generator, channels: int = 1) -> Tensor:
     """Draw one noise field, or one for each of several channels, one after another.
 
     Args:
         kind: "gaussian"; "simplex" (AnoDDPM, Wyatt et al. 2022: six octaves, persistence 0.8, base period 64 pixels);
             "coarse" (Kascenas et al. 2022: Gaussian noise on a grid 8 times coarser, interpolated); or "none": zeros,
             so that the slice fades to grey (cold diffusion, Bansal et al. 2023).
-        shape: (H, W), pixels.
+        shape: (H, W), pixels; "gaussian" and "none" also take (D, H, W), voxels.
         rng: Source of randomness.
         channels: Independent fields.
 
     Returns:
-        (channels, H, W) float32.
+        (channels, *shape) float32.
 
     Raises:
-        ValueError: Unknown kind.
+        ValueError: Unknown kind, or one that is of slices only.
     """
     if channels > 1:
         return torch.cat([noise_field(kind, shape, rng) for _ in range(channels)])
@@ -54,11 +54,12 @@ def noise_field(kind: str, shape: tuple[int, int], rng: torch.Generator, channel
         return torch.zeros(1, *shape)
     if kind == "gaussian":
         return torch.randn(1, *shape, generator=rng)
-    if kind == "coarse":
-        return coarse_noise(shape, 8, rng)
-    if kind == "simplex":
-        return simplex_noise(shape, rng)
-    raise ValueError(f"noise {kind!r} is unknown; use 'gaussian', 'simplex', 'coarse' or 'none'")
+    if kind not in {"coarse", "simplex"}:
+        raise ValueError(f"noise {kind!r} is unknown; use 'gaussian', 'simplex', 'coarse' or 'none'")
+    if len(shape) != 2:
+        raise ValueError(f"noise {kind!r} is of slices, not of a volume {shape}; use 'gaussian' or 'none'")
+    height, width = shape
+    return coarse_noise((height, width), 8, rng) if kind == "coarse" else simplex_noise((height, width), rng)
 
 
 def coarse_noise(shape: tuple[int, int], factor: int, rng: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -24,6 +25,41 @@ def smooth_field(shape: tuple[int, int], knot: float, rng: torch.Generator, coun
     rows, columns = (_spline(side, max(1.0, knot), float(torch.rand((), generator=rng))) for side in shape)
     coarse = torch.randn(count, rows.shape[1], columns.shape[1], generator=rng)
     return rows @ coarse @ columns.T * _UNIT**2
+
+
+def drifting_fields(
+    shape: tuple[int, int],
+    knot: float,
+    places: Sequence[float],
+    step: float,
+    rng: torch.Generator,
+    *,
+    count: int = 1,
+    strength: float = 1.0,
+) -> list[Tensor]:
+    """Draw fields for each of several slices that change smoothly from slice to slice.
+
+    Args:
+        shape: (H, W), pixels.
+        knot: Distance between knots in a slice, pixels.
+        places: Where the slices lie, increasing.
+        step: Distance after which the fields are new ones, in the unit of the places.
+        rng: Source of randomness.
+        count: Independent fields N.
+        strength: Standard deviation, at the places of the knots.
+
+    Returns:
+        (N, H, W) float32 for each slice.
+    """
+    number = math.ceil((places[-1] - places[0]) / step) + 2
+    knots = strength * torch.stack([smooth_field(shape, knot, rng, count) for _ in range(number)])
+    fields = []
+    for place in places:
+        along = (place - places[0]) / step
+        below = int(along)
+        share = 0.5 - 0.5 * math.cos(math.pi * (along - below))
+        fields.append(knots[below].lerp(knots[below + 1], share))
+    return fields
 
 
 _UNIT = math.sqrt(315 / 151)  # a cubic B-spline of unit-variance knots has the variance 151 / 315, averaged over places

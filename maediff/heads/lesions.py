@@ -129,7 +129,7 @@ def draw_lesions(
         return []
     lesions = []
     for _ in range(1 + int(torch.multinomial(torch.tensor([0.6, 0.3, 0.1]), 1, generator=rng))):
-        material = _material(rng)
+        material = draw_material(rng)
         shape, in_white = _draw_shape(plane, room, masks, rng)
         if in_white or (material == "gliosis" and chance(0.3, rng)):
             shape = shape * white_share(plane)
@@ -142,11 +142,12 @@ def draw_lesions(
         lesions.append(Lesion((shape * opacity).clamp(0, 1), material))
         if material == "tumour" and chance(_SECOND_SHARE, rng):
             parts = torch.sigmoid(6 * (_grain(shape.shape, rng, 15) - 0.3))
-            lesions.append(Lesion((parts * shape * severity * uniform(0.3, 1.0, rng)).clamp(0, 1), _material(rng)))
+            lesions.append(Lesion((parts * shape * severity * uniform(0.3, 1.0, rng)).clamp(0, 1), draw_material(rng)))
     return lesions
 
 
-def _material(rng: torch.Generator) -> str:
+def draw_material(rng: torch.Generator) -> str:
+    """Draw one of :data:`MATERIALS`."""
     return MATERIALS[int(torch.multinomial(torch.tensor(_MATERIAL_SHARES), 1, generator=rng))]
 
 

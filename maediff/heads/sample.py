@@ -30,6 +30,8 @@ that of healthy tissue it lies at most, as a share of the distance between both 
 class HeadSlice:
     """A synthetic slice in working units: -1 and 1 at the scan's 1st and 99th percentile, -1 outside the brain.
 
+    A volume has (D, H, W) for (H, W), see :mod:`maediff.heads.volume`.
+
     Attributes:
         healthy: (H, W).
         image: (H, W), with lesions.
@@ -124,16 +126,20 @@ def _with_lesions(
 def _brain_mask(plane: Plane, rng: torch.Generator) -> tuple[Tensor, float]:
     """Draw a brain mask (H, W) like those of stripping tools, and its usual rim beyond the tissue, mm."""
     depth = shrink(plane.depth, _SHARP, FINE)
+    rim = draw_rim(rng)
+    wobble = 1.5 * float(torch.rand((), generator=rng)) ** 2 * smooth_field((depth.shape[0], depth.shape[1]), 8, rng)[0]
+    return depth + wobble < rim, rim
+
+
+def draw_rim(rng: torch.Generator) -> float:
+    """Draw how far a brain mask reaches beyond the tissue, mm; some are too tight, some hold meninges."""
     choice = float(torch.rand((), generator=rng))
     share = float(torch.rand((), generator=rng))
     if choice < 0.45:
-        rim = 0.5 + 2.0 * share
-    elif choice < 0.85:
-        rim = -1.0 + 1.7 * share
-    else:
-        rim = 2.5 + 3.5 * share
-    wobble = 1.5 * float(torch.rand((), generator=rng)) ** 2 * smooth_field((depth.shape[0], depth.shape[1]), 8, rng)[0]
-    return depth + wobble < rim, rim
+        return 0.5 + 2.0 * share
+    if choice < 0.85:
+        return -1.0 + 1.7 * share
+    return 2.5 + 3.5 * share
 
 
 def _window(

@@ -14,7 +14,7 @@ from torch import Tensor
 from maediff.diffusion.noise import chance, generator
 from maediff.heads.acquisition import draw_acquisition
 from maediff.heads.contrast import Kind, draw_contrast
-from maediff.heads.fields import shrink, smooth_field
+from maediff.heads.fields import drifting_fields, shrink, smooth_field
 from maediff.heads.labels import WHITE, BrainLabels, indices
 from maediff.heads.lesions import LesionMask, cut_mask, lesion_room, lesion_signal, white_share
 from maediff.heads.plane import FINE, Plane, draw_pose
@@ -23,6 +23,10 @@ from maediff.heads.sample import looked_up
 UNITS = 1000.0
 """Intensity of the brightest structure of the brain, scanner units."""
 _SLAB_MM = 30.0  # distance between the knots of the displacement, across slices
+
+
+_FAR = 4.0
+"""Distance in radii from which on a slice has nothing of a tumour."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,13 @@ def draw_scan(
     rim = 0.5 + 1.5 * float(torch.rand((), generator=rng))
     count = math.ceil((float(box[2]) * 1.1 + 6) / thickness)
     heights = [(index - (count - 1) / 2) * thickness for index in range(count)]
-    bends = _bends(shape, in_plane, heights, rng)
+    bends = draw_bends(shape, in_plane, heights, rng)
     images, brains, opacities = [], [], []
     for height, bend in zip(heights, bends, strict=True):
         plane = pose.cut(head, height, thickness, bend)
         ideal, opacity = looked_up(contrast.signal, plane), torch.zeros(plane.depth.shape)
         for one, signal in zip(found, signals, strict=True):
-            share = _opacity(one, head, plane)
+            share = lesion_opacity(one, head, plane)
             ideal = ideal + share * (looked_up(signal, plane) - ideal)
             opacity = torch.maximum(opacity, share)
         spread = contrast.spread[plane.classes[0, ::FINE, ::FINE]]
@@ -131,19 +135,13 @@ def draw_scan(
     )
 
 
-def _bends(shape: tuple[int, int], spacing_mm: float, heights: Sequence[float], rng: torch.Generator) -> list[Tensor]:
+def draw_bends(
+    shape: tuple[int, int], spacing_mm: float, heights: Sequence[float], rng: torch.Generator
+) -> list[Tensor]:
     """Draw a displacement for each slice, mm (3, h, w) each, that changes smoothly from slice to slice."""
     fine = (shape[0] * FINE, shape[1] * FINE)
-    count = math.ceil((heights[-1] - heights[0]) / _SLAB_MM) + 2
     amplitude = 2.0 * float(torch.rand((), generator=rng))
-    knots = amplitude * torch.stack([smooth_field(fine, 35.0 * FINE / spacing_mm, rng, 3) for _ in range(count)])
-    bends = []
-    for height in heights:
-        place = (height - heights[0]) / _SLAB_MM
-        below = int(place)
-        share = 0.5 - 0.5 * math.cos(math.pi * (place - below))
-        bends.append(knots[below].lerp(knots[below + 1], share))
-    return bends
+    return drifting_fields(fine, 35.0 * FINE / spacing_mm, heights, _SLAB_MM, rng, count=3, strength=amplitude)
 
 
 def _draw_lesions(
@@ -171,7 +169,7 @@ def _draw_lesions(
     return [ScanLesion(kind, material, 0.9, torch.zeros(3), 0.0, mask, seed)]
 
 
-def _opacity(lesion: ScanLesion, head: BrainLabels, plane: Plane) -> Tensor:
+def lesion_opacity(lesion: ScanLesion, head: BrainLabels, plane: Plane) -> Tensor:
     """Cut a lesion in a plane: (h, w), 0 to 1."""
     room = lesion_room(plane)
     rng = generator("lesion", lesion.seed)  # the same in every slice
@@ -181,6 +179,8 @@ def _opacity(lesion: ScanLesion, head: BrainLabels, plane: Plane) -> Tensor:
     half, middle = (head.box[1] - head.box[0]) / 2, head.box.mean(0)
     offset = plane.place * half[:, None, None] + (middle - lesion.centre)[:, None, None]
     distance = offset.square().sum(0).sqrt()
+    if float(distance.min()) > _FAR * (lesion.radius_mm + 5):
+        return torch.zeros_like(distance)
     azimuth = torch.atan2(offset[1], offset[0])
     polar = torch.atan2(offset[2], offset[:2].square().sum(0).sqrt())
     edge = torch.ones_like(distance)

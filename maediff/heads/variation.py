@@ -15,9 +15,9 @@ from maediff.heads.labels import WHITE, class_index, indices, parenchyma
 from maediff.heads.lesions import Lesion
 from maediff.heads.plane import Plane
 
-_STRONGEST = 0.06
+STRONGEST = 0.06
 """Standard deviation of a tissue's signal between regions: limbic cortex is some 10 % brighter than other on FLAIR."""
-_REGION_MM = (18.0, 55.0)
+REGION_MM = (18.0, 55.0)
 _CAP_MM = (1.0, 3.0)
 _CAPPED = 0.5
 """Share of slices whose ventricles have a rim that is not a lesion."""
@@ -27,10 +27,15 @@ def regional_variation(plane: Plane, rng: torch.Generator) -> Tensor:
     """Draw a factor on the signal (h, w): grey and white matter drift smoothly, each in its own way; fluid does not."""
     shape = (plane.depth.shape[0], plane.depth.shape[1])
     in_white, in_grey = (
-        uniform(0, _STRONGEST, rng)
-        * smooth_field(shape, uniform(*_REGION_MM, rng) / plane.pixel_mm, rng)[0].clamp(-2.5, 2.5)
+        uniform(0, STRONGEST, rng)
+        * smooth_field(shape, uniform(*REGION_MM, rng) / plane.pixel_mm, rng)[0].clamp(-2.5, 2.5)
         for _ in range(2)
     )
+    return regional_factor(plane, in_white, in_grey)
+
+
+def regional_factor(plane: Plane, in_white: Tensor, in_grey: Tensor) -> Tensor:
+    """Turn the relative change of white and of grey matter (h, w) into a factor on the signal; fluid stays."""
     white = plane.among(indices(WHITE))
     return 1 + plane.among(parenchyma()) * (white * in_white + (1 - white) * in_grey)
 

@@ -13,7 +13,7 @@ from maediff.calibration import Calibration, with_threshold
 from maediff.card import scope_of
 from maediff.config import UNTRAINED, Config, override
 from maediff.errors import ConfigError, ModelError
-from maediff.hardware import kept_random_state, note_loaded, resolve_device, usual_defaults
+from maediff.hardware import channels_last, kept_random_state, note_loaded, resolve_device, usual_defaults
 from maediff.inference.predictor import Predictor
 from maediff.inputcheck import ACCEPTABLE
 from maediff.methods.base import Method
@@ -56,7 +56,8 @@ def load_model(
         raise ConfigError(f"{', '.join(unknown)} cannot be accepted; choose from {', '.join(ACCEPTABLE)}")
     chosen = resolve_device(device)
     stored, config = _configured(model, overrides)
-    network = _built(config, stored, model).to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = channels_last(len(config.shape))
+    network = _built(config, stored, model).to(chosen).to(memory_format=layout)  # type: ignore[call-overload]
     note_loaded()
     calibration = Calibration.from_dict(stored.calibration) if stored.calibration else None
     suspended = _why_suspended(config, stored.config, calibration, overrides)

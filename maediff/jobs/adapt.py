@@ -262,6 +262,11 @@ def check_adaptable(stored: StoredModel, folder: Path) -> None:
     """
     if stored.config.method in UNTRAINED:
         raise ConfigError(f"method {stored.config.method!r} has no network to adapt; run `maediff train` again instead")
+    if stored.config.method == "volumetric":
+        raise ConfigError(
+            "a volumetric model learns from drawn volumes alone and cannot be adapted to slices; adapt a "
+            "model of slices, or go on training: maediff train --set train.init=MODEL"
+        )
     if stored.base is not None:
         raise ModelError(
             f"{folder} is adapted already, and adapters are not stacked; adapt its base {stored.base}, or merge first: "

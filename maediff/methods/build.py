@@ -20,11 +20,13 @@ from maediff.methods.intensity import Intensity
 from maediff.methods.latent_diffusion import LatentDiffusion
 from maediff.methods.maediff.reconstructor import Reconstructor
 from maediff.methods.pddpm import PatchedDDPM
+from maediff.methods.volumetric import VolumetricReconstructor
 from maediff.methods.zscore import ZScore
 from maediff.system import memory_bytes
 
 _TRAINED: dict[str, type[Method]] = {
     "maediff": Reconstructor,
+    "volumetric": VolumetricReconstructor,
     "ae": Autoencoder,
     "vae": VariationalAutoencoder,
     "dae": DenoisingAutoencoder,

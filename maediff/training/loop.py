@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from maediff.config import Config, config_hash
 from maediff.data.slices import SliceSet
 from maediff.errors import MAEDiffError, ModelError, TrainingInterrupted
-from maediff.hardware import kept_random_state, mixed_precision, usual_defaults
+from maediff.hardware import channels_last, kept_random_state, mixed_precision, usual_defaults
 from maediff.heads.headset import HeadSet
 from maediff.methods.base import Method
 from maediff.methods.build import build_network
@@ -154,7 +154,7 @@ class _Run:
         torch.manual_seed(config.train.seed)
         losses = Losses(config)
         every = losses.network.uses_every_parameter
-        losses = losses.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        losses = losses.to(memory_format=channels_last(len(config.shape)))  # type: ignore[call-overload]
         self.accelerator = _accelerator(config, device, run_dir, every_parameter=every)
         fused = self.accelerator.device.type in {"cpu", "cuda"}
         optimizer = torch.optim.AdamW(

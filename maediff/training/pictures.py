@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
 from maediff.config import Config
 from maediff.data.slices import SliceSet
@@ -15,7 +18,7 @@ from maediff.files import atomic_path
 from maediff.hardware import use_bf16
 from maediff.heads.headset import HeadSet
 from maediff.methods.base import Method
-from maediff.training.stream import sample_stream
+from maediff.training.stream import Sample, sample_stream
 from maediff.typing import FloatArray
 
 
@@ -37,17 +40,10 @@ class Pictures:
         self.folder = folder
         stream = sample_stream(source, config, config.train.pictures, augmented=False)
         samples = [stream[index] for index in range(config.train.pictures)]
-        side = config.data.neighbours
-        together = 2 * side + 1
-        # Each slice lies between its own neighbours, and only slices in the middle have brain to reconstruct.
-        order = [*range(1, side + 1), 0, *range(side + 1, together)]
-        self.images = torch.cat([sample["image"].unflatten(0, (together, -1))[order] for sample in samples])
-        self.shown = slice(side, None, together)
-        self.brain = torch.zeros_like(self.images[:, 0], dtype=torch.bool)
-        clean = torch.stack([sample["clean"].unflatten(0, (together, -1))[0] for sample in samples])
-        self.brain[self.shown] = (clean > -1).any(1)
-        if self.images.shape[1] == 1:
-            self.images = self.images[:, 0]
+        several = len(config.shape) == 3
+        self.stacks = (
+            [_volume(sample) for sample in samples] if several else [_together(samples, config.data.neighbours)]
+        )
         for path in folder.glob("step-*.png"):
             number = path.stem.removeprefix("step-")
             if number.isdecimal() and int(number) > step:
@@ -60,15 +56,46 @@ class Pictures:
             OutputError: The file cannot be written.
         """
         engine = network.engine(self.config, device, bf16=use_bf16(device, self.config.infer.precision))
-        healthy = engine(self.images, self.brain, ("pictures", self.config.train.seed))
         sign = self.config.score.sign
-        slices = self.images.numpy()
-        residual = healthy.residual(slices, "abs" if sign == "auto" else sign)
-        rows = (_first(slices), _first(healthy.mean.numpy()), residual)
-        picture = contact_sheet(*(row[self.shown] for row in rows))
+        found: list[tuple[FloatArray, FloatArray, FloatArray]] = []
+        for stack in self.stacks:
+            healthy = engine(stack.images, stack.brain, ("pictures", self.config.train.seed))
+            slices = stack.images.numpy()
+            residual = healthy.residual(slices, "abs" if sign == "auto" else sign)
+            rows = (_first(slices), _first(healthy.mean.numpy()), residual)
+            found.append((rows[0][stack.shown], rows[1][stack.shown], rows[2][stack.shown]))
+        picture = contact_sheet(*(np.concatenate(row) for row in zip(*found, strict=True)))
         with atomic_path(self.folder / f"step-{step:06d}.png") as temporary:
             Image.fromarray(picture).save(temporary)
         return picture
+
+
+class _Stack(NamedTuple):
+    """Slices (S, H, W) or (S, C, H, W) that are reconstructed together, their brain, and which of them are shown."""
+
+    images: Tensor
+    brain: Tensor
+    shown: slice
+
+
+def _together(samples: Sequence[Sample], neighbours: int) -> _Stack:
+    """Stack single slices, each between its own neighbours; only slices in the middle have brain to reconstruct."""
+    together = 2 * neighbours + 1
+    order = [*range(1, neighbours + 1), 0, *range(neighbours + 1, together)]
+    images = torch.cat([sample["image"].unflatten(0, (together, -1))[order] for sample in samples])
+    shown = slice(neighbours, None, together)
+    brain = torch.zeros_like(images[:, 0], dtype=torch.bool)
+    clean = torch.stack([sample["clean"].unflatten(0, (together, -1))[0] for sample in samples])
+    brain[shown] = (clean > -1).any(1)
+    return _Stack(images[:, 0] if images.shape[1] == 1 else images, brain, shown)
+
+
+def _volume(sample: Sample) -> _Stack:
+    """Take a volume (1, D, H, W), and show the slice that its lesions change most; without lesions the middle one."""
+    image, clean = sample["image"][0], sample["clean"][0]
+    change = (image - clean).abs().sum((1, 2))
+    shown = int(change.argmax()) if bool(change.any()) else len(image) // 2
+    return _Stack(image, clean > -1, slice(shown, shown + 1))
 
 
 def contact_sheet(slices: FloatArray, healthy: FloatArray, residual: FloatArray) -> npt.NDArray[np.uint8]:

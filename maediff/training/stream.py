@@ -6,6 +6,7 @@ A resumed run, a run on several processes and a run with loader workers therefor
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from maediff.data.slices import SliceSet
 from maediff.diffusion.noise import chance, generator, noise_field
 from maediff.heads.headset import HeadSet
 from maediff.heads.sample import HeadSlice, draw_slice
+from maediff.heads.volume import draw_volume
 from maediff.methods.build import own_anomalies
 from maediff.methods.maediff.partition import random_mask
 from maediff.training.augment import augment
@@ -84,8 +86,21 @@ class SampleStream(Dataset[Sample]):
         return (images if images.ndim == 4 else images[:, None]), masks[:, None]
 
 
+class _Look(TypedDict):
+    """Settings that drawn slices and volumes share."""
+
+    severity: float
+    faintest: float
+    lesions: bool
+    random_share: float
+    percentiles: tuple[float, float]
+    clip: float
+
+
 class HeadStream(Dataset[Sample]):
     """Draw sample k from label maps: a slice with lesions, a window, a timestep that sets their severity, noise.
+
+    Of method volumetric, a sample is a volume (1, D, H, W).
 
     As in cold diffusion, the timestep tells the network how much to undo: lesions of a small timestep are faint, those
     of the largest one may be opaque. [ours] If the method brings its own anomalies, slices are drawn
@@ -122,7 +137,7 @@ class HeadStream(Dataset[Sample]):
             "image": image,
             "clean": clean,
             "mask": random_mask(aim, config.partition.window, config.train.windows, rng),
-            "noise": noise_field(config.noise, config.data.size, rng),
+            "noise": noise_field(config.noise, config.shape, rng),
             "t": t,
         }
 
@@ -138,21 +153,22 @@ class HeadStream(Dataset[Sample]):
 
     def _draw(self, t: int, rng: torch.Generator) -> HeadSlice:
         config = self.config
-        planes = config.heads.orientations
-        return draw_slice(
-            self.source.heads,
-            self.source.masks,
-            config.data.size,
-            config.data.spacing_mm,
-            rng,
-            severity=severity(t, config.diffusion.train_timesteps),
-            faintest=config.heads.faintest,
-            lesions=self.anomalies is None and chance(config.heads.lesions, rng),
-            random_share=config.heads.random_contrasts,
-            orientation=planes[int(torch.randint(len(planes), (), generator=rng))],
-            percentiles=config.data.percentiles,
-            clip=config.data.clip,
+        planes, look = (
+            config.heads.orientations,
+            _Look(
+                severity=severity(t, config.diffusion.train_timesteps),
+                faintest=config.heads.faintest,
+                lesions=self.anomalies is None and chance(config.heads.lesions, rng),
+                random_share=config.heads.random_contrasts,
+                percentiles=config.data.percentiles,
+                clip=config.data.clip,
+            ),
         )
+        heads, masks, spacing = self.source.heads, self.source.masks, config.data.spacing_mm
+        if config.method == "volumetric":
+            return draw_volume(heads, masks, (config.heads.slices, *config.data.size), spacing, rng, **look)
+        orientation = planes[int(torch.randint(len(planes), (), generator=rng))]
+        return draw_slice(heads, masks, config.data.size, spacing, rng, orientation=orientation, **look)
 
 
 def _draw_timestep(config: Config, rng: torch.Generator) -> Tensor:

@@ -6,11 +6,14 @@ decoder with mask tokens returns a full feature map. Sizes, the global token and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maediff.config import ModelConfig
+from maediff.methods.maediff.folding import unfolded
 
 
 class MaskedAutoencoder(nn.Module):
@@ -21,18 +24,21 @@ class MaskedAutoencoder(nn.Module):
         config: Widths and depths.
         channels: C, channels of a slice.
         neighbours: K, channels of neighbouring slices behind them, which are encoded and not decoded.
+        dims: 2 for slices (H, W); 3 for volumes (D, H, W), whose cells are cubes.
     """
 
-    def __init__(self, cell: int, config: ModelConfig, channels: int = 1, neighbours: int = 0) -> None:
+    def __init__(
+        self, cell: int, config: ModelConfig, channels: int = 1, neighbours: int = 0, *, dims: int = 2
+    ) -> None:
         super().__init__()
         width = config.mae_width
         self.cell = cell
-        self.embed = nn.Conv2d(channels + neighbours, width, cell, stride=cell)
+        self.embed = (nn.Conv3d if dims == 3 else nn.Conv2d)(channels + neighbours, width, cell, stride=cell)
         self.global_token = nn.Parameter(torch.zeros(1, 1, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.encoder = _transformer(width, config.mae_heads, config.mae_depth)
         self.decoder = _transformer(width, config.mae_heads, config.mae_decoder_depth)
-        self.to_pixels = nn.Linear(width, channels * cell * cell)
+        self.to_pixels = nn.Linear(width, channels * cell**dims)
         nn.init.normal_(self.global_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -74,9 +80,7 @@ class MaskedAutoencoder(nn.Module):
             (B, C, r * cell, r' * cell).
         """
         cells = self.to_pixels(features.flatten(2).transpose(1, 2)).transpose(1, 2)
-        return nn.functional.fold(
-            cells, (features.shape[2] * self.cell, features.shape[3] * self.cell), self.cell, stride=self.cell
-        )
+        return unfolded(cells.unflatten(2, features.shape[2:]), self.cell)
 
 
 def gather_visible(tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,23 +101,25 @@ def gather_visible(tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor
     return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1])), order, padding
 
 
-def sincos_position(shape: tuple[int, int], width: int, step: float = 1.0) -> Tensor:
-    """Build the table of fixed two-dimensional sine-cosine positions (He et al. 2022).
+def sincos_position(shape: Sequence[int], width: int, step: float = 1.0) -> Tensor:
+    """Build the table of fixed sine-cosine positions in two or three dimensions (He et al. 2022).
 
     Args:
-        shape: (r, r') places.
-        width: Channels, a multiple of 4.
+        shape: (r, r') or (r, r', r'') places.
+        width: Channels, a multiple of 4; in three dimensions, what is left of a multiple of 6 is 0.
         step: Distance of the places in cells: 1 for the cells themselves, 1/2 for a grid twice as fine over them.
 
     Returns:
         (r * r', width) float32.
     """
-    omega = 10000 ** (-torch.arange(width // 4) / (width // 4))
+    count = width // (2 * len(shape))
+    omega = 10000 ** (-torch.arange(count) / count)
     # centres of the places, in cells from the centre of the first cell
     centres = ((torch.arange(n, dtype=torch.float32) + 0.5) * step - 0.5 for n in shape)
-    rows, columns = torch.meshgrid(*centres, indexing="ij")
-    angles = torch.cat([rows.reshape(-1, 1) * omega, columns.reshape(-1, 1) * omega], 1)
-    return torch.cat([angles.sin(), angles.cos()], 1)
+    axes = torch.meshgrid(*centres, indexing="ij")
+    angles = torch.cat([axis.reshape(-1, 1) * omega for axis in axes], 1)
+    table = torch.cat([angles.sin(), angles.cos()], 1)
+    return F.pad(table, (0, width - table.shape[1]))
 
 
 def _transformer(width: int, heads: int, depth: int) -> nn.TransformerEncoder:

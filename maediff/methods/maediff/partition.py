@@ -2,7 +2,8 @@
 
 Source: Xu, Wang, Du, *MAEDiff*, arXiv 2401.10561, Figure 1. The paper divides a slice into p x p patches, of which
 one is diffused and reconstructed, and lays r x r cells over the feature map; at test time the window slides with
-step s. Clamping the last window to the border and starting training windows at any pixel are ours.
+step s. Clamping the last window to the border and starting training windows at any pixel are ours, and so are cubes of
+voxels instead of squares of pixels: shapes (H, W) may be (D, H, W) wherever they are not cut or blended.
 
 :func:`cut` and :class:`Blend` are inverse: cutting views out and blending them back gives the slice. The sliding engine
 uses both.
@@ -41,14 +42,14 @@ def origins(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def window_grid(shape: tuple[int, int], window: int, stride: int) -> Tensor:
+def window_grid(shape: tuple[int, ...], window: int, stride: int) -> Tensor:
     """List all sliding windows of a slice.
 
     Returns:
-        (N, 2) integers: first row and first column of each window.
+        (N, 2) integers: first row and first column of each window; (N, 3) of a volume.
     """
-    rows, columns = (torch.tensor(origins(length, window, stride)) for length in shape)
-    return torch.cartesian_prod(rows, columns).reshape(-1, 2)
+    starts = [torch.tensor(origins(length, window, stride)) for length in shape]
+    return torch.cartesian_prod(*starts).reshape(-1, len(shape))
 
 
 def random_window(mask: Tensor, window: int, generator: torch.Generator) -> Tensor:
@@ -64,7 +65,7 @@ def random_window(mask: Tensor, window: int, generator: torch.Generator) -> Tens
     """
     pixels = mask.nonzero() if bool(mask.any()) else torch.ones_like(mask).nonzero()
     pixel = pixels[torch.randint(len(pixels), (1,), generator=generator)].squeeze(0)
-    offset = torch.randint(window, (2,), generator=generator)
+    offset = torch.randint(window, (mask.ndim,), generator=generator)
     limit = torch.tensor(mask.shape) - window
     return torch.minimum((pixel - offset).clamp(min=0), limit)
 
@@ -83,10 +84,10 @@ def random_mask(brain: Tensor, window: int, most: int, generator: torch.Generato
     """
     count = 1 if most == 1 else int(torch.randint(1, most + 1, (), generator=generator))
     corners = torch.stack([random_window(brain, window, generator) for _ in range(count)])
-    return window_masks(corners, window, (brain.shape[0], brain.shape[1])).amax(0)
+    return window_masks(corners, window, tuple(brain.shape)).amax(0)
 
 
-def window_masks(corners: Tensor, window: int, shape: tuple[int, int]) -> Tensor:
+def window_masks(corners: Tensor, window: int, shape: tuple[int, ...]) -> Tensor:
     """Build the mask M of each window.
 
     Args:
@@ -102,9 +103,12 @@ def window_masks(corners: Tensor, window: int, shape: tuple[int, int]) -> Tensor
         position = torch.arange(length, device=corners.device)
         return (position >= start[:, None]) & (position < start[:, None] + window)
 
-    rows = inside(corners[:, 0], shape[0])
-    columns = inside(corners[:, 1], shape[1])
-    return (rows[:, None, :, None] & columns[:, None, None, :]).float()
+    masks = torch.ones(len(corners), *(1,) * (1 + len(shape)), dtype=torch.bool, device=corners.device)
+    for axis, length in enumerate(shape):
+        along = [1] * len(shape)
+        along[axis] = length
+        masks = masks & inside(corners[:, axis], length).view(len(corners), 1, *along)
+    return masks.float()
 
 
 def visible_cells(mask: Tensor, cell: int) -> Tensor:
@@ -117,29 +121,34 @@ def visible_cells(mask: Tensor, cell: int) -> Tensor:
     Returns:
         (B, H / cell, W / cell) bool, True where visible.
     """
-    return F.max_pool2d((mask != 0).float(), cell).squeeze(1) == 0
+    pool = F.max_pool3d if mask.ndim == 5 else F.max_pool2d
+    return pool((mask != 0).float(), cell).squeeze(1) == 0
 
 
-def blend_weight(window: int, kind: str) -> Tensor:
+def blend_weight(window: int, kind: str, dims: int = 2) -> Tensor:
     """Build the weight of each pixel of a window for overlapping averages.
 
     Args:
         window: Side p, pixels.
         kind: "uniform" (the paper's average) or "gaussian" (ours: sigma p / 4, so that seams fade).
+        dims: 2 for squares, 3 for cubes.
 
     Returns:
-        (p, p) float32, positive.
+        (p, p) or (p, p, p) float32, positive.
 
     Raises:
         ValueError: Unknown kind.
     """
     if kind == "uniform":
-        return torch.ones(window, window)
+        return torch.ones((window,) * dims)
     if kind != "gaussian":
         raise ValueError(f"blend {kind!r} is unknown; use 'uniform' or 'gaussian'")
     position = torch.arange(window) - (window - 1) / 2
     profile = torch.exp(-0.5 * (position / (window / 4)) ** 2)
-    return torch.outer(profile, profile)
+    weight = profile
+    for _ in range(dims - 1):
+        weight = weight[..., None] * profile
+    return weight
 
 
 def cut(images: Tensor, slice_index: Tensor, origin: Tensor, shape: tuple[int, int]) -> Tensor:

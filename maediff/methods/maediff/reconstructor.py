@@ -10,8 +10,9 @@ the slice's mirror image, see :mod:`maediff.working.hemispheres`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
@@ -20,7 +21,8 @@ from torch.nn import functional as F
 
 from maediff import diffusion
 from maediff.config import Config, ModelConfig
-from maediff.methods.base import Method
+from maediff.methods.base import Engine, Method
+from maediff.methods.maediff.folding import folded, unfolded
 from maediff.methods.maediff.loss import Reconstruction, losses
 from maediff.methods.maediff.mae import MaskedAutoencoder
 from maediff.methods.maediff.partition import visible_cells
@@ -45,7 +47,12 @@ class Reconstructor(Method):
         config: Widths, depths and kind of condition (`model`), side of a sub-level cell (`partition.cell`), the number
             C of channels that are noised and reconstructed together (`data.channels`), the K channels of neighbouring
             slices (`data.neighbours`), the objective (`diffusion`), and the side networks (`structure`).
+
+    Attributes:
+        dims: 2 for slices (H, W); 3 for volumes (D, H, W), see :mod:`maediff.methods.volumetric`.
     """
+
+    dims: ClassVar[int] = 2
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -57,7 +64,7 @@ class Reconstructor(Method):
         self.input_skip = config.model.input_skip
         self.gate = config.model.gate
         self.mask_channel = config.model.mask_channel
-        self.mirror = config.model.mirror
+        self.mirror = bool(config.mirror_channels)
         self.cell = config.partition.cell
         self.channels = config.reconstructed_channels
         self.neighbour_channels = config.neighbour_channels
@@ -65,9 +72,9 @@ class Reconstructor(Method):
         self.wants_pixels = self.condition != "none" and config.model.mae_loss_weight > 0
         self.uses_every_parameter = self.condition == "none" or self.wants_pixels
         beside = self.neighbour_channels + config.mirror_channels
-        self.unet = _unet(config.model, self.channels, beside)
+        self.unet = _unet(config.model, self.channels, beside, self.dims)
         conditioned, widths = self.condition != "none", (self.channels, self.neighbour_channels)
-        self.mae = MaskedAutoencoder(self.cell, config.model, *widths) if conditioned else None
+        self.mae = MaskedAutoencoder(self.cell, config.model, *widths, dims=self.dims) if conditioned else None
         self.adapters = self._adapters(config.model)
         self.guide_channels = config.guide_channels
         self.omega = config.structure.factors
@@ -82,8 +89,12 @@ class Reconstructor(Method):
             return nn.ModuleDict()
         widths = [*config.channels, config.channels[-1]]
         finest = self._first_matching_level(len(config.channels))
+        convolution = nn.Conv3d if self.dims == 3 else nn.Conv2d
         return nn.ModuleDict(
-            {str(depth): zeroed(nn.Conv2d(config.mae_width, widths[depth], 1)) for depth in range(finest, len(widths))}
+            {
+                str(depth): zeroed(convolution(config.mae_width, widths[depth], 1))
+                for depth in range(finest, len(widths))
+            }
         )
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -111,7 +122,7 @@ class Reconstructor(Method):
             side.start_from(self.unet)
         return list(side.parameters())
 
-    def engine(self, config: Config, device: torch.device, *, bf16: bool) -> SlidingReconstructor:
+    def engine(self, config: Config, device: torch.device, *, bf16: bool) -> Engine:
         """Return the engine that slides the patch over each slice."""
         return SlidingReconstructor(self, config, device, bf16=bf16)
 
@@ -153,13 +164,11 @@ class Reconstructor(Method):
             seen = torch.cat([own, (1 - mask) * perturbed[:, self.channels :]], 1)
         seen = torch.cat([seen, other_side(own)], 1) if self.mirror else seen
         seen = torch.cat([seen, mask], 1) if self.mask_channel else seen
-        stacked = F.pixel_unshuffle(seen, self.patch)
-        output = self._denoise(stacked.contiguous(memory_format=torch.channels_last), t, features, guide)
+        output = self._denoise(folded(seen, self.patch), t, features, guide)
         image = None
         if self.mae is not None and self.wants_pixels and self.training and features is not None:
             image = self.mae.pixels(features)
-        unfolded = F.pixel_shuffle(output, self.patch)
-        prediction, gate = read_output(unfolded, own, skip=self.input_skip, gated=self.gate)
+        prediction, gate = read_output(unfolded(output, self.patch), own, skip=self.input_skip, gated=self.gate)
         return Reconstruction(prediction, image, gate)
 
     def _denoise(self, x: Tensor, t: Tensor, features: Tensor | None, guide: Tensor | None) -> Tensor:
@@ -168,7 +177,7 @@ class Reconstructor(Method):
         if features is not None and self.condition == "cross_attention":
             context = features.flatten(2).transpose(1, 2)
         elif features is not None:
-            added = self._residuals(features, (x.shape[2], x.shape[3]))
+            added = self._residuals(features, x.shape[2:])
         if guide is not None:
             added = self._steered(added, x, t, guide, context)
         output: Tensor
@@ -202,26 +211,29 @@ class Reconstructor(Method):
         pixels = [self.patch * 2**depth for depth in range(levels)]
         return next((depth for depth, side in enumerate(pixels) if 2 * side >= self.cell), levels - 1)
 
-    def _residuals(self, features: Tensor, shape: tuple[int, int]) -> Residuals:
+    def _residuals(self, features: Tensor, shape: Sequence[int]) -> Residuals:
         """Project the feature map to the matching levels."""
         levels = len(self.unet.block_out_channels)
         found = [self._project(str(depth), features, shape, depth) for depth in range(levels)]
         return at_levels(found, self._project(str(levels), features, shape, levels - 1), self.blocks)
 
-    def _project(self, name: str, features: Tensor, shape: tuple[int, int], depth: int) -> Tensor:
+    def _project(self, name: str, features: Tensor, shape: Sequence[int], depth: int) -> Tensor:
         if name not in self.adapters:
             return features.new_zeros(())
-        return _resize(self.adapters[name](features), (shape[0] >> depth, shape[1] >> depth))
+        return _resize(self.adapters[name](features), [side >> depth for side in shape])
 
 
-def _unet(config: ModelConfig, channels: int, beside: int) -> DiffusionModelUNet:
-    """Build MONAI's U-Net over `patch` x `patch` pixels folded into channels, with the window's mask beside them."""
+def _unet(config: ModelConfig, channels: int, beside: int, dims: int) -> DiffusionModelUNet:
+    """Build MONAI's U-Net over blocks of pixels folded into channels, with the window's mask beside them."""
     return DiffusionModelUNet(
-        **encoder_arguments(config, channels + beside),
-        out_channels=(2 if config.gate else 1) * channels * config.patch**2,
+        **encoder_arguments(config, channels + beside, dims),
+        out_channels=(2 if config.gate else 1) * channels * config.patch**dims,
     )
 
 
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize(x: Tensor, size: list[int]) -> Tensor:
+    if x.ndim == 5:
+        x = F.interpolate(x, size, mode="trilinear", align_corners=False)
+        return x.contiguous(memory_format=torch.channels_last_3d)
     x = F.interpolate(x, size, mode="bilinear", align_corners=False)
     return x.contiguous(memory_format=torch.channels_last)

@@ -252,7 +252,7 @@ def with_bf16_convolutions(network: Network) -> Network:
     """Copy a network with bf16 convolutions; autocast would convert them to the same values in each pass."""
     network = copy.deepcopy(network)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             module.to(torch.bfloat16)
     return network
 

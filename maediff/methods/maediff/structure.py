@@ -161,17 +161,18 @@ def build_side(kind: str, model: ModelConfig, channels: int, guides: int) -> Lig
     return ControlNet(model, guides, encoder_arguments(model, channels))
 
 
-def encoder_arguments(model: ModelConfig, channels: int) -> dict[str, Any]:
+def encoder_arguments(model: ModelConfig, channels: int, dims: int = 2) -> dict[str, Any]:
     """Return the arguments that MONAI's U-Net and ControlNet share: `patch` x `patch` pixels folded into channels.
 
     Args:
         model: Widths, depths and the kind of condition.
         channels: C, of a slice, its neighbours and its mirror image; the mask of the window comes beside them.
+        dims: 2 for slices, 3 for volumes.
     """
     cross = model.condition == "cross_attention"
     return {
-        "spatial_dims": 2,
-        "in_channels": (channels + model.mask_channel) * model.patch**2,
+        "spatial_dims": dims,
+        "in_channels": (channels + model.mask_channel) * model.patch**dims,
         "channels": model.channels,
         "num_res_blocks": model.num_res_blocks,
         "attention_levels": model.attention,
@@ -182,7 +183,7 @@ def encoder_arguments(model: ModelConfig, channels: int) -> dict[str, Any]:
     }
 
 
-def zeroed(module: nn.Conv2d) -> nn.Conv2d:
+def zeroed(module: nn.Conv2d | nn.Conv3d) -> nn.Conv2d | nn.Conv3d:
     """Start a convolution at zero, so that training begins from the network without it (ControlNet)."""
     nn.init.zeros_(module.weight)
     if module.bias is not None:

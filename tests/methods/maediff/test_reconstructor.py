@@ -181,12 +181,17 @@ def test_positions_of_a_finer_grid_agree_with_those_of_the_cells():
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_steps_once(name, discs):
     """Real widths and depths; slices of 32 pixels, so that the large ones take seconds."""
-    config = load_config(name, ["data.size=[32, 32]", "partition.window=16", "partition.stride=8"])
+    settings = ["data.size=[32, 32]", "heads.slices=16", "partition.window=16", "partition.stride=8"]
+    config = load_config(name, settings)
     torch.manual_seed(0)
     losses = Losses(config)
     optimizer = torch.optim.AdamW(losses.parameters(), config.train.lr)
     stream = SampleStream(discs(), config, 2, augmented=True)
     samples = {key: value[None] for key, value in stream[0].items()}
+    if len(config.shape) == 3:
+        samples = {
+            key: value[:, :, None].repeat(1, 1, 16, 1, 1) if value.ndim > 1 else value for key, value in samples.items()
+        }
     loss, mae_loss = losses(samples)
     (loss + config.model.mae_loss_weight * mae_loss).backward()
     gradients = [p.grad for p in losses.parameters() if p.grad is not None]

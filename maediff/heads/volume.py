@@ -1,0 +1,244 @@
+"""Training volumes drawn from label maps: a whole brain, healthy and with lesions in three dimensions.
+
+As :mod:`maediff.heads.sample` draws slices, on a grid of equal spacing in all directions, with one pose, contrast and
+scanner for all slices. A volume takes half a second on one core.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from maediff.diffusion.noise import chance, generator, uniform
+from maediff.heads.acquisition import Acquisition, draw_acquisition
+from maediff.heads.contrast import Contrast, Kind, draw_contrast
+from maediff.heads.fields import drifting_fields, shrink, smooth_field
+from maediff.heads.labels import WHITE, BrainLabels, indices, parenchyma
+from maediff.heads.lesions import LesionMask, draw_material, lesion_signal
+from maediff.heads.plane import FINE, Plane, draw_pose
+from maediff.heads.sample import HeadSlice, draw_rim, looked_up
+from maediff.heads.scan import ScanLesion, draw_bends, lesion_opacity
+from maediff.heads.variation import REGION_MM, STRONGEST, draw_caps, regional_factor
+
+_SHAPES = ("mask", "spots", "blob")
+_SHAPE_SHARES = (0.3, 0.2, 0.5)
+_RADIUS_MM = (3.0, 40.0)
+_SPOT_MM = (1.5, 5.0)
+_SLAB_MM = 30.0
+"""Distance across slices after which a smooth variation is a new one."""
+_THICKEST_MM = 6.0
+_BIAS = 0.12
+_SHARP = (0.0, 0.0)
+
+
+def draw_volume(  # noqa: PLR0913  each a setting of the drawing, as of a slice
+    heads: Sequence[BrainLabels],
+    masks: Sequence[LesionMask],
+    shape: tuple[int, int, int],
+    spacing_mm: float,
+    rng: torch.Generator,
+    *,
+    severity: float = 1.0,
+    faintest: float = 0.2,
+    lesions: bool = True,
+    random_share: float = 0.27,
+    kind: Kind | None = None,
+    percentiles: tuple[float, float] = (1.0, 99.0),
+    clip: float = 1.5,
+) -> HeadSlice:
+    """Draw a volume of one of the heads.
+
+    Args:
+        heads: Label maps.
+        masks: Real lesion masks for their shapes; may be empty.
+        shape: (D, H, W), working voxels: upwards, left to right, back to front.
+        spacing_mm: Side of a working voxel.
+        rng: Source of randomness.
+        severity: Highest opacity of lesions, 0 to 1.
+        faintest: Lowest opacity of lesions, as a share of the highest.
+        random_share: Share of random contrasts.
+        lesions: Whether to draw lesions.
+        kind: Kind of contrast; drawn if None.
+        percentiles: Percentiles of the healthy brain that map to about -1 and 1, as in `data.percentiles`.
+        clip: Upper limit of intensities.
+
+    Returns:
+        Volumes (D, H, W) of a :class:`~maediff.heads.sample.HeadSlice`.
+    """
+    head = heads[int(torch.randint(len(heads), (), generator=rng))]
+    in_plane = (shape[1], shape[2])
+    pose = draw_pose(in_plane, spacing_mm, rng, "axial")
+    contrast, scanner = draw_contrast(rng, kind, random_share), draw_acquisition(in_plane, rng)
+    found = draw_volume_lesions(head, masks, rng, severity, faintest) if lesions else []
+    signals = [lesion_signal(contrast, one.material, rng) for one in found]
+    rim, wobble = draw_rim(rng), 1.5 * float(torch.rand((), generator=rng)) ** 2
+    places = [(index - (shape[0] - 1) / 2) * spacing_mm for index in range(shape[0])]
+    thickness = spacing_mm if chance(0.5, rng) else uniform(spacing_mm, _THICKEST_MM, rng)
+    offset = 3.0 * float(torch.randn((), generator=rng))
+    variations = _variations(in_plane, spacing_mm, places, wobble, rng)
+    caps_seed = int(torch.randint(2**31, (), generator=rng))
+    healthy, images, brains, opacities = [], [], [], []
+    for place, here in zip(places, variations, strict=True):
+        plane = pose.cut(head, place + offset, thickness, here.bend)
+        scan = _Scan.of(replace(scanner, gain=here.gain), contrast, plane, here.factor(plane), rng)
+        ideal = _with_caps(looked_up(contrast.signal, plane), plane, contrast, caps_seed)
+        changed, opacity = ideal, torch.zeros(plane.depth.shape)
+        for one, signal in zip(found, signals, strict=True):
+            share = lesion_opacity(one, head, plane)
+            if bool(share.any()):
+                changed = changed + share * (looked_up(signal, plane) - changed)
+                opacity = torch.maximum(opacity, share)
+        healthy.append(scan.of_signal(ideal))
+        images.append(scan.of_signal(changed) if changed is not ideal else healthy[-1])
+        brains.append(shrink(plane.depth, _SHARP, FINE) + here.edge < rim)
+        opacities.append(shrink(opacity, _SHARP, FINE))
+    brain, clean = torch.stack(brains), torch.stack(healthy)
+    if not bool(brain.any()):
+        raise ValueError(f"{head.name}: no voxel of the volume {shape} at {spacing_mm:g} mm lies in the brain")
+    low, high = _window(clean[brain], percentiles, rng)
+
+    def scaled(stack: Tensor) -> Tensor:
+        return torch.where(brain, (2 * (stack - low) / (high - low) - 1).clamp(-1, clip), -1.0)
+
+    lesion = torch.stack(opacities) * brain
+    return HeadSlice(scaled(clean), scaled(torch.stack(images)), brain, lesion, contrast.kind)
+
+
+class _Variation(NamedTuple):
+    """What changes smoothly through a volume, at one of its slices.
+
+    Attributes:
+        bend: (3, h, w) displacement, mm.
+        gain: (H, W) bias field.
+        edge: (H, W) error of the brain mask, mm.
+        white: (h, w) relative change of the signal of white matter.
+        grey: The same of grey matter.
+    """
+
+    bend: Tensor
+    gain: Tensor
+    edge: Tensor
+    white: Tensor
+    grey: Tensor
+
+    def factor(self, plane: Plane) -> Tensor:
+        """Return the factor on the signal (h, w)."""
+        return regional_factor(plane, self.white, self.grey)
+
+
+def _variations(
+    shape: tuple[int, int], spacing_mm: float, places: Sequence[float], wobble: float, rng: torch.Generator
+) -> list[_Variation]:
+    """Draw the variation of each slice; `wobble` is the strength of the brain mask's errors, mm."""
+
+    def drift(strength: float, knot_mm: float, count: int = 1, fine: int = 1) -> list[Tensor]:
+        sides, knot = (shape[0] * fine, shape[1] * fine), knot_mm * fine / spacing_mm
+        return drifting_fields(sides, knot, places, _SLAB_MM, rng, count=count, strength=strength)
+
+    bends = draw_bends(shape, spacing_mm, places, rng)
+    gains = drift(uniform(0, _BIAS, rng), uniform(60, 110, rng))
+    edges = drift(wobble, 20.0)
+    tissues = drift(1.0, uniform(*REGION_MM, rng), count=2, fine=FINE)
+    white, grey = (uniform(0, STRONGEST, rng) for _ in range(2))
+    return [
+        _Variation(bend, torch.exp(gain[0].clamp(-0.3, 0.3)), edge[0], white * tissue[0], grey * tissue[1])
+        for bend, gain, edge, tissue in zip(bends, gains, edges, tissues, strict=True)
+    ]
+
+
+class _Scan(NamedTuple):
+    """The scanner at one slice, whose noise is the same with and without lesions."""
+
+    scanner: Acquisition
+    spread: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, scanner: Acquisition, contrast: Contrast, plane: Plane, factor: Tensor, rng: torch.Generator) -> _Scan:
+        """Draw the noise of a slice."""
+        shape = (scanner.gain.shape[0], scanner.gain.shape[1])
+        texture, noise = smooth_field(shape, 1.5, rng)[0], torch.randn(2, *shape, generator=rng)
+        spread = contrast.spread[plane.classes[0, ::FINE, ::FINE]]
+        return cls(replace(scanner, texture=texture, noise=noise), spread, factor)
+
+    def of_signal(self, ideal: Tensor) -> Tensor:
+        """Scan an ideal signal (h, w): (H, W)."""
+        return self.scanner.apply(ideal * self.factor, self.spread)
+
+
+def _with_caps(ideal: Tensor, plane: Plane, contrast: Contrast, seed: int) -> Tensor:
+    """Add the rim of healthy ventricles to a slice (h, w); the seed makes it the same in every slice."""
+    for cap in draw_caps(plane, generator("caps", seed)):
+        signal = lesion_signal(contrast, cap.material, generator("cap", seed))
+        ideal = ideal + cap.opacity * (looked_up(signal, plane) - ideal)
+    return ideal
+
+
+def draw_volume_lesions(
+    head: BrainLabels, masks: Sequence[LesionMask], rng: torch.Generator, severity: float, faintest: float
+) -> list[ScanLesion]:
+    """Draw one to three lesions in three dimensions: real shapes, scattered spots, and blobs of 6 to 80 mm.
+
+    Args:
+        head: Labels around the brain.
+        masks: Real lesion masks; may be empty.
+        rng: Source of randomness.
+        severity: Highest opacity, 0 to 1.
+        faintest: Lowest opacity, as a share of the highest; faint lesions are as frequent as strong ones.
+    """
+    found = []
+    for _ in range(1 + int(torch.multinomial(torch.tensor([0.6, 0.3, 0.1]), 1, generator=rng))):
+        shape = _SHAPES[int(torch.multinomial(torch.tensor(_SHAPE_SHARES), 1, generator=rng))]
+        material, opacity = draw_material(rng), severity * faintest ** float(torch.rand((), generator=rng))
+        seed = int(torch.randint(2**31, (), generator=rng))
+        if shape == "mask" and masks:
+            mask = masks[int(torch.randint(len(masks), (), generator=rng))]
+            kind = "ms" if mask.in_white else "stroke"
+            found.append(ScanLesion(kind, material, opacity, torch.zeros(3), 0, mask, seed))
+        elif shape == "spots":
+            found.append(ScanLesion("ms", material, opacity, torch.zeros(3), 0, _spots(head, rng), seed))
+        else:
+            centre = _voxels(head, parenchyma(), 1, rng)[0].float()
+            low, high = (math.log(radius) for radius in _RADIUS_MM)
+            found.append(ScanLesion("tumour", material, opacity, centre, math.exp(uniform(low, high, rng)), None, seed))
+    return found
+
+
+def _voxels(head: BrainLabels, classes: Sequence[int], count: int, rng: torch.Generator) -> Tensor:
+    """Choose voxels (count, 3) of some classes."""
+    wanted = torch.zeros(256, dtype=torch.bool)
+    wanted[list(classes)] = True
+    all_of_them = wanted[head.classes.reshape(-1).int()].nonzero().flatten()
+    flat = all_of_them[torch.randint(len(all_of_them), (count,), generator=rng)]
+    return torch.stack(torch.unravel_index(flat, head.classes.shape), 1)
+
+
+def _spots(head: BrainLabels, rng: torch.Generator) -> LesionMask:
+    """Scatter 2 to 20 balls over the white matter, as a mask of the head."""
+    voxels = torch.zeros(head.classes.shape, dtype=torch.uint8)
+    count = 2 + int(torch.randint(19, (), generator=rng))
+    for centre in _voxels(head, indices(WHITE), count, rng).tolist():
+        radius = uniform(*_SPOT_MM, rng)
+        reach = math.ceil(radius)
+        around = tuple(slice(max(0, middle - reach), middle + reach + 1) for middle in centre)
+        part = voxels[around]
+        distances = [
+            (torch.arange(size) + side.start - middle) ** 2
+            for side, size, middle in zip(around, part.shape, centre, strict=True)
+        ]
+        x, y, z = torch.meshgrid(*distances, indexing="ij")
+        part[x + y + z <= radius**2] = 1
+    return LesionMask(voxels, torch.zeros(3), head.box, in_white=True)
+
+
+def _window(values: Tensor, percentiles: tuple[float, float], rng: torch.Generator) -> tuple[float, float]:
+    """Compute the intensities of the percentiles of the healthy brain; lesions and other masks shift them."""
+    low, high = torch.quantile(values, torch.tensor(percentiles) / 100).tolist()
+    shift = 0.04 * torch.randn(2, generator=rng)
+    span = max(high - low, 0.05)
+    return low + span * float(shift[0].clamp(-0.05, 0.05)), high + span * float(shift[1].clamp(-0.08, 0.12))
