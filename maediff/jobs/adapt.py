@@ -43,6 +43,8 @@ _HELD_OUT = 0.3
 _PSEUDO_LESIONS = 0.8
 """Share of slices with pseudo-lesions for a model that learned from label maps, whose lesions real scans lack. Without
 any, it would forget how to remove them. [ours]"""
+_ENOUGH = 10
+"""Healthy scans of a calibration from which on it says something that a scan scores above all of them."""
 _SUSPICIOUS = (1.25, 5.0)
 """A scan-level score is suspicious if it exceeds both limits: a multiple of the median, and a number of deviations
 above it. [ours]"""
@@ -365,19 +367,30 @@ def suspicious(
 ) -> tuple[str, ...]:
     """Return scans that the model scores far above the others, with a warning: lesions must not be learned as healthy.
 
-    Scans with a lesion label are left out, since their lesions are known. So are scans that cannot be read, which
-    training lists.
+    If half of them score above every healthy scan of the model's calibration, another warning says so. Scans with a
+    lesion label are left out, since their lesions are known. So are scans that cannot be read, which training lists.
     """
-    scores = {}
+    scores, beyond = {}, []
     for case in cases:
         if case.label is None:
             if on_case:
                 on_case(case.id)
             try:
                 own = case.images[: predictor.config.data.channel_count]  # without a guide that it does not know
-                scores[case.id] = predictor.predict(own, case.mask).score
+                result = predictor.predict(own, case.mask)
+                scores[case.id] = result.score
+                if result.score_percentile == 1 and (result.healthy_scans or 0) >= _ENOUGH:
+                    beyond.append(case.id)
             except (InputError, OSError) as error:
                 log.warning("no score of %s: %s", case.id, error)
+    if beyond and 2 * len(beyond) >= len(scores):
+        log.warning(
+            "%d of %s scored above every healthy scan of the base's calibration (%s): either all scans of this site "
+            "look so, or these hold lesions, which are then learned as healthy; look at their maps",
+            len(beyond),
+            count_scans(len(scores), "healthy"),
+            ", ".join(beyond),
+        )
     found = outliers(scores)
     if found:
         log.warning(

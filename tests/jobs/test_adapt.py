@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +21,7 @@ from maediff.files import read_json
 from maediff.inference.load import load_model
 from maediff.inference.reading import Steps
 from maediff.jobs import adapt
-from maediff.jobs.adapt import adapt_model, rehearsal_of, tuning_config, with_brains
+from maediff.jobs.adapt import adapt_model, rehearsal_of, suspicious, tuning_config, with_brains
 from maediff.jobs.calibrate import calibrate_model
 from maediff.low_rank import LowRank, attach, detached
 from maediff.methods.build import build_network
@@ -237,6 +238,28 @@ def test_lesions_among_the_healthy_are_named(tiny, scans, tmp_path, caplog):
         found = adapt_model(tmp_path / "grey", folder, tmp_path / "a", rank=2, schedule=quick, device="cpu")
     assert found.suspects == ("s3",)
     assert "a lesion among the healthy scans is learned as healthy" in caplog.text
+
+
+def test_a_folder_of_scans_unlike_the_healthy_ones_of_the_base_is_pointed_out(scans, caplog):
+    """Compared with each other alone, scans that all hold lesions would pass."""
+
+    def base(percentile, healthy):
+        result = SimpleNamespace(score=0.5, score_percentile=percentile, healthy_scans=healthy)
+        data = SimpleNamespace(channel_count=1)
+        return SimpleNamespace(config=SimpleNamespace(data=data), predict=lambda *_: result)
+
+    cases = find_cases(scans)
+    for known, said in (
+        (base(1.0, 20), True),
+        (base(0.9, 20), False),
+        (base(1.0, 4), False),
+        (base(None, None), False),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert suspicious(known, cases) == ()
+        assert ("scored above every healthy scan of the base's calibration" in caplog.text) == said
+        assert not said or f"{len(cases)} of {len(cases)} healthy scans" in caplog.text
 
 
 def test_a_model_of_label_maps_keeps_removing_lesions(tiny):
