@@ -89,7 +89,7 @@ def draw_slice(  # noqa: PLR0913  each a setting of the drawing
     contrast = draw_contrast(rng, kind, random_share)
     scanner = draw_acquisition(shape, rng)
     found = draw_lesions(plane, masks, rng, severity, faintest) if lesions else []
-    low, high = _window(contrast, head, rim, percentiles, rng)
+    low, high = scaled_range(contrast, head, rim, percentiles, rng)
     spread = contrast.spread[plane.classes[0, ::FINE, ::FINE]]
     variation = regional_variation(plane, rng)
     ideal = _with_lesions(looked_up(contrast.signal, plane), plane, contrast, draw_caps(plane, rng), rng)
@@ -142,7 +142,7 @@ def draw_rim(rng: torch.Generator) -> float:
     return 2.5 + 3.5 * share
 
 
-def _window(
+def scaled_range(
     contrast: Contrast,
     head: BrainLabels,
     rim: float,

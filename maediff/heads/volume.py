@@ -21,7 +21,7 @@ from maediff.heads.fields import drifting_fields, shrink, smooth_field
 from maediff.heads.labels import WHITE, BrainLabels, indices, parenchyma
 from maediff.heads.lesions import LesionMask, draw_material, lesion_signal
 from maediff.heads.plane import FINE, Plane, draw_pose
-from maediff.heads.sample import HeadSlice, draw_rim, looked_up
+from maediff.heads.sample import HeadSlice, draw_rim, looked_up, scaled_range
 from maediff.heads.scan import ScanLesion, draw_bends, lesion_opacity
 from maediff.heads.variation import REGION_MM, STRONGEST, draw_caps, regional_factor
 
@@ -33,6 +33,7 @@ _SLAB_MM = 30.0
 """Distance across slices after which a smooth variation is a new one."""
 _THICKEST_MM = 6.0
 _BIAS = 0.12
+_TRIES = 100
 _SHARP = (0.0, 0.0)
 
 
@@ -56,7 +57,8 @@ def draw_volume(  # noqa: PLR0913  each a setting of the drawing, as of a slice
     Args:
         heads: Label maps.
         masks: Real lesion masks for their shapes; may be empty.
-        shape: (D, H, W), working voxels: upwards, left to right, back to front.
+        shape: (D, H, W), working voxels: upwards, left to right, back to front. If it is smaller than the brain, it
+            lies somewhere within it.
         spacing_mm: Side of a working voxel.
         rng: Source of randomness.
         severity: Highest opacity of lesions, 0 to 1.
@@ -64,7 +66,7 @@ def draw_volume(  # noqa: PLR0913  each a setting of the drawing, as of a slice
         random_share: Share of random contrasts.
         lesions: Whether to draw lesions.
         kind: Kind of contrast; drawn if None.
-        percentiles: Percentiles of the healthy brain that map to about -1 and 1, as in `data.percentiles`.
+        percentiles: Percentiles of the whole brain that map to -1 and 1, as in `data.percentiles`.
         clip: Upper limit of intensities.
 
     Returns:
@@ -79,7 +81,8 @@ def draw_volume(  # noqa: PLR0913  each a setting of the drawing, as of a slice
     rim, wobble = draw_rim(rng), 1.5 * float(torch.rand((), generator=rng)) ** 2
     places = [(index - (shape[0] - 1) / 2) * spacing_mm for index in range(shape[0])]
     thickness = spacing_mm if chance(0.5, rng) else uniform(spacing_mm, _THICKEST_MM, rng)
-    offset = 3.0 * float(torch.randn((), generator=rng))
+    offset, *aside = _offset(head, [side * spacing_mm for side in shape], rng)
+    pose = replace(pose, u=pose.u + aside[0], v=pose.v + aside[1])
     variations = _variations(in_plane, spacing_mm, places, wobble, rng)
     caps_seed = int(torch.randint(2**31, (), generator=rng))
     healthy, images, brains, opacities = [], [], [], []
@@ -100,13 +103,29 @@ def draw_volume(  # noqa: PLR0913  each a setting of the drawing, as of a slice
     brain, clean = torch.stack(brains), torch.stack(healthy)
     if not bool(brain.any()):
         raise ValueError(f"{head.name}: no voxel of the volume {shape} at {spacing_mm:g} mm lies in the brain")
-    low, high = _window(clean[brain], percentiles, rng)
+    low, high = scaled_range(contrast, head, rim, percentiles, rng)
 
     def scaled(stack: Tensor) -> Tensor:
         return torch.where(brain, (2 * (stack - low) / (high - low) - 1).clamp(-1, clip), -1.0)
 
     lesion = torch.stack(opacities) * brain
     return HeadSlice(scaled(clean), scaled(torch.stack(images)), brain, lesion, contrast.kind)
+
+
+def _offset(head: BrainLabels, sides_mm: Sequence[float], rng: torch.Generator) -> list[float]:
+    """Draw how far the middle of a volume lies from that of the brain, mm: a little, or anywhere in a larger brain.
+
+    Args:
+        head: Labels around the brain.
+        sides_mm: Of the volume: upwards, left to right, back to front.
+        rng: Source of randomness.
+    """
+    left, front, up = (head.box[1] - head.box[0]).tolist()
+    found = []
+    for extent, side in zip((up, left, front), sides_mm, strict=True):
+        beyond = max(0.0, extent - side) / 2
+        found.append(uniform(-beyond, beyond, rng) + 3.0 * float(torch.randn((), generator=rng)))
+    return found
 
 
 class _Variation(NamedTuple):
@@ -213,8 +232,15 @@ def _voxels(head: BrainLabels, classes: Sequence[int], count: int, rng: torch.Ge
     """Choose voxels (count, 3) of some classes."""
     wanted = torch.zeros(256, dtype=torch.bool)
     wanted[list(classes)] = True
-    all_of_them = wanted[head.classes.reshape(-1).int()].nonzero().flatten()
-    flat = all_of_them[torch.randint(len(all_of_them), (count,), generator=rng)]
+    classes_of, found = head.classes.reshape(-1), torch.empty(0, dtype=torch.long)
+    for _ in range(_TRIES):  # far faster than to list all voxels of these classes
+        flat = torch.randint(len(classes_of), (100 * count,), generator=rng)
+        found = torch.cat([found, flat[wanted[classes_of[flat].int()]]])
+        if len(found) >= count:
+            break
+    else:
+        raise ValueError(f"{head.name}: {100 * count * _TRIES} voxels hold none of the classes {list(classes)}")
+    flat = found[:count]
     return torch.stack(torch.unravel_index(flat, head.classes.shape), 1)
 
 
@@ -234,11 +260,3 @@ def _spots(head: BrainLabels, rng: torch.Generator) -> LesionMask:
         x, y, z = torch.meshgrid(*distances, indexing="ij")
         part[x + y + z <= radius**2] = 1
     return LesionMask(voxels, torch.zeros(3), head.box, in_white=True)
-
-
-def _window(values: Tensor, percentiles: tuple[float, float], rng: torch.Generator) -> tuple[float, float]:
-    """Compute the intensities of the percentiles of the healthy brain; lesions and other masks shift them."""
-    low, high = torch.quantile(values, torch.tensor(percentiles) / 100).tolist()
-    shift = 0.04 * torch.randn(2, generator=rng)
-    span = max(high - low, 0.05)
-    return low + span * float(shift[0].clamp(-0.05, 0.05)), high + span * float(shift[1].clamp(-0.08, 0.12))
