@@ -22,6 +22,9 @@ from maediff.extraction import extract_brain
 from maediff.volume import read_nifti, write_like
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/prepare.md")
+HEIGHTS_MM = (150.0,)
+"""Height of a stack whose slice distance is lost, as the extraction assumed when the cross-validation began; it tries
+several now. Other masks would make all stored cells void."""
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             continue
         volume = read_nifti(case.image)
         try:
-            found = extract_brain(volume)
+            found = extract_brain(volume, heights_mm=HEIGHTS_MM)
         except InputError as error:
             rows[case.id] = {"error": str(error)}
         else:

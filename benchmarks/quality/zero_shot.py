@@ -1,6 +1,7 @@
 """What does the packaged model find on real scans that no training has seen, and how often is it wrong on healthy ones?
 
 python -m benchmarks.quality.zero_shot --set mslub --set lgg_flair --set ixi_t1 --json benchmarks/results/zero_shot.json
+python -m benchmarks.quality.zero_shot --set lgg_others --json benchmarks/results/zero_shot_others.json
 python -m benchmarks.quality.zero_shot --set heads --models-only --json benchmarks/results/zero_shot_synthetic.json
 python -m benchmarks.quality.zero_shot --model heads --model RUN/model --set mslub    (one set, two models)
 
@@ -41,7 +42,10 @@ from maediff.scoring import anomaly_mask, postprocess
 from maediff.working import prepare
 
 BENCHMARK = Benchmark(
-    __file__, __doc__, page="docs/packaged-model.md", results=("zero_shot.json", "zero_shot_synthetic.json")
+    __file__,
+    __doc__,
+    page="docs/packaged-model.md",
+    results=("zero_shot.json", "zero_shot_others.json", "zero_shot_synthetic.json"),
 )
 GRIDS: tuple[float | None, ...] = (None, 1.0, 2.0)
 MEDIANS = (0.0, 3.0, 5.0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +29,9 @@ _SIDE = 112  # a window of this many voxels holds any head
 _AROUND_MM = 40.0  # what the network sees around the brain in its second look
 _LONGEST_MM = 600.0
 _FOREGROUND = 0.1
-_FLAT_MM, _WIDE_MM, _HEAD_MM = 100.0, 150.0, 150.0
+_FLAT_MM, _WIDE_MM = 100.0, 150.0
+HEIGHTS_MM = (150.0, 180.0, 210.0)
+"""Heights of a stack of slices that are tried if the header gives an impossible one: what scanners usually cover."""
 _ISOTROPIC = 1.05
 _LONGEST_BRAIN_MM, _USUAL_BRAIN_MM = 195.0, 175.0
 MIN_BRAIN_ML = 150.0
@@ -53,35 +57,54 @@ class Extraction:
     notes: tuple[str, ...]
 
 
-def extract_brain(volume: Volume, net: ExtractionNet | None = None) -> Extraction:
+def extract_brain(
+    volume: Volume, net: ExtractionNet | None = None, heights_mm: Sequence[float] = HEIGHTS_MM
+) -> Extraction:
     """Find the brain of a raw head scan.
 
     The scan is brought to 2 mm and to RAS axes, a small network gives each voxel its probability of brain, and this
     comes back to the scan's voxels. What is probable enough and thicker than 12 mm is the brain: its largest part, with
-    holes filled.
+    holes filled. If the header's slice distance cannot be right, the brain is sought at several, and the one with the
+    clearest border is taken.
 
     Args:
         volume: The scan: any contrast, orientation and voxel size.
         net: The network; the packaged one if None.
+        heights_mm: Heights of the whole stack that are tried then.
 
     Raises:
         InputError: No brain was found.
     """
     net = net or packaged_net()
-    affine, slice_mm = _plausible_affine(volume)
-    mask, probability = _found(volume, affine, net)
-    smaller = _smaller_pixels(mask, affine) if slice_mm is not None else None
-    if smaller is not None:
-        affine = smaller
-        mask, probability = _found(volume, affine, net)
-    found_ml = float(np.count_nonzero(mask)) * float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+    looks = [_look(volume, affine, slice_mm, net) for affine, slice_mm in _plausible_affines(volume, heights_mm)]
+    mask, clarity, slice_mm, found_ml = max(looks, key=lambda look: look.certainty)
     if found_ml < MIN_BRAIN_ML:
         raise InputError(
             f"no brain was found in {volume.name} ({found_ml:.0f} ml; at least {MIN_BRAIN_ML:g} ml is needed): it may "
             "be no scan of a head, or of part of one; give a brain mask if it is"
         )
     notes = () if slice_mm is None else (_said(volume, slice_mm),)
-    return Extraction(mask, certainty(probability), slice_mm, notes)
+    return Extraction(mask, clarity, slice_mm, notes)
+
+
+class _Look(NamedTuple):
+    """A brain that was found at one slice distance: its mask, how clear its border is, the distance, and its volume."""
+
+    mask: BoolArray
+    certainty: float
+    slice_mm: float | None
+    millilitres: float
+
+
+def _look(volume: Volume, affine: Array, slice_mm: float | None, net: ExtractionNet) -> _Look:
+    """Find the brain at one slice distance; None is that of the header."""
+    mask, probability = _found(volume, affine, net)
+    smaller = _smaller_pixels(mask, affine) if slice_mm is not None else None
+    if smaller is not None:
+        affine = smaller
+        mask, probability = _found(volume, affine, net)
+    voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+    return _Look(mask, certainty(probability), slice_mm, float(np.count_nonzero(mask)) * voxel_ml)
 
 
 def _found(volume: Volume, affine: Array, net: ExtractionNet) -> tuple[BoolArray, FloatMap]:
@@ -159,24 +182,27 @@ def certainty(probability: FloatMap) -> float:
     return 2 * float(probability[mask].sum()) / total if total > 0 else 0.0
 
 
-def _plausible_affine(volume: Volume) -> tuple[Array, float | None]:
-    """Take the header's affine, or one of thicker slices if the header gives a head the height of a hand's breadth.
+def _plausible_affines(volume: Volume, heights_mm: Sequence[float]) -> list[tuple[Array, float | None]]:
+    """Take the header's affine, or some of thicker slices if the header gives a head the height of a hand's breadth.
 
     Data sets that lost their spacing say 1 x 1 x 1 mm for some twenty slices of 256 x 256 pixels.
 
     Returns:
-        Voxel index to RAS mm (4, 4), and the slice distance that was assumed, mm, or None.
+        Voxel index to RAS mm (4, 4), and the slice distance that was assumed, mm, or None; one or several.
     """
     extent = np.array(volume.data.shape) * volume.spacing_mm
     axis = int(extent.argmin())
     others = np.delete(extent, axis)
     isotropic = max(volume.spacing_mm) <= _ISOTROPIC * min(volume.spacing_mm)
     if not (isotropic and extent[axis] < _FLAT_MM and others.min() > _WIDE_MM):
-        return volume.affine, None
-    slice_mm = _HEAD_MM / volume.data.shape[axis]
-    affine = volume.affine.copy()
-    affine[:3, axis] *= slice_mm / volume.spacing_mm[axis]
-    return affine, slice_mm
+        return [(volume.affine, None)]
+    found: list[tuple[Array, float | None]] = []
+    for height in heights_mm:
+        slice_mm = height / volume.data.shape[axis]
+        affine = volume.affine.copy()
+        affine[:3, axis] *= slice_mm / volume.spacing_mm[axis]
+        found.append((affine, slice_mm))
+    return found
 
 
 def _said(volume: Volume, slice_mm: float) -> str:
