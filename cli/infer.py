@@ -207,7 +207,7 @@ def _show_plan(job: InferJob, *, as_json: bool) -> None:
     if not as_json:
         _say_cost(cost, usable=usable)
     if failed:
-        click.get_current_context().exit(EXIT_SOME_FAILED)
+        click.get_current_context().exit(EXIT_SOME_FAILED if len(failed) < len(plan) else EXIT_ERROR)
 
 
 def _say_cost(cost: Cost | None, *, usable: bool) -> None:
@@ -217,7 +217,7 @@ def _say_cost(cost: Cost | None, *, usable: bool) -> None:
         say("nothing to compute")
         return
     if cost is None:
-        say("the cost of methods that slide no windows is not estimated")
+        say("the cost of this method is not estimated")
         return
     memory = "" if cost.memory_mib is None else f", {cost.memory_mib:.0f} MiB of memory"
     say(

@@ -159,7 +159,7 @@ class TestStart:
             (["info", "phantom"], 0, set()),
             (["config", "show", "-c", "tiny"], 0, set()),
             (["doctor", "-d", "cpu"], 0, {"torch"}),  # whose version and devices it tells
-            (["infer", "-m", "phantom", "-i", "SCANS", "-o", "OUT", "--dry-run"], 3, set()),
+            (["infer", "-m", "phantom", "-i", "SCANS", "-o", "OUT", "--dry-run"], 1, set()),
         ],
     )
     def test_what_computes_no_map_imports_no_network(self, arguments, code, wanted, tmp_path):
@@ -451,6 +451,11 @@ class TestInfer:
         assert actions == {"good": "infer", "holed": "fail", "empty": "fail"}
         assert "holed cannot be used" in result.stderr
         assert not (tmp_path / "out").exists()
+
+    def test_dry_run_without_a_usable_scan_exits_with_1_as_the_run_would(self, run, model, scans, tmp_path):
+        (scans / "good.nii.gz").unlink()
+        for flags in (["--dry-run"], []):
+            assert run("infer", "-m", model, "-i", scans, "-o", tmp_path / "out", *flags).exit_code == 1
 
     def test_threshold_and_rate_exclude_each_other(self, run):
         result = run("infer", "-m", "x", "-i", "y", "-o", "z", "--threshold", "1", "--rate", "0.1")
