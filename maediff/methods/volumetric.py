@@ -74,7 +74,7 @@ class CubeReconstructor:
         keys = [(t, (*key, t, draw)) for t in kind.test_timesteps for draw in range(self.config.infer.draws)]
         results = slices[None].repeat(len(keys), 1, 1, 1)
         if bool(mask.any()):
-            place = Place.around(mask, view_step(self.config))
+            place = Place.around(mask, view_step(self.config), self.config.partition.window)
             volume = place.fit(slices, -1.0)
             corners = self._corners(place.fit(mask, False))
             for number, (t, pass_key) in enumerate(keys):
@@ -158,11 +158,18 @@ class Place(NamedTuple):
     pads: tuple[int, ...]
 
     @classmethod
-    def around(cls, mask: Tensor, step: int) -> Place:
-        """Place slices (S, H, W) so that sides are multiples of `step`, with the brain in the middle of the slices."""
+    def around(cls, mask: Tensor, step: int, least: int = 1) -> Place:
+        """Place slices (S, H, W) in a volume with the brain in the middle of its slices.
+
+        Args:
+            mask: Brain, not empty.
+            step: Sides are multiples of it.
+            least: Least side; a cube must fit.
+        """
         with_brain = mask.flatten(1).any(1).nonzero().flatten().tolist()
         first, end = with_brain[0], with_brain[-1] + 1
-        depth, rows, columns = (-side % step for side in (end - first, *mask.shape[1:]))
+        sides = (end - first, *mask.shape[1:])
+        depth, rows, columns = (-max(side, least) % step + max(side, least) - side for side in sides)
         return cls((first, end), (0, columns, 0, rows, depth // 2, depth - depth // 2))
 
     def fit(self, stack: Tensor, value: float) -> Tensor:

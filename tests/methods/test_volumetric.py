@@ -170,13 +170,21 @@ def test_a_stack_without_brain_stays_as_it_is(network):
     assert torch.equal(healthy.mean, slices)
 
 
+def test_a_slab_thinner_than_the_cube_is_reconstructed(network):
+    slices, mask = scan()
+    mask[6:] = False
+    healthy = CubeReconstructor(network, config("partition.window=16"), CPU, bf16=False)(slices, mask, (0, "case"))
+    assert not torch.equal(healthy.mean[4:6], slices[4:6])
+    assert torch.equal(healthy.mean[6:], slices[6:])
+
+
 @pytest.mark.parametrize("slices", [5, 8, 19])
 def test_a_volume_is_put_back_where_it_came_from(slices):
     stack, mask = scan()
     mask = mask[:slices]
-    place = Place.around(mask, 8)
+    place = Place.around(mask, 8, 24)
     volume = place.fit(stack[:slices], -1.0)
-    assert all(side % 8 == 0 for side in volume.shape)
+    assert all(side % 8 == 0 and side >= 24 for side in volume.shape)
     assert torch.equal(place.put_back(volume, stack[:slices]), stack[:slices])
     changed = place.put_back(volume + 1, stack[:slices])
     inside = mask.flatten(1).any(1)
