@@ -121,6 +121,10 @@ def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
     named = {"maediff": ours, "volumetric": f"{ours}, in three dimensions"}
     method = named.get(config.method, f"`{config.method}`, a method to compare MAEDiff with")
     slices = "as acquired" if grid.align == "voxel" else "across the scanner axes"
+    count, sample = train.batch_size * train.accumulate, "slices"
+    if len(config.shape) == 3:
+        sample = f"volumes of {' x '.join(map(str, config.shape))} voxels"
+        slices = f"{grid.slice_spacing_mm:g} mm apart, as far as their pixels are wide"
     of = " (the upper one of the hemisphere where it is lower)" if grid.scaling == "contralateral" else ""
     scale = (
         f"0 to -1 and the in-mask median to 0, cut at {grid.clip:g}"
@@ -144,7 +148,7 @@ def model_card(config: Config, *, data: str, steps: int, loss: float) -> str:
 ## Data and training
 
 - Training data: {data}. Only scans, or slices, held to be healthy are learned from.
-- {steps} steps of {train.batch_size * train.accumulate} slices, seed {train.seed}.{"" if math.isnan(loss) else result}
+- {steps} steps of {count} {sample}, seed {train.seed}.{"" if math.isnan(loss) else result}
 
 ## Preprocessing
 

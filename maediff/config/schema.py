@@ -617,12 +617,13 @@ class Config(Section):
             if getattr(self.train, name) and self.diffusion.loss == "simple":
                 raise ValueError(f"train.{name} goes with diffusion.loss x0_l1 or x0_l2, not 'simple'")
         factor = self.model.patch * 2 ** (len(self.model.channels) - 1)
-        for side in self.shape:
+        named = {"size": self.data.size} | ({"heads.slices": self.shape[:1]} if len(self.shape) == 3 else {})
+        for name, side in ((name, side) for name, sides in named.items() for side in sides):
             if side % factor or side % self.partition.cell:
                 raise ValueError(
-                    f"size {side} must be a multiple of {factor} (patch and U-Net levels) "
+                    f"{name} {side} must be a multiple of {factor} (patch and U-Net levels) "
                     f"and of cell = {self.partition.cell}"
                 )
             if self.partition.window > side:
-                raise ValueError(f"window {self.partition.window} is larger than size {side}")
+                raise ValueError(f"window {self.partition.window} is larger than {name} {side}")
         return self

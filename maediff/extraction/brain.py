@@ -77,7 +77,8 @@ def extract_brain(
     """
     net = net or packaged_net()
     looks = [_look(volume, affine, slice_mm, net) for affine, slice_mm in _plausible_affines(volume, heights_mm)]
-    mask, clarity, slice_mm, found_ml = max(looks, key=lambda look: look.certainty)
+    best = max(looks, key=lambda look: (look.millilitres >= MIN_BRAIN_ML, look.certainty))
+    mask, clarity, slice_mm, found_ml = best
     if found_ml < MIN_BRAIN_ML:
         raise InputError(
             f"no brain was found in {volume.name} ({found_ml:.0f} ml; at least {MIN_BRAIN_ML:g} ml is needed): it may "

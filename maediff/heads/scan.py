@@ -22,7 +22,7 @@ from maediff.heads.sample import looked_up
 
 UNITS = 1000.0
 """Intensity of the brightest structure of the brain, scanner units."""
-_SLAB_MM = 30.0  # distance between the knots of the displacement, across slices
+SLAB_MM = 30.0  # distance between the knots of the displacement, across slices
 
 
 _FAR = 4.0
@@ -141,7 +141,7 @@ def draw_bends(
     """Draw a displacement for each slice, mm (3, h, w) each, that changes smoothly from slice to slice."""
     fine = (shape[0] * FINE, shape[1] * FINE)
     amplitude = 2.0 * float(torch.rand((), generator=rng))
-    return drifting_fields(fine, 35.0 * FINE / spacing_mm, heights, _SLAB_MM, rng, count=3, strength=amplitude)
+    return drifting_fields(fine, 35.0 * FINE / spacing_mm, heights, SLAB_MM, rng, count=3, strength=amplitude)
 
 
 def _draw_lesions(

@@ -1,4 +1,4 @@
-"""Training volumes drawn from label maps: a whole brain, healthy and with lesions in three dimensions.
+"""Training volumes drawn from label maps: a brain or a part of it, healthy and with lesions in three dimensions.
 
 As :mod:`maediff.heads.sample` draws slices, on a grid of equal spacing in all directions, with one pose, contrast and
 scanner for all slices. A volume takes half a second on one core.
@@ -22,15 +22,13 @@ from maediff.heads.labels import WHITE, BrainLabels, indices, parenchyma
 from maediff.heads.lesions import LesionMask, draw_material, lesion_signal
 from maediff.heads.plane import FINE, Plane, draw_pose
 from maediff.heads.sample import HeadSlice, draw_rim, looked_up, scaled_range
-from maediff.heads.scan import ScanLesion, draw_bends, lesion_opacity
+from maediff.heads.scan import SLAB_MM, ScanLesion, draw_bends, lesion_opacity
 from maediff.heads.variation import REGION_MM, STRONGEST, draw_caps, regional_factor
 
 _SHAPES = ("mask", "spots", "blob")
 _SHAPE_SHARES = (0.3, 0.2, 0.5)
 _RADIUS_MM = (3.0, 40.0)
 _SPOT_MM = (1.5, 5.0)
-_SLAB_MM = 30.0
-"""Distance across slices after which a smooth variation is a new one."""
 _THICKEST_MM = 6.0
 _BIAS = 0.12
 _TRIES = 100
@@ -113,18 +111,20 @@ def draw_volume(  # noqa: PLR0913  each a setting of the drawing, as of a slice
 
 
 def _offset(head: BrainLabels, sides_mm: Sequence[float], rng: torch.Generator) -> list[float]:
-    """Draw how far the middle of a volume lies from that of the brain, mm: a little, or anywhere in a larger brain.
+    """Draw how far the middle of a volume lies from that of the brain, mm: a little, or to some tissue of it.
 
     Args:
         head: Labels around the brain.
         sides_mm: Of the volume: upwards, left to right, back to front.
         rng: Source of randomness.
     """
-    left, front, up = (head.box[1] - head.box[0]).tolist()
+    middle = _voxels(head, parenchyma(), 1, rng)[0] - head.box.mean(0)
+    left, front, up = ((head.box[1] - head.box[0]) / 2).tolist()
     found = []
-    for extent, side in zip((up, left, front), sides_mm, strict=True):
-        beyond = max(0.0, extent - side) / 2
-        found.append(uniform(-beyond, beyond, rng) + 3.0 * float(torch.randn((), generator=rng)))
+    for axis, half, side in zip((2, 0, 1), (up, left, front), sides_mm, strict=True):
+        beyond = max(0.0, half - side / 2)
+        found.append(float(middle[axis].clamp(-beyond, beyond)))
+    found[0] += 3.0 * float(torch.randn((), generator=rng))  # the pose has moved it along the other axes
     return found
 
 
@@ -157,7 +157,7 @@ def _variations(
 
     def drift(strength: float, knot_mm: float, count: int = 1, fine: int = 1) -> list[Tensor]:
         sides, knot = (shape[0] * fine, shape[1] * fine), knot_mm * fine / spacing_mm
-        return drifting_fields(sides, knot, places, _SLAB_MM, rng, count=count, strength=strength)
+        return drifting_fields(sides, knot, places, SLAB_MM, rng, count=count, strength=strength)
 
     bends = draw_bends(shape, spacing_mm, places, rng)
     gains = drift(uniform(0, _BIAS, rng), uniform(60, 110, rng))

@@ -54,7 +54,7 @@ def estimate_cost(predictor: Predictor, planned: Sequence[PlannedCase]) -> Cost 
         planned: What :func:`~maediff.inference.cohort.plan_cases` lists.
 
     Returns:
-        None for methods that slide no windows.
+        None for methods whose cost is not estimated.
 
     Raises:
         MAEDiffError: No scan can be used; the error is that of the last one.

@@ -267,7 +267,8 @@ def check_adaptable(stored: StoredModel, folder: Path) -> None:
     if stored.config.method == "volumetric":
         raise ConfigError(
             "a volumetric model learns from drawn volumes alone and cannot be adapted to slices; adapt a "
-            "model of slices, or go on training: maediff train --set train.init=MODEL"
+            "model of slices, or go on with its label maps: maediff train -c volumetric -i LABEL_MAPS -o RUN --set "
+            "train.init=MODEL"
         )
     if stored.base is not None:
         raise ModelError(

@@ -301,7 +301,7 @@ def _splits(cases: Sequence[Case]) -> str:
 def describe_slices(training: SliceSet | HeadSet, validation: SliceSet | HeadSet) -> str:
     """Describe the training data in a sentence, with counts."""
     if isinstance(training, HeadSet) or isinstance(validation, HeadSet):
-        return f"slices drawn from {len(training.subjects)} label maps of heads, {len(validation.subjects)} held out"
+        return f"samples drawn from {len(training.subjects)} label maps of heads, {len(validation.subjects)} held out"
     text = (
         f"{len(training)} slices of {len(set(training.subjects))} subjects to learn from, "
         f"{len(validation)} of {len(set(validation.subjects))} held out"

@@ -3,7 +3,7 @@
 The paper works on slices, whose maps flicker from one slice to the next. Here the window is a cube, the cells of the
 masked autoencoder are cubes, and the U-Net convolves in three dimensions and sees the whole brain. Everything else is
 the paper's: the inside of the window is noised, the autoencoder sees the cells outside it, and the window slides.
-Training volumes are drawn from label maps, see :mod:`maediff.heads.volume`.
+Training volumes are drawn from label maps, see :mod:`maediff.heads.volume`; they may be smaller than a brain.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class CubeReconstructor:
             return self._estimate(one, corner)
 
         done = 0
-        with Cores(core_count(self.device)) as cores:
+        most = self.config.infer.batch_size
+        count = core_count(self.device)
+        with Cores(count if most == "auto" else min(count, most)) as cores:
             for group in corners.split(cores.count):
                 for corner, estimate in zip(group.tolist(), cores.map(estimate_of, list(group)), strict=True):
                     cube = _cube(corner, side)

@@ -153,16 +153,14 @@ class HeadStream(Dataset[Sample]):
 
     def _draw(self, t: int, rng: torch.Generator) -> HeadSlice:
         config = self.config
-        planes, look = (
-            config.heads.orientations,
-            _Look(
-                severity=severity(t, config.diffusion.train_timesteps),
-                faintest=config.heads.faintest,
-                lesions=self.anomalies is None and chance(config.heads.lesions, rng),
-                random_share=config.heads.random_contrasts,
-                percentiles=config.data.percentiles,
-                clip=config.data.clip,
-            ),
+        planes = config.heads.orientations
+        look = _Look(
+            severity=severity(t, config.diffusion.train_timesteps),
+            faintest=config.heads.faintest,
+            lesions=self.anomalies is None and chance(config.heads.lesions, rng),
+            random_share=config.heads.random_contrasts,
+            percentiles=config.data.percentiles,
+            clip=config.data.clip,
         )
         heads, masks, spacing = self.source.heads, self.source.masks, config.data.spacing_mm
         if config.method == "volumetric":

@@ -81,6 +81,14 @@ class TestSpacing:
         assert "mend the header" in found.notes[0]
         assert 2 * (found.mask & truth[:, :, 2::3]).sum() / (found.mask.sum() + truth[:, :, 2::3].sum()) > 0.9
 
+    def test_a_brain_is_preferred_to_a_clearer_speck(self, monkeypatch):
+        thick, _ = head((3.0, 3.0, 3.0))
+        flat = scan_of(thick.data[:, :, 2::3], np.diag([3.0, 3.0, 3.0, 1.0]))
+        mask = np.ones(flat.data.shape, bool)
+        looks = iter([brain._Look(mask, 0.99, 5.0, 80.0), brain._Look(mask, 0.9, 6.0, 1200.0)])
+        monkeypatch.setattr(brain, "_look", lambda *_: next(looks))
+        assert extract_brain(flat, Bright(), (150.0, 180.0)).slice_mm == 6.0
+
     @pytest.mark.parametrize(("radius", "shrinks"), [(45, False), (55, True)])
     def test_a_brain_that_is_too_long_gets_smaller_pixels(self, radius, shrinks):
         mask = ball((120, 120, 30), radius)

@@ -200,7 +200,7 @@ def test_a_volume_is_put_back_where_it_came_from(slices):
         (["diffusion.noise=simplex"], "needs diffusion.noise=gaussian or none"),
         (["infer.orientations=[axial, coronal]"], r"needs infer.orientations=\[axial\]"),
         (["infer.together=2"], "needs infer.context=slice and infer.together=1"),
-        (["heads.slices=60"], "size 60 must be a multiple of 4"),
+        (["heads.slices=60"], "heads.slices 60 must be a multiple of 4"),
         (["structure.kinds=[t2i]", "structure.guides=[edges]"], "structure goes with method maediff"),
     ],
 )
