@@ -382,7 +382,7 @@ def _odd_weights(rng: Random, data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
-_METHODS = tuple(method for method in METHODS if method != "zscore")
+_METHODS = tuple(method for method in METHODS if method not in {"zscore", "volumetric"})
 BORDERS = {
     border.name: border
     for border in (

@@ -26,7 +26,7 @@ from maediff.training.loop import Losses, fit
 from maediff.volume import check_common_space, read_nifti
 
 CPU = torch.device("cpu")
-TRAINED = [name for name in METHODS if name not in UNTRAINED]
+TRAINED = [name for name in METHODS if name not in {*UNTRAINED, "volumetric"}]  # on slices
 BASELINES = [name for name in TRAINED if name != "maediff"]
 KEY = (0, "a")
 LATENT = ("latent_diffusion", "conditioned_latent_diffusion")
@@ -70,7 +70,7 @@ def shaken(config):
 def test_a_method_is_set_like_any_setting():
     assert load_config("tiny").method == "maediff"
     assert load_config("tiny", ["method=pddpm"]).method == "pddpm"
-    with pytest.raises(ConfigError, match=r"method: .*'maediff', 'intensity'.*got 'gan'"):
+    with pytest.raises(ConfigError, match=r"method: .*'maediff', 'volumetric', 'intensity'.*got 'gan'"):
         load_config("tiny", ["method=gan"])
     with pytest.raises(ConfigError, match=r"did you mean method\?"):
         load_config("tiny", ["methods=ddpm"])
@@ -98,7 +98,18 @@ def test_the_noise_of_a_dae_is_coarse():
 
 
 def test_every_preset_makes_every_method():
-    assert all(load_config(name, [f"method={method}"]).method == method for name in presets() for method in METHODS)
+    of_slices = [method for method in METHODS if method != "volumetric"]
+    assert all(load_config(name, [f"method={method}"]).method == method for name in presets() for method in of_slices)
+
+
+def test_only_its_own_preset_makes_the_volumetric_method():
+    """It needs a grid of equal spacing and label maps, which no other preset has."""
+    for name in presets():
+        if name == "volumetric":
+            assert load_config(name).method == name
+            continue
+        with pytest.raises(ConfigError, match="method volumetric needs"):
+            load_config(name, ["method=volumetric"])
 
 
 # The protocol

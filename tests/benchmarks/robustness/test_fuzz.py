@@ -112,7 +112,7 @@ def test_a_network_that_memory_cannot_hold_is_not_built(monkeypatch):
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method not in UNTRAINED])
 def test_shapes_without_memory_are_those_of_the_network(method):
-    config = load_config("quick", [f"method={method}"])
+    config = load_config("volumetric" if method == "volumetric" else "quick", [f"method={method}"])
     built = {name: tuple(value.shape) for name, value in build.build_network(config).state_dict().items()}
     assert build.network_shapes(config) == built
 
