@@ -22,7 +22,7 @@ from maediff.extraction import extract_brain
 from maediff.volume import read_nifti, write_like
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/prepare.md")
-HEIGHTS_MM = (150.0,)
+HEIGHT_MM = 150.0
 """Height of a stack whose slice distance is lost, as the extraction assumed when the cross-validation began; it tries
 several now. Other masks would make all stored cells void."""
 
@@ -36,7 +36,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             continue
         volume = read_nifti(case.image)
         try:
-            found = extract_brain(volume, heights_mm=HEIGHTS_MM)
+            found = extract_brain(volume, heights_mm=options.heights)
         except InputError as error:
             rows[case.id] = {"error": str(error)}
         else:
@@ -49,6 +49,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the new masks")
+    parser.add_argument("--heights", type=float, nargs="+", default=[HEIGHT_MM], metavar="MM", help="of stacks, tried")
     parser.add_argument("--overwrite", action="store_true", help="write again what is there")
 
 

@@ -69,7 +69,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         methods["cubes"] = ["--model", str(options.volumetric)]
     if options.model is not None:
         found = _scored(options)
-        write_json(options.into, found)
+        if options.into is not None:
+            write_json(options.into, found)
         return found
     results = {}
     with TemporaryDirectory() as folder:

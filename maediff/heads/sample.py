@@ -92,7 +92,7 @@ def draw_slice(  # noqa: PLR0913  each a setting of the drawing
     low, high = scaled_range(contrast, head, rim, percentiles, rng)
     spread = contrast.spread[plane.classes[0, ::FINE, ::FINE]]
     variation = regional_variation(plane, rng)
-    ideal = _with_lesions(looked_up(contrast.signal, plane), plane, contrast, draw_caps(plane, rng), rng)
+    ideal = with_lesions(looked_up(contrast.signal, plane), plane, contrast, draw_caps(plane, rng), rng)
 
     def scanned(signal: Tensor) -> Tensor:
         units = 2 * (scanner.apply(signal * variation, spread) - low) / (high - low) - 1
@@ -101,7 +101,7 @@ def draw_slice(  # noqa: PLR0913  each a setting of the drawing
     healthy = scanned(ideal)
     if not found:
         return HeadSlice(healthy, healthy, brain, torch.zeros(shape), contrast.kind)
-    image = scanned(_with_lesions(ideal, plane, contrast, found, rng))
+    image = scanned(with_lesions(ideal, plane, contrast, found, rng))
     opacity = torch.stack([lesion.opacity for lesion in found]).amax(0)
     lesion = shrink(opacity, _SHARP, FINE) * brain
     return HeadSlice(healthy, image, brain, lesion, contrast.kind)
@@ -113,7 +113,7 @@ def looked_up(values: Tensor, plane: Plane) -> Tensor:
     return found.mean(0) if len(found) > 1 else found[0]
 
 
-def _with_lesions(
+def with_lesions(
     ideal: Tensor, plane: Plane, contrast: Contrast, lesions: Sequence[Lesion], rng: torch.Generator
 ) -> Tensor:
     """Mix the signal of changed tissue into a slice (h, w), one lesion after another."""

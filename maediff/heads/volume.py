@@ -21,7 +21,7 @@ from maediff.heads.fields import drifting_fields, shrink, smooth_field
 from maediff.heads.labels import WHITE, BrainLabels, indices, parenchyma
 from maediff.heads.lesions import LesionMask, draw_material, lesion_signal
 from maediff.heads.plane import FINE, Plane, draw_pose
-from maediff.heads.sample import HeadSlice, draw_rim, looked_up, scaled_range
+from maediff.heads.sample import HeadSlice, draw_rim, looked_up, scaled_range, with_lesions
 from maediff.heads.scan import SLAB_MM, ScanLesion, draw_bends, lesion_opacity
 from maediff.heads.variation import REGION_MM, STRONGEST, draw_caps, regional_factor
 
@@ -87,7 +87,8 @@ def draw_volume(  # noqa: PLR0913  each a setting of the drawing, as of a slice
     for place, here in zip(places, variations, strict=True):
         plane = pose.cut(head, place + offset, thickness, here.bend)
         scan = _Scan.of(replace(scanner, gain=here.gain), contrast, plane, here.factor(plane), rng)
-        ideal = _with_caps(looked_up(contrast.signal, plane), plane, contrast, caps_seed)
+        caps = draw_caps(plane, generator("caps", caps_seed))  # the same in every slice
+        ideal = with_lesions(looked_up(contrast.signal, plane), plane, contrast, caps, generator("cap", caps_seed))
         changed, opacity = ideal, torch.zeros(plane.depth.shape)
         for one, signal in zip(found, signals, strict=True):
             share = lesion_opacity(one, head, plane)
@@ -188,14 +189,6 @@ class _Scan(NamedTuple):
     def of_signal(self, ideal: Tensor) -> Tensor:
         """Scan an ideal signal (h, w): (H, W)."""
         return self.scanner.apply(ideal * self.factor, self.spread)
-
-
-def _with_caps(ideal: Tensor, plane: Plane, contrast: Contrast, seed: int) -> Tensor:
-    """Add the rim of healthy ventricles to a slice (h, w); the seed makes it the same in every slice."""
-    for cap in draw_caps(plane, generator("caps", seed)):
-        signal = lesion_signal(contrast, cap.material, generator("cap", seed))
-        ideal = ideal + cap.opacity * (looked_up(signal, plane) - ideal)
-    return ideal
 
 
 def draw_volume_lesions(

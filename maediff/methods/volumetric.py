@@ -8,14 +8,13 @@ Training volumes are drawn from label maps, see :mod:`maediff.heads.volume`; the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maediff import diffusion
 from maediff.config import Config
 from maediff.cores import Cores, core_count
 from maediff.diffusion.noise import generator, noise_field
@@ -23,8 +22,7 @@ from maediff.methods.base import Healthy, Key, OnWindows
 from maediff.methods.maediff.layout import view_step
 from maediff.methods.maediff.partition import blend_weight, window_grid, window_masks
 from maediff.methods.maediff.reconstructor import Reconstructor
-from maediff.methods.maediff.sliding import with_bf16_convolutions
-from maediff.methods.objective import sampler_times
+from maediff.methods.maediff.window import Seen, WindowEngine
 
 
 class VolumetricReconstructor(Reconstructor):
@@ -40,22 +38,11 @@ class VolumetricReconstructor(Reconstructor):
         return CubeReconstructor(self, config, device, bf16=bf16)
 
 
-class CubeReconstructor:
+class CubeReconstructor(WindowEngine):
     """Engine that reconstructs the healthy version of a stack of slices as one volume, cube after cube.
 
-    Args:
-        network: Trained network, in eval mode, on `device`.
-        config: Configuration of the network.
-        device: Where to compute.
-        bf16: Run the network under bf16 autocast; blending stays in float32.
+    Its arguments are those of :class:`~maediff.methods.maediff.window.WindowEngine`.
     """
-
-    def __init__(self, network: VolumetricReconstructor, config: Config, device: torch.device, *, bf16: bool) -> None:
-        self.network = with_bf16_convolutions(network) if bf16 else network
-        self.config = config
-        self.device = device
-        self.bf16 = bf16
-        self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
 
     @torch.inference_mode()
     def __call__(self, slices: Tensor, mask: Tensor, key: Key, on_batch: OnWindows | None = None) -> Healthy:
@@ -70,19 +57,17 @@ class CubeReconstructor:
         Returns:
             Mean and deviation (S, H, W) over timesteps and draws. Voxels that no cube covers are returned unchanged.
         """
-        kind, slices = self.config.diffusion, slices.float()
-        keys = [(t, (*key, t, draw)) for t in kind.test_timesteps for draw in range(self.config.infer.draws)]
-        results = slices[None].repeat(len(keys), 1, 1, 1)
-        if bool(mask.any()):
-            place = Place.around(mask, view_step(self.config), self.config.partition.window)
-            volume = place.fit(slices, -1.0)
-            corners = self._corners(place.fit(mask, False))
-            for number, (t, pass_key) in enumerate(keys):
-                noise = noise_field(kind.noise, tuple(volume.shape), generator(*pass_key))[0]
-                notice = _notice(on_batch, number * len(corners), len(keys) * len(corners))
-                estimate = self._reconstruct(_Pass(volume, noise, t, pass_key), corners, notice)
-                results[number] = place.put_back(estimate, slices)
-        return Healthy(results.mean(0), results.std(0) if len(keys) > 1 else None)
+        slices = slices.float()
+        if not bool(mask.any()):
+            return Healthy(*self.average(slices, key, lambda *_: slices, None))
+        place = Place.around(mask, view_step(self.config), self.config.partition.window)
+        volume = place.fit(slices, -1.0)
+        corners = self._corners(place.fit(mask, False))
+
+        def reconstruct(t: int, pass_key: Key, notice: OnWindows) -> Tensor:
+            return place.put_back(self._reconstruct(volume, corners, t, pass_key, notice), slices)
+
+        return Healthy(*self.average(slices, key, reconstruct, on_batch))
 
     def _corners(self, brain: Tensor) -> Tensor:
         """List the first voxels (N, 3) of the cubes that hold brain (D, H, W)."""
@@ -91,18 +76,26 @@ class CubeReconstructor:
         held = [bool(brain[_cube(corner, side)].any()) for corner in corners.tolist()]
         return corners[torch.tensor(held)]
 
-    def _reconstruct(self, one: _Pass, corners: Tensor, notice: Callable[[int], None]) -> Tensor:
-        """Reconstruct all cubes at one timestep, and blend them: (D, H, W)."""
-        side = self.config.partition.window
+    def _reconstruct(self, volume: Tensor, corners: Tensor, t: int, key: Key, notice: OnWindows) -> Tensor:
+        """Reconstruct all cubes at one timestep with one noise field, and blend them: (D, H, W)."""
+        side, kind = self.config.partition.window, self.config.diffusion.noise
+        shape = tuple(volume.shape)
+        x0 = volume[None, None].to(self.device)
+        noise = noise_field(kind, shape, generator(*key))[None].to(self.device)
         weight = blend_weight(side, self.config.infer.blend, dims=3)
-        total, mass = torch.zeros_like(one.volume), torch.zeros_like(one.volume)
+        total, mass = torch.zeros_like(volume), torch.zeros_like(volume)
+
+        def draw(name: object, step: int) -> Tensor:
+            return noise_field(kind, shape, generator(*key, name, step))[None].to(self.device)
 
         @torch.inference_mode()
         def estimate_of(corner: Tensor) -> Tensor:
-            return self._estimate(one, corner)
+            window = window_masks(corner[None], side, shape).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                features = self.network.features(x0, window)
+            return self.restore(Seen(x0, noise, window, features, None, None, draw), t)[0, 0].cpu()
 
-        done = 0
-        most = self.config.infer.batch_size
+        done, most = 0, self.config.infer.batch_size
         count = core_count(self.device)
         with Cores(count if most == "auto" else min(count, most)) as cores:
             for group in corners.split(cores.count):
@@ -111,41 +104,8 @@ class CubeReconstructor:
                     total[cube] += weight * estimate[cube]
                     mass[cube] += weight
                 done += len(group)
-                notice(done)
-        return torch.where(mass > 0, total / mass.clamp(min=1e-12), one.volume)
-
-    def _estimate(self, one: _Pass, corner: Tensor) -> Tensor:
-        """Noise a cube to level t and walk back down; everything outside it stays unchanged: (D, H, W)."""
-        kind = self.config.diffusion
-        x0, noise = (part[None, None].to(self.device) for part in (one.volume, one.noise))
-        window = window_masks(corner[None], self.config.partition.window, tuple(one.volume.shape)).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.network.features(x0, window)
-
-        def denoise(x_t: Tensor, step: int) -> Tensor:
-            seen = window * x_t + (1 - window) * x0
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                steps = torch.full((1,), step, device=self.device)
-                prediction = self.network(seen, window, steps, features).prediction.float()
-            return diffusion.x0_from(
-                kind.objective, prediction, seen, self.abar[step].to(x0), self.abar[step - 1].to(x0)
-            )
-
-        def draw_noise(step: int) -> Tensor:
-            return noise_field(kind.noise, tuple(one.volume.shape), generator(*one.key, "ancestral", step))[None].to(x0)
-
-        perturbed = diffusion.partially_noise(x0, noise, window, self.abar[one.t].to(x0))
-        walk = draw_noise if kind.sampler == "ancestral" else None
-        return diffusion.sample(denoise, perturbed, self.abar, sampler_times(kind, one.t), walk)[0, 0].cpu()
-
-
-class _Pass(NamedTuple):
-    """One reconstruction of a volume (D, H, W): its noise of the same shape, the timestep, the seed of more noise."""
-
-    volume: Tensor
-    noise: Tensor
-    t: int
-    key: Key
+                notice(done, len(corners))
+        return torch.where(mass > 0, total / mass.clamp(min=1e-12), volume)
 
 
 class Place(NamedTuple):
@@ -188,13 +148,3 @@ class Place(NamedTuple):
 
 def _cube(corner: Sequence[int], side: int) -> tuple[slice, ...]:
     return tuple(slice(first, first + side) for first in corner)
-
-
-def _notice(on_batch: OnWindows | None, before: int, of: int) -> Callable[[int], None]:
-    """Count cubes over all timesteps and draws."""
-
-    def notice(done: int) -> None:
-        if on_batch is not None:
-            on_batch(before + done, of)
-
-    return notice

@@ -98,14 +98,14 @@ class Constant:
     def features(self, volume, window):
         return None
 
-    def __call__(self, volume, window, steps, features):
+    def __call__(self, volume, window, steps):
         return SimpleNamespace(prediction=torch.full_like(volume, 0.25))
 
 
 class Echo(Constant):
     """Returns what it sees, noise included."""
 
-    def __call__(self, volume, window, steps, features):
+    def __call__(self, volume, window, steps):
         return SimpleNamespace(prediction=volume)
 
 

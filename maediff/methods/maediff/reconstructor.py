@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from maediff import diffusion
 from maediff.config import Config, ModelConfig
+from maediff.hardware import channels_last
 from maediff.methods.base import Engine, Method
 from maediff.methods.maediff.folding import folded, unfolded
 from maediff.methods.maediff.loss import Reconstruction, losses
@@ -232,8 +233,5 @@ def _unet(config: ModelConfig, channels: int, beside: int, dims: int) -> Diffusi
 
 
 def _resize(x: Tensor, size: list[int]) -> Tensor:
-    if x.ndim == 5:
-        x = F.interpolate(x, size, mode="trilinear", align_corners=False)
-        return x.contiguous(memory_format=torch.channels_last_3d)
-    x = F.interpolate(x, size, mode="bilinear", align_corners=False)
-    return x.contiguous(memory_format=torch.channels_last)
+    x = F.interpolate(x, size, mode="trilinear" if x.ndim == 5 else "bilinear", align_corners=False)
+    return x.contiguous(memory_format=channels_last(x.ndim - 2))

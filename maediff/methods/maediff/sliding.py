@@ -9,16 +9,13 @@ Shapes: S slices of C channels; B passes of a batch, each a view (h, w) of its s
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maediff import diffusion
 from maediff.config import Config
 from maediff.cores import Cores, core_count
 from maediff.diffusion.noise import generator, noise_field
@@ -26,26 +23,14 @@ from maediff.methods.base import Healthy, Key, Method, OnWindows
 from maediff.methods.maediff.layout import Batch, Layout, lay_out, view_step
 from maediff.methods.maediff.memory import choose_batch, is_out_of_memory, window_bytes
 from maediff.methods.maediff.partition import Blend, blend_weight, window_masks
+from maediff.methods.maediff.window import Seen, WindowEngine
 from maediff.methods.neighbours import with_neighbours
-from maediff.methods.objective import sampler_times
 
 log = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class _Seen(NamedTuple):
-    """Input of the network for a batch, (B, C, h, w) each, and a function that draws more noise for it."""
-
-    x0: Tensor
-    noise: Tensor
-    window: Tensor
-    features: Tensor | None
-    neighbours: Tensor | None
-    guide: Tensor | None
-    draw: Callable[[object, int], Tensor]
-
-
-class SlidingReconstructor:
+class SlidingReconstructor(WindowEngine):
     """Engine that reconstructs the healthy version of slices.
 
     Args:
@@ -56,12 +41,8 @@ class SlidingReconstructor:
     """
 
     def __init__(self, network: Method, config: Config, device: torch.device, *, bf16: bool) -> None:
-        self.network = with_bf16_convolutions(network) if bf16 else network
-        self.config = config
-        self.device = device
-        self.bf16 = bf16
+        super().__init__(network, config, device, bf16=bf16)
         self.batch: int | None = None  # windows per pass: chosen at the first use, halved if memory runs out
-        self.abar = diffusion.schedule(config.diffusion.schedule, config.diffusion.timesteps)
         self.channels = config.reconstructed_channels
         self.offsets = config.data.offsets
 
@@ -85,23 +66,14 @@ class SlidingReconstructor:
         several = self.channels > 1 or (slices.ndim == 4 and not self.config.structure.kinds)
         given = (len(slices), *((self.channels,) if several else ()), height, width)
         slices = self._with_guide(self._padded(slices.float().reshape(len(slices), -1, height, width), -1.0))
-        keys = [
-            (t, (*key, t, draw))
-            for t in self.config.diffusion.test_timesteps
-            for draw in range(self.config.infer.draws)
-        ]
-        # Welford's update needs no stored passes, and gives a deviation of exactly 0 if all draws agree.
-        mean = torch.zeros_like(slices[:, : self.channels])
-        square = torch.zeros_like(mean)
-        for done, (t, pass_key) in enumerate(keys):
-            one = self._reconstruct(slices, layout, t, pass_key, _notice(on_batch, done, len(keys)))
-            gap = one - mean
-            mean += gap / (done + 1)
-            square += gap * (one - mean)
+
+        def reconstruct(t: int, pass_key: Key, notice: OnWindows) -> Tensor:
+            return self._reconstruct(slices, layout, t, pass_key, notice)
+
+        mean, deviation = self.average(slices[:, : self.channels], key, reconstruct, on_batch)
         mean = mean[..., :height, :width].reshape(given)
-        if len(keys) == 1:
+        if deviation is None:
             return Healthy(mean, None)
-        deviation = (square / (len(keys) - 1)).sqrt()
         return Healthy(mean, deviation[..., :height, :width].reshape(given))
 
     def _with_guide(self, slices: Tensor) -> Tensor:
@@ -141,7 +113,7 @@ class SlidingReconstructor:
 
         @torch.inference_mode()
         def estimate_of(part: Batch) -> Tensor:
-            return self._sample(self._seen(slices, noise, masks, part, key), t)
+            return self.restore(self._seen(slices, noise, masks, part, key), t)
 
         # A batch that does not fit into memory is halved and retried; noise and sums do not depend on its size.
         blend = Blend(images)
@@ -181,7 +153,7 @@ class SlidingReconstructor:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _seen(self, slices: Tensor, noise: Tensor, masks: Tensor, batch: Batch, key: Key) -> _Seen:
+    def _seen(self, slices: Tensor, noise: Tensor, masks: Tensor, batch: Batch, key: Key) -> Seen:
         """Cut out the network's input, and compute the features of the visible region once for all steps."""
         images, guide = slices[:, : self.channels], slices[:, self.channels :]
         hidden = batch.united(masks)
@@ -199,7 +171,7 @@ class SlidingReconstructor:
             fields = [self._field(images, (*key, name, step, index)) for index in indices.tolist()]
             return batch.views(torch.stack(fields).to(images), of_pass)
 
-        return _Seen(
+        return Seen(
             x0=batch.views(images, batch.slice_index),
             noise=batch.views(noise, batch.slice_index),
             window=batch.own_views(hidden),
@@ -208,33 +180,6 @@ class SlidingReconstructor:
             guide=batch.views(guide, batch.slice_index) if guide.shape[1] else None,
             draw=draw,
         )
-
-    def _sample(self, seen: _Seen, t: int) -> Tensor:
-        """Noise the window to level t and walk back down; everything outside it stays unchanged."""
-        x0, window = seen.x0, seen.window
-        perturbed = diffusion.partially_noise(x0, seen.noise, window, self.abar[t].to(x0))
-
-        def denoise(x_t: Tensor, step: int) -> Tensor:
-            return self._estimate(window * x_t + (1 - window) * x0, seen, step)
-
-        def draw_noise(step: int) -> Tensor:
-            return seen.draw("ancestral", step)
-
-        ancestral = self.config.diffusion.sampler == "ancestral"
-        times = sampler_times(self.config.diffusion, t)
-        return diffusion.sample(denoise, perturbed, self.abar, times, draw_noise if ancestral else None)
-
-    def _estimate(self, perturbed: Tensor, seen: _Seen, t: int) -> Tensor:
-        """Estimate x_0 of the views (B, C, h, w) at one timestep."""
-        known = () if seen.features is None else (seen.features,)
-        steer = {} if seen.guide is None else {"guide": seen.guide}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            steps = torch.full((len(perturbed),), t, device=self.device)
-            known_image = perturbed if seen.neighbours is None else torch.cat([perturbed, seen.neighbours], 1)
-            prediction = self.network(known_image, seen.window, steps, *known, **steer).prediction
-        abar_t = self.abar[t].to(perturbed)
-        abar_s = self.abar[t - 1].to(perturbed)
-        return diffusion.x0_from(self.config.diffusion.objective, prediction.float(), perturbed, abar_t, abar_s)
 
     def _noise(self, slices: Tensor, layout: Layout, key: Key) -> Tensor:
         """Draw one noise field per slice: (S, C, H, W); slices without windows stay zero."""
@@ -248,15 +193,6 @@ class SlidingReconstructor:
         return noise_field(self.config.diffusion.noise, (height, width), generator(*key), channels)
 
 
-def with_bf16_convolutions(network: Network) -> Network:
-    """Copy a network with bf16 convolutions; autocast would convert them to the same values in each pass."""
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-            module.to(torch.bfloat16)
-    return network
-
-
 def _placed(weight: Tensor, corners: Tensor, shape: tuple[int, int]) -> Tensor:
     """Place the weights of a window at each origin: (N, 1, H, W) for N corners."""
     side = len(weight)
@@ -264,13 +200,3 @@ def _placed(weight: Tensor, corners: Tensor, shape: tuple[int, int]) -> Tensor:
     for index, (row, column) in enumerate(corners.tolist()):
         placed[index, 0, row : row + side, column : column + side] = weight
     return placed
-
-
-def _notice(on_batch: OnWindows | None, passes_done: int, passes: int) -> OnWindows:
-    """Count windows over all timesteps and draws."""
-
-    def notice(windows: int, of: int) -> None:
-        if on_batch is not None:
-            on_batch(passes_done * of + windows, passes * of)
-
-    return notice
