@@ -45,7 +45,7 @@ BENCHMARK = Benchmark(
     __file__,
     __doc__,
     page="docs/packaged-model.md",
-    results=("zero_shot.json", "zero_shot_others.json", "zero_shot_synthetic.json"),
+    results=("zero_shot.json", "zero_shot_others.json", "zero_shot_heights.json", "zero_shot_synthetic.json"),
 )
 GRIDS: tuple[float | None, ...] = (None, 1.0, 2.0)
 MEDIANS = (0.0, 3.0, 5.0)
