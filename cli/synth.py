@@ -14,11 +14,16 @@ KINDS = ("ms", "tumour", "dark")
 HEAD_KINDS = ("tumour", "ms", "stroke")
 
 
+def _names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Split a comma-separated list."""
+    return tuple(part.strip().lower() for part in (value or "").split(",") if part.strip())
+
+
 def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
     """Split a comma-separated list of lesion kinds; empty: all kinds."""
     if value is None:
         return ()
-    kinds = tuple(part.strip() for part in value.split(",") if part.strip())
+    kinds = _names(context, parameter, value)
     known = KINDS if context.params.get("heads") is None else HEAD_KINDS
     wrong = [kind for kind in kinds if kind not in known]
     if wrong or not kinds:
@@ -39,6 +44,7 @@ def _masks(name: str, parameter: str, kind: str) -> Callable[[F], F]:
     epilog=examples(
         "maediff synth -o cohort --subjects 24 --lesions ms,tumour --modality flair --seed 1",
         "maediff synth -o cohort --heads label_maps/ --contrast flair --ms-masks ms_masks/",
+        "maediff synth -o pairs --heads label_maps/ --contrast flair --also t1 --healthy-only",
     ),
 )
 @output_option("Folder of the BIDS-like data set.")
@@ -67,6 +73,12 @@ def _masks(name: str, parameter: str, kind: str) -> Callable[[F], F]:
     default="t2",
     help="Contrast.",
 )
+@click.option(
+    "--also",
+    callback=_names,
+    metavar="CONTRAST,…",
+    help="With --heads: further contrasts of each subject, on the same grid; the table has a column for each.",
+)
 @click.option("--healthy-only", is_flag=True, help="Training and validation subjects only.")
 @click.option("--spacing", "spacing_mm", type=click.IntRange(min=1, max=8), default=2, help="Voxel size, mm.")
 @seed_option
@@ -80,6 +92,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
     subjects: int,
     lesions: tuple[str, ...],
     modality: str,
+    also: tuple[str, ...],
     healthy_only: bool,
     spacing_mm: int,
     seed: int,
@@ -96,12 +109,17 @@ def command(  # noqa: PLR0913  click passes each option by its name
 
     from ._console import say
 
-    if heads is None and (ms_masks or stroke_masks):
-        raise click.UsageError("--ms-masks and --stroke-masks go with --heads FOLDER, a folder of label maps")
+    if heads is None and (ms_masks or stroke_masks or also):
+        raise click.UsageError("--ms-masks, --stroke-masks and --also go with --heads FOLDER, a folder of label maps")
     draw: Callable[..., Path] = partial(synthesise, lesions=lesions or KINDS)
     if heads is not None:
         draw = partial(
-            synthesise_heads, heads=heads, lesions=lesions, white_matter_masks=ms_masks, lesion_masks=stroke_masks
+            synthesise_heads,
+            heads=heads,
+            lesions=lesions,
+            also=also,
+            white_matter_masks=ms_masks,
+            lesion_masks=stroke_masks,
         )
     table = draw(
         out,

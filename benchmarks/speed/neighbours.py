@@ -73,15 +73,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                         out = Path(folder) / f"{turn}-{count}-{way.split()[0]}"
                         speeds.setdefault((count, way), []).append(speeds_of(source, out, options, extra))
     medians = {key: [statistics.median(values) for values in zip(*found, strict=True)] for key, found in speeds.items()}
-    at_rest = medians[min(medians)]
+    rest = min(count for count, _ in medians)
     rows = [
         {
             "neighbours": count,
             "threads": way,
             "images_per_second": images,
-            "share_of_rest": images / at_rest[0],
+            "share_of_rest": images / medians[rest, way][0],
             "seconds_a_scan": 1 / scans,
-            "share_of_rest_scans": scans / at_rest[1],
+            "share_of_rest_scans": scans / medians[rest, way][1],
         }
         for (count, way), (images, scans) in medians.items()
     ]

@@ -32,6 +32,7 @@ def synthesise_heads(  # noqa: PLR0913  as synthesise, and where heads and lesio
     subjects: int = 24,
     lesions: Sequence[str] = (),
     modality: str = "t2",
+    also: Sequence[str] = (),
     seed: int = 0,
     spacing_mm: float = 2.0,
     healthy_only: bool = False,
@@ -50,6 +51,7 @@ def synthesise_heads(  # noqa: PLR0913  as synthesise, and where heads and lesio
         subjects: How many, at least 8 (2 with `healthy_only`).
         lesions: Kinds of lesion, of "tumour", "ms" and "stroke"; empty: all that there are masks for.
         modality: "t1", "t2", "flair", "random", or "mixed", which draws one of the four for each subject.
+        also: Further contrasts of each subject on the same grid; the table then has a column ``image_<contrast>`` each.
         seed: Seed; subject k depends on it, on k, on the heads and on its role alone.
         spacing_mm: Voxel size, isotropic.
         healthy_only: Make training and validation subjects only.
@@ -64,7 +66,7 @@ def synthesise_heads(  # noqa: PLR0913  as synthesise, and where heads and lesio
         OutputError: The folder cannot be written, or holds subjects that were not made here.
     """
     kinds = head_lesions(lesions, ms=white_matter_masks is not None, stroke=lesion_masks is not None)
-    plans = plan_cohort(subjects, kinds, modality, seed, healthy_only=healthy_only, known=HEAD_LESIONS)
+    plans = plan_cohort(subjects, kinds, modality, seed, also=also, healthy_only=healthy_only, known=HEAD_LESIONS)
     masks = HeadsConfig(
         white_matter_masks=None if white_matter_masks is None else str(white_matter_masks),
         lesion_masks=None if lesion_masks is None else str(lesion_masks),
@@ -74,9 +76,10 @@ def synthesise_heads(  # noqa: PLR0913  as synthesise, and where heads and lesio
 
     def draw(plan: Plan) -> Phantom:
         scan = _draw(sources["train" if plan.split == "train" else "test"], plan, seed, spacing_mm)
-        return Phantom(scan.image, scan.brain, scan.lesion, scan.affine)
+        return Phantom(scan.image, scan.brain, scan.lesion, scan.affine, scan.images[1:])
 
     facts = {"seed": seed, "modality": modality, "lesions": list(kinds), "spacing_mm": spacing_mm}
+    facts |= {"also": list(also)} if also else {}
     facts |= {"heads": {split: list(source.subjects) for split, source in sources.items()}}
     return write_cohort(Path(folder), plans, draw, MadeFrom(facts, _LICENCE, "scanner"), on_subject)
 
@@ -120,8 +123,9 @@ def _draw(source: HeadSet, plan: Plan, seed: int, spacing_mm: float) -> HeadScan
     head: BrainLabels = source.heads[plan.number % len(source.heads)]
     for attempt in range(_TRIES):
         rng = generator("head cohort", seed, plan.number, attempt)
-        kind, spacing = cast(Kind, plan.modality), (spacing_mm, spacing_mm)
-        scan = draw_scan(head, source.masks, rng, kind=kind, lesion=plan.lesion, spacing_mm=spacing)
+        kind, also = cast(Kind, plan.modality), cast(tuple[Kind, ...], plan.also)
+        spacing = (spacing_mm, spacing_mm)
+        scan = draw_scan(head, source.masks, rng, kind=kind, also=also, lesion=plan.lesion, spacing_mm=spacing)
         if plan.lesion is None or scan.lesion.any():
             return scan
     raise InputError(

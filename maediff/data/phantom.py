@@ -39,12 +39,14 @@ class Phantom:
         brain: Brain mask.
         label: Lesion mask, exact; all False for a healthy subject.
         affine: (4, 4) voxel to mm: MNI, or the scanner's for a scan drawn from a label map.
+        others: Further contrasts of the same brain, on the same grid.
     """
 
     image: FloatMap
     brain: BoolArray
     label: BoolArray
     affine: DoubleArray
+    others: tuple[FloatMap, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from maediff.volume import Volume, new_header, write_like
 _SUFFIXES = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR"}
 _MOST_THREADS = 4  # each holds a subject in memory
 _MADE, _TABLE = "synth.json", "cases.csv"
-_COLUMNS = ("image", "mask", "label", "subject", "split", "lesion", "modality")
+_COLUMNS = ("mask", "label", "subject", "split", "lesion", "modality")
 
 LICENCE = (
     "Derived from the ICBM-152 2009a template, as bundled with nilearn. Copyright (C) 1993-2009 Louis Collins, "
@@ -56,6 +56,7 @@ class Plan:
         split: "train", "val" or "test".
         lesion: Kind of lesion, or None.
         modality: Contrast.
+        also: Further contrasts, each in a file of its own.
     """
 
     name: str
@@ -63,11 +64,12 @@ class Plan:
     split: str
     lesion: str | None
     modality: str
+    also: tuple[str, ...] = ()
 
-    @property
-    def suffix(self) -> str:
-        """BIDS suffix; scans of random contrast are filed under T2w."""
-        return _SUFFIXES.get(self.modality, "T2w")
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table: `image`, or with further contrasts one for each of them."""
+        images = tuple(f"image_{name}" for name in (self.modality, *self.also)) if self.also else ("image",)
+        return (*images, *_COLUMNS)
 
 
 def synthesise(
@@ -139,7 +141,7 @@ def write_cohort(
     people = [{"participant_id": p.name, "split": p.split, "lesion": p.lesion or "n/a"} for p in plans]
     write_table(folder / "participants.tsv", people, ("participant_id", "split", "lesion"))
     table = folder / _TABLE
-    write_table(table, rows, _COLUMNS)
+    write_table(table, rows, plans[0].columns())
     return table
 
 
@@ -170,24 +172,32 @@ def plan_cohort(
     modality: str,
     seed: int,
     *,
+    also: Sequence[str] = (),
     healthy_only: bool = False,
     known: Sequence[str] = KINDS,
 ) -> list[Plan]:
     """Decide who is healthy, who is ill and which split each belongs to.
 
     Raises:
-        ConfigError: Unknown kind or modality, or too few subjects.
+        ConfigError: Unknown kind or modality, further contrasts that cannot be told from the first, or too few
+            subjects.
     """
     unknown = [kind for kind in lesions if kind not in known]
     if unknown or not lesions:
         raise ConfigError(f"lesion kinds {', '.join(unknown) or '(none)'} are unknown; use {', '.join(known)}")
     if modality not in (*MODALITIES, "mixed"):
         raise ConfigError(f"modality {modality!r} is unknown; use {', '.join(MODALITIES)} or mixed")
+    files = [_suffix(name) for name in (modality, *also)]
+    if also and (modality == "mixed" or not set(also) <= set(MODALITIES) or len(set(files)) < len(files)):
+        raise ConfigError(
+            f"further contrasts {', '.join(also)} beside {modality!r} cannot be made: each subject needs contrasts "
+            f"that differ, of {', '.join(MODALITIES)} (random is filed as t2)"
+        )
     least = 2 if healthy_only else 8
     if subjects < least:
         raise ConfigError(f"{subjects} subjects are too few for all splits; ask for at least {least}")
     return [
-        Plan(f"sub-{number:04d}", number, split, lesion, _modality(modality, seed, number))
+        Plan(f"sub-{number:04d}", number, split, lesion, _modality(modality, seed, number), tuple(also))
         for number, (split, lesion) in enumerate(_roles(subjects, lesions, healthy_only), start=1)
     ]
 
@@ -210,21 +220,27 @@ def _modality(modality: str, seed: int, number: int) -> str:
 
 
 def _write_subject(folder: Path, plan: Plan, phantom: Phantom, space: str) -> dict[str, str]:
-    """Write scan, brain mask and, for the ill, label; return the row of the table."""
+    """Write scans, brain mask and, for the ill, label; return the row of the table."""
     like = as_volume(phantom, space)
-    scan = Path(plan.name) / "anat" / f"{plan.name}_{plan.suffix}.nii.gz"
     masks = Path("derivatives/masks") / plan.name / "anat"
     brain, label = masks / f"{plan.name}_desc-brain_mask.nii.gz", masks / f"{plan.name}_label-lesion_mask.nii.gz"
-    write_like(folder / scan, np.round(phantom.image), like, np.int16)
+    scans = []
+    for contrast, image in zip((plan.modality, *plan.also), (phantom.image, *phantom.others), strict=True):
+        scan = Path(plan.name) / "anat" / f"{plan.name}_{_suffix(contrast)}.nii.gz"
+        write_like(folder / scan, np.round(image), like, np.int16)
+        facts = {"SyntheticContrast": contrast, "SyntheticLesion": plan.lesion}
+        write_json((folder / scan).with_name(scan.name.replace(".nii.gz", ".json")), facts)
+        scans.append(str(scan))
     write_like(folder / brain, phantom.brain, like, np.uint8)
     if plan.lesion:
         write_like(folder / label, phantom.label, like, np.uint8)
-    write_json(
-        (folder / scan).with_name(f"{plan.name}_{plan.suffix}.json"),
-        {"SyntheticContrast": plan.modality, "SyntheticLesion": plan.lesion},
-    )
-    named = (str(scan), str(brain), str(label) if plan.lesion else "")
-    return dict(zip(_COLUMNS, (*named, plan.name, plan.split, plan.lesion or "", plan.modality), strict=True))
+    named = (*scans, str(brain), str(label) if plan.lesion else "")
+    return dict(zip(plan.columns(), (*named, plan.name, plan.split, plan.lesion or "", plan.modality), strict=True))
+
+
+def _suffix(modality: str) -> str:
+    """BIDS suffix; scans of random contrast are filed under T2w."""
+    return _SUFFIXES.get(modality, "T2w")
 
 
 def as_volume(phantom: Phantom, space: str = "mni") -> Volume:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from maediff.diffusion.noise import chance, generator
-from maediff.heads.acquisition import draw_acquisition
-from maediff.heads.contrast import Kind, draw_contrast
+from maediff.heads.acquisition import Acquisition, draw_acquisition
+from maediff.heads.contrast import Contrast, Kind, draw_contrast
 from maediff.heads.fields import drifting_fields, shrink, smooth_field
 from maediff.heads.labels import WHITE, BrainLabels, indices
 from maediff.heads.lesions import LesionMask, cut_mask, lesion_room, lesion_signal, white_share
@@ -57,18 +57,44 @@ class HeadScan:
     """A synthetic brain-extracted scan.
 
     Attributes:
-        image: (X, Y, Z) float32, scanner units, 0 outside the brain.
+        images: (X, Y, Z) float32 each, one per contrast, scanner units, 0 outside the brain.
         brain: (X, Y, Z) bool.
         lesion: (X, Y, Z) bool, where at least a quarter of the voxel is changed.
         affine: (4, 4), voxel index to RAS mm.
-        kind: Kind of contrast.
+        kind: Kind of the first contrast.
     """
 
-    image: npt.NDArray[np.float32]
+    images: tuple[npt.NDArray[np.float32], ...]
     brain: npt.NDArray[np.bool_]
     lesion: npt.NDArray[np.bool_]
     affine: npt.NDArray[np.float64]
     kind: Kind
+
+    @property
+    def image(self) -> npt.NDArray[np.float32]:
+        """The first contrast."""
+        return self.images[0]
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """How one contrast of a scan is taken: signals of tissue and of each lesion, the scanner, and a source of noise."""
+
+    contrast: Contrast
+    scanner: Acquisition
+    lesions: tuple[Tensor, ...]
+    rng: torch.Generator
+
+    def take(self, plane: Plane, shares: Sequence[Tensor]) -> Tensor:
+        """Scan a slice whose lesions change these shares (h, w) of the tissue; return (H, W), scanner units."""
+        ideal = looked_up(self.contrast.signal, plane)
+        for signal, share in zip(self.lesions, shares, strict=True):
+            ideal = ideal + share * (looked_up(signal, plane) - ideal)
+        classes = plane.classes[0, ::FINE, ::FINE]
+        shape = (classes.shape[0], classes.shape[1])
+        texture = smooth_field(shape, 2.0, self.rng)[0]
+        scanner = replace(self.scanner, texture=texture, noise=torch.randn(2, *shape, generator=self.rng))
+        return UNITS * scanner.apply(ideal, self.contrast.spread[classes])
 
 
 def draw_scan(
@@ -77,6 +103,7 @@ def draw_scan(
     rng: torch.Generator,
     *,
     kind: Kind,
+    also: Sequence[Kind] = (),
     lesion: str | None = None,
     spacing_mm: tuple[float, float] = (1.0, 2.0),
 ) -> HeadScan:
@@ -87,6 +114,7 @@ def draw_scan(
         masks: Real lesion masks: those that belong in white matter for "ms", the others for "stroke".
         rng: Source of randomness.
         kind: Kind of contrast.
+        also: Further contrasts of the same brain in the same place, which leave the first as it is.
         lesion: "tumour", "ms", "stroke", or None for a healthy brain.
         spacing_mm: In-plane spacing, and distance and thickness of slices.
 
@@ -100,39 +128,40 @@ def draw_scan(
     pose = draw_pose(shape, in_plane, rng, "axial")
     contrast, scanner = draw_contrast(rng, kind), draw_acquisition(shape, rng)
     found = _draw_lesions(head, masks, lesion, rng)
-    signals = [lesion_signal(contrast, one.material, rng) for one in found]
+    sequences = [_Sequence(contrast, scanner, _signals(contrast, found, rng), rng)]
+    for number, other in enumerate(also):
+        own = generator("another contrast", rng.initial_seed(), number)
+        contrast, scanner = draw_contrast(own, other), draw_acquisition(shape, own)
+        sequences.append(_Sequence(contrast, scanner, _signals(contrast, found, own), own))
     rim = 0.5 + 1.5 * float(torch.rand((), generator=rng))
     count = math.ceil((float(box[2]) * 1.1 + 6) / thickness)
     heights = [(index - (count - 1) / 2) * thickness for index in range(count)]
     bends = draw_bends(shape, in_plane, heights, rng)
-    images, brains, opacities = [], [], []
+    images: list[list[Tensor]] = [[] for _ in sequences]
+    brains, opacities = [], []
     for height, bend in zip(heights, bends, strict=True):
         plane = pose.cut(head, height, thickness, bend)
-        ideal, opacity = looked_up(contrast.signal, plane), torch.zeros(plane.depth.shape)
-        for one, signal in zip(found, signals, strict=True):
-            share = lesion_opacity(one, head, plane)
-            ideal = ideal + share * (looked_up(signal, plane) - ideal)
-            opacity = torch.maximum(opacity, share)
-        spread = contrast.spread[plane.classes[0, ::FINE, ::FINE]]
-        noise = replace(
-            scanner,
-            texture=smooth_field(shape, 2.0, rng)[0],
-            noise=torch.randn(2, *shape, generator=rng),
-        )
+        shares = [lesion_opacity(one, head, plane) for one in found]
         brain = shrink(plane.depth, (0.0, 0.0), FINE) < rim
-        images.append(torch.where(brain, UNITS * noise.apply(ideal, spread), 0.0))
+        for slices, sequence in zip(images, sequences, strict=True):
+            slices.append(torch.where(brain, sequence.take(plane, shares), 0.0))
         brains.append(brain)
-        opacities.append(shrink(opacity, (0.0, 0.0), FINE))
+        highest = torch.stack([torch.zeros(plane.depth.shape), *shares]).amax(0)
+        opacities.append(shrink(highest, (0.0, 0.0), FINE))
     affine = np.diag([in_plane, in_plane, thickness, 1.0])
     affine[:3, 3] = [-(rows - 1) / 2 * in_plane, -(columns - 1) / 2 * in_plane, heights[0]]
     brain_stack = torch.stack(brains, 2).numpy()
     return HeadScan(
-        image=torch.stack(images, 2).numpy().astype(np.float32),
+        images=tuple(torch.stack(slices, 2).numpy().astype(np.float32) for slices in images),
         brain=brain_stack,
         lesion=(torch.stack(opacities, 2).numpy() >= 0.25) & brain_stack,
         affine=affine,
-        kind=contrast.kind,
+        kind=sequences[0].contrast.kind,
     )
+
+
+def _signals(contrast: Contrast, lesions: Sequence[ScanLesion], rng: torch.Generator) -> tuple[Tensor, ...]:
+    return tuple(lesion_signal(contrast, one.material, rng) for one in lesions)
 
 
 def draw_bends(
