@@ -40,7 +40,7 @@ from maediff.inference.predictor import Predictor
 from maediff.jobs.adapt import adapt_model
 from maediff.tables import read_table, write_table
 from maediff.training.tune import Schedule
-from maediff.volume import Volume, from_image, read_mask, read_nifti
+from maediff.volume import Volume, from_image, read_mask, read_nifti, write_like
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/adapters.md", results=("guides.json",))
 PAIRS: tuple[tuple[Kind, Kind], ...] = (("flair", "t1"), ("t2", "t1"), ("t1", "flair"))
@@ -77,7 +77,7 @@ def cohort(folder: Path, data: Path, subjects: int) -> Path:
     into = folder / "cases.csv"
     if into.is_file():
         return into
-    learned, _ = split_heads(data_folder("head_labels", data), HELD_OUT)
+    learned, _ = split_heads(data / "head_labels", HELD_OUT)
     heads = folder / "heads"
     heads.mkdir(parents=True, exist_ok=True)
     for path in learned:
@@ -90,9 +90,11 @@ def cohort(folder: Path, data: Path, subjects: int) -> Path:
             folder / kind, heads, subjects=subjects, modality=kind, also=(second,), seed=number, healthy_only=True
         )
         for found in read_table(made).rows:
-            paths = [found[f"image_{kind}"], found[f"image_{second}"], found["mask"]]
-            named = [str((made.parent / path).resolve()) for path in paths]
-            values = (*named, "", f"{kind}-{found['subject']}", found["split"])
+            paths = [made.parent / found[name] for name in (f"image_{kind}", f"image_{second}", "mask")]
+            like, label = read_nifti(paths[0]), folder / kind / f"{found['subject']}_label.nii.gz"
+            write_like(label, np.zeros(like.data.shape, bool), like, np.uint8)  # known to be healthy: not scored first
+            named = [str(path.resolve()) for path in (*paths, label)]
+            values = (*named, f"{kind}-{found['subject']}", found["split"])
             rows.append(dict(zip(COLUMNS, values, strict=True)))
     write_table(into, rows, COLUMNS)
     return into
@@ -108,8 +110,8 @@ def pairs(data: Path, count: int) -> Iterator[Pair]:
             brain, label = read_mask(str(case.mask), volume, "brain mask"), read_mask(str(case.label), volume, "label")
             scan = Scan(f"mslub {kind} {case.subject}", case.id, kind, volume, brain, label)
             yield Pair(scan, read_nifti(guides[case.subject].image))
-    _, paths = split_heads(data_folder("head_labels", data), HELD_OUT)
-    source = read_head_set(paths, HeadsConfig(white_matter_masks=str(data_folder("mslub_lesion_masks", data))))
+    _, paths = split_heads(data / "head_labels", HELD_OUT)
+    source = read_head_set(paths, HeadsConfig(white_matter_masks=str(data / "mslub_lesion_masks")))
     for (kind, second), lesion, index in itertools.product(PAIRS, ("tumour", "ms"), range(count)):
         rng, head = generator("guides", kind, lesion, index), source.heads[index % len(source.heads)]
         drawn = draw_scan(head, source.masks, rng, kind=kind, also=(second,), lesion=lesion)
