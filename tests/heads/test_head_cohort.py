@@ -89,6 +89,33 @@ def test_tumours_are_dark_on_t1_and_bright_on_t2(head_folder, tmp_path, modality
     assert (np.mean(gaps) > 0) == brighter
 
 
+def test_further_contrasts_show_the_same_brain_and_leave_the_first_as_it_is(folder, head_folder, mask_folder, tmp_path):
+    synthesise_heads(tmp_path, head_folder, white_matter_masks=mask_folder, also=("flair", "t1"), **SMALL)
+    for alone, row in zip(rows(folder), rows(tmp_path), strict=True):
+        assert (tmp_path / row["image_t2"]).read_bytes() == (folder / alone["image"]).read_bytes()
+        assert [row[name] for name in ("mask", "label", "split", "modality")] == [
+            alone[name] for name in ("mask", "label", "split", "modality")
+        ]
+        brain = voxels(tmp_path / row["mask"]) > 0
+        images = [voxels(tmp_path / row[f"image_{name}"]) for name in ("t2", "flair", "t1")]
+        assert all(not image[~brain].any() for image in images)
+        t2, flair, t1 = (image[brain] for image in images)
+        assert np.corrcoef(t2, t1)[0, 1] < -0.2  # fluid is bright on one and dark on the other, at the same places
+        assert abs(np.corrcoef(t2, flair)[0, 1]) < 0.99
+    pairs = find_cases(tmp_path / "cases.csv", channels=("flair", "t1"))
+    assert {len(case.images) for case in pairs} == {2}
+    assert {path.name.split("_")[-1] for case in pairs for path in case.images} == {"FLAIR.nii.gz", "T1w.nii.gz"}
+
+
+@pytest.mark.parametrize(
+    ("modality", "also"), [("mixed", ("t1",)), ("t2", ("t2",)), ("t2", ("random",)), ("t1", ("pd",)), ("t1", ("t2",) * 2)]
+)
+def test_contrasts_that_cannot_be_told_apart_are_refused(head_folder, tmp_path, modality, also):
+    with pytest.raises(ConfigError, match=f"{', '.join(also)} beside '{modality}' cannot be made"):
+        synthesise_heads(tmp_path / "out", head_folder, modality=modality, also=also, **SMALL)
+    assert not (tmp_path / "out").exists()
+
+
 def test_kinds_without_masks_are_left_out_or_refused(head_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"'stroke' take their shapes from masks.*--stroke-masks"):
         synthesise_heads(tmp_path, head_folder, lesions=("stroke",), **SMALL)
@@ -152,6 +179,7 @@ def test_the_command_writes_the_same_cohort(folder, head_folder, mask_folder, tm
         (("--lesions", "stroke", "--heads", "x"), "--stroke-masks"),
         (("--lesions", "stroke"), "choose from ms, tumour, dark"),
         (("--ms-masks", "x"), "go with --heads FOLDER"),
+        (("--also", "t1"), "go with --heads FOLDER"),
         (("--contrast", "pd"), "'pd' is not one of"),
     ],
 )
