@@ -47,21 +47,38 @@ class HeadSlice:
     kind: Kind
 
 
-def draw_slice(  # noqa: PLR0913  each a setting of the drawing
+@dataclass(frozen=True)
+class Look:
+    """What drawn slices and volumes look like.
+
+    Attributes:
+        severity: Highest opacity of lesions, 0 to 1.
+        faintest: Lowest opacity of lesions, as a share of the highest; faint lesions are as frequent as strong ones.
+        lesions: Whether to draw lesions.
+        random_share: Share of random contrasts.
+        kind: Kind of contrast; drawn if None.
+        percentiles: Percentiles of the scan's brain that map to -1 and 1, as in `data.percentiles`.
+        clip: Upper limit of intensities.
+    """
+
+    severity: float = 1.0
+    faintest: float = 0.2
+    lesions: bool = True
+    random_share: float = 0.27
+    kind: Kind | None = None
+    percentiles: tuple[float, float] = (1.0, 99.0)
+    clip: float = 1.5
+
+
+def draw_slice(
     heads: Sequence[BrainLabels],
     masks: Sequence[LesionMask],
     shape: tuple[int, int],
     spacing_mm: float,
     rng: torch.Generator,
     *,
-    severity: float = 1.0,
-    faintest: float = 0.2,
-    lesions: bool = True,
-    random_share: float = 0.27,
-    kind: Kind | None = None,
+    look: Look | None = None,
     orientation: Orientation = "axial",
-    percentiles: tuple[float, float] = (1.0, 99.0),
-    clip: float = 1.5,
 ) -> HeadSlice:
     """Draw a slice through one of the heads.
 
@@ -71,32 +88,27 @@ def draw_slice(  # noqa: PLR0913  each a setting of the drawing
         shape: (H, W), working pixels.
         spacing_mm: Side of a working pixel.
         rng: Source of randomness.
-        severity: Highest opacity of lesions, 0 to 1.
-        faintest: Lowest opacity of lesions, as a share of the highest.
-        random_share: Share of random contrasts.
-        lesions: Whether to draw lesions.
-        kind: Kind of contrast; drawn if None.
+        look: Contrasts and lesions.
         orientation: "axial", "coronal" or "sagittal".
-        percentiles: Percentiles of the scan's brain that map to -1 and 1, as in `data.percentiles`.
-        clip: Upper limit of intensities.
     """
+    look = look or Look()
     for _ in range(_TRIES):
         head = heads[int(torch.randint(len(heads), (), generator=rng))]
         plane = draw_plane(head, shape, spacing_mm, rng, orientation)
         brain, rim = _brain_mask(plane, rng)
         if float(brain.float().mean()) >= _LEAST_BRAIN:
             break
-    contrast = draw_contrast(rng, kind, random_share)
+    contrast = draw_contrast(rng, look.kind, look.random_share)
     scanner = draw_acquisition(shape, rng)
-    found = draw_lesions(plane, masks, rng, severity, faintest) if lesions else []
-    low, high = scaled_range(contrast, head, rim, percentiles, rng)
+    found = draw_lesions(plane, masks, rng, look.severity, look.faintest) if look.lesions else []
+    low, high = scaled_range(contrast, head, rim, look.percentiles, rng)
     spread = contrast.spread[plane.classes[0, ::FINE, ::FINE]]
     variation = regional_variation(plane, rng)
     ideal = with_lesions(looked_up(contrast.signal, plane), plane, contrast, draw_caps(plane, rng), rng)
 
     def scanned(signal: Tensor) -> Tensor:
         units = 2 * (scanner.apply(signal * variation, spread) - low) / (high - low) - 1
-        return torch.where(brain, units.clamp(-1, clip), -1.0)
+        return torch.where(brain, units.clamp(-1, look.clip), -1.0)
 
     healthy = scanned(ideal)
     if not found:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from maediff.diffusion.noise import chance, generator, uniform
 from maediff.heads.acquisition import Acquisition, draw_acquisition
-from maediff.heads.contrast import Contrast, Kind, draw_contrast
+from maediff.heads.contrast import Contrast, draw_contrast
 from maediff.heads.fields import drifting_fields, shrink, smooth_field
 from maediff.heads.labels import WHITE, BrainLabels, indices, parenchyma
 from maediff.heads.lesions import LesionMask, draw_material, lesion_signal
 from maediff.heads.plane import FINE, Plane, draw_pose
-from maediff.heads.sample import HeadSlice, draw_rim, looked_up, scaled_range, with_lesions
+from maediff.heads.sample import HeadSlice, Look, draw_rim, looked_up, scaled_range, with_lesions
 from maediff.heads.scan import SLAB_MM, ScanLesion, draw_bends, lesion_opacity
 from maediff.heads.variation import REGION_MM, STRONGEST, draw_caps, regional_factor
 
@@ -35,20 +35,14 @@ _TRIES = 100
 _SHARP = (0.0, 0.0)
 
 
-def draw_volume(  # noqa: PLR0913  each a setting of the drawing, as of a slice
+def draw_volume(
     heads: Sequence[BrainLabels],
     masks: Sequence[LesionMask],
     shape: tuple[int, int, int],
     spacing_mm: float,
     rng: torch.Generator,
     *,
-    severity: float = 1.0,
-    faintest: float = 0.2,
-    lesions: bool = True,
-    random_share: float = 0.27,
-    kind: Kind | None = None,
-    percentiles: tuple[float, float] = (1.0, 99.0),
-    clip: float = 1.5,
+    look: Look | None = None,
 ) -> HeadSlice:
     """Draw a volume of one of the heads.
 
@@ -59,22 +53,17 @@ def draw_volume(  # noqa: PLR0913  each a setting of the drawing, as of a slice
             lies somewhere within it.
         spacing_mm: Side of a working voxel.
         rng: Source of randomness.
-        severity: Highest opacity of lesions, 0 to 1.
-        faintest: Lowest opacity of lesions, as a share of the highest.
-        random_share: Share of random contrasts.
-        lesions: Whether to draw lesions.
-        kind: Kind of contrast; drawn if None.
-        percentiles: Percentiles of the whole brain that map to -1 and 1, as in `data.percentiles`.
-        clip: Upper limit of intensities.
+        look: Contrasts and lesions; the percentiles are those of the whole brain.
 
     Returns:
         Volumes (D, H, W) of a :class:`~maediff.heads.sample.HeadSlice`.
     """
+    look = look or Look()
     head = heads[int(torch.randint(len(heads), (), generator=rng))]
     in_plane = (shape[1], shape[2])
     pose = draw_pose(in_plane, spacing_mm, rng, "axial")
-    contrast, scanner = draw_contrast(rng, kind, random_share), draw_acquisition(in_plane, rng)
-    found = draw_volume_lesions(head, masks, rng, severity, faintest) if lesions else []
+    contrast, scanner = draw_contrast(rng, look.kind, look.random_share), draw_acquisition(in_plane, rng)
+    found = draw_volume_lesions(head, masks, rng, look.severity, look.faintest) if look.lesions else []
     signals = [lesion_signal(contrast, one.material, rng) for one in found]
     rim, wobble = draw_rim(rng), 1.5 * float(torch.rand((), generator=rng)) ** 2
     places = [(index - (shape[0] - 1) / 2) * spacing_mm for index in range(shape[0])]
@@ -102,10 +91,10 @@ def draw_volume(  # noqa: PLR0913  each a setting of the drawing, as of a slice
     brain, clean = torch.stack(brains), torch.stack(healthy)
     if not bool(brain.any()):
         raise ValueError(f"{head.name}: no voxel of the volume {shape} at {spacing_mm:g} mm lies in the brain")
-    low, high = scaled_range(contrast, head, rim, percentiles, rng)
+    low, high = scaled_range(contrast, head, rim, look.percentiles, rng)
 
     def scaled(stack: Tensor) -> Tensor:
-        return torch.where(brain, (2 * (stack - low) / (high - low) - 1).clamp(-1, clip), -1.0)
+        return torch.where(brain, (2 * (stack - low) / (high - low) - 1).clamp(-1, look.clip), -1.0)
 
     lesion = torch.stack(opacities) * brain
     return HeadSlice(scaled(clean), scaled(torch.stack(images)), brain, lesion, contrast.kind)
@@ -196,12 +185,7 @@ def draw_volume_lesions(
 ) -> list[ScanLesion]:
     """Draw one to three lesions in three dimensions: real shapes, scattered spots, and blobs of 6 to 80 mm.
 
-    Args:
-        head: Labels around the brain.
-        masks: Real lesion masks; may be empty.
-        rng: Source of randomness.
-        severity: Highest opacity, 0 to 1.
-        faintest: Lowest opacity, as a share of the highest; faint lesions are as frequent as strong ones.
+    Arguments are those of :func:`draw_volume`; `severity` and `faintest` those of :class:`~maediff.heads.sample.Look`.
     """
     found = []
     for _ in range(1 + int(torch.multinomial(torch.tensor([0.6, 0.3, 0.1]), 1, generator=rng))):

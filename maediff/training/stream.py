@@ -6,7 +6,6 @@ A resumed run, a run on several processes and a run with loader workers therefor
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from maediff.config import Config
 from maediff.data.slices import SliceSet
 from maediff.diffusion.noise import chance, generator, noise_field
 from maediff.heads.headset import HeadSet
-from maediff.heads.sample import HeadSlice, draw_slice
+from maediff.heads.sample import HeadSlice, Look, draw_slice
 from maediff.heads.volume import draw_volume
 from maediff.methods.build import own_anomalies
 from maediff.methods.maediff.partition import random_mask
@@ -86,17 +85,6 @@ class SampleStream(Dataset[Sample]):
         return (images if images.ndim == 4 else images[:, None]), masks[:, None]
 
 
-class _Look(TypedDict):
-    """Settings that drawn slices and volumes share."""
-
-    severity: float
-    faintest: float
-    lesions: bool
-    random_share: float
-    percentiles: tuple[float, float]
-    clip: float
-
-
 class HeadStream(Dataset[Sample]):
     """Draw sample k from label maps: a slice with lesions, a window, a timestep that sets their severity, noise.
 
@@ -154,7 +142,7 @@ class HeadStream(Dataset[Sample]):
     def _draw(self, t: int, rng: torch.Generator) -> HeadSlice:
         config = self.config
         planes = config.heads.orientations
-        look = _Look(
+        look = Look(
             severity=severity(t, config.diffusion.train_timesteps),
             faintest=config.heads.faintest,
             lesions=self.anomalies is None and chance(config.heads.lesions, rng),
@@ -164,9 +152,9 @@ class HeadStream(Dataset[Sample]):
         )
         heads, masks, spacing = self.source.heads, self.source.masks, config.data.spacing_mm
         if config.method == "volumetric":
-            return draw_volume(heads, masks, (config.heads.slices, *config.data.size), spacing, rng, **look)
+            return draw_volume(heads, masks, (config.heads.slices, *config.data.size), spacing, rng, look=look)
         orientation = planes[int(torch.randint(len(planes), (), generator=rng))]
-        return draw_slice(heads, masks, config.data.size, spacing, rng, orientation=orientation, **look)
+        return draw_slice(heads, masks, config.data.size, spacing, rng, look=look, orientation=orientation)
 
 
 def _draw_timestep(config: Config, rng: torch.Generator) -> Tensor:

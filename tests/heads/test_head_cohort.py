@@ -108,7 +108,8 @@ def test_further_contrasts_show_the_same_brain_and_leave_the_first_as_it_is(fold
 
 
 @pytest.mark.parametrize(
-    ("modality", "also"), [("mixed", ("t1",)), ("t2", ("t2",)), ("t2", ("random",)), ("t1", ("pd",)), ("t1", ("t2",) * 2)]
+    ("modality", "also"),
+    [("mixed", ("t1",)), ("t2", ("t2",)), ("t2", ("random",)), ("t1", ("pd",)), ("t1", ("t2",) * 2)],
 )
 def test_contrasts_that_cannot_be_told_apart_are_refused(head_folder, tmp_path, modality, also):
     with pytest.raises(ConfigError, match=f"{', '.join(also)} beside '{modality}' cannot be made"):

@@ -11,7 +11,7 @@ from maediff.config import load_config, override
 from maediff.diffusion.noise import chance, generator, noise_field
 from maediff.heads import sample
 from maediff.heads.headset import read_head_set, split_heads
-from maediff.heads.sample import draw_slice
+from maediff.heads.sample import Look, draw_slice
 from maediff.heads.scan import draw_scan
 from maediff.methods.foreign_anomalies import corrupt
 from maediff.methods.maediff.partition import random_window, window_masks
@@ -50,7 +50,7 @@ def test_in_some_scans_a_bright_lesion_is_the_last_percentile(head, monkeypatch)
         highest = []
         for seed in range(120):
             rng = torch.Generator().manual_seed(seed)
-            found = draw_slice([head], [], (48, 48), 2.0, rng, lesions=False, random_share=0, kind="flair")
+            found = draw_slice([head], [], (48, 48), 2.0, rng, look=Look(lesions=False, random_share=0, kind="flair"))
             highest.append(float(found.healthy[found.brain].quantile(0.99)))
         return np.mean(np.array(highest) < 0.6)
 
@@ -61,7 +61,7 @@ def test_in_some_scans_a_bright_lesion_is_the_last_percentile(head, monkeypatch)
 
 
 def test_without_lesions_a_slice_is_healthy(head, masks):
-    drawn = draw_slice([head], masks, SHAPE, 1.2, torch.Generator().manual_seed(0), lesions=False)
+    drawn = draw_slice([head], masks, SHAPE, 1.2, torch.Generator().manual_seed(0), look=Look(lesions=False))
     assert torch.equal(drawn.image, drawn.healthy)
     assert drawn.lesion.max() == 0
 
@@ -181,13 +181,15 @@ def test_the_order_of_random_draws_is_fixed(source, config, method):
             config.data.size,
             config.data.spacing_mm,
             rng,
-            severity=severity(t, (first, last)),
-            faintest=config.heads.faintest,
-            lesions=method == "maediff" and chance(0.5, rng),
-            random_share=config.heads.random_contrasts,
+            look=Look(
+                severity=severity(t, (first, last)),
+                faintest=config.heads.faintest,
+                lesions=method == "maediff" and chance(0.5, rng),
+                random_share=config.heads.random_contrasts,
+                percentiles=config.data.percentiles,
+                clip=config.data.clip,
+            ),
             orientation=config.heads.orientations[torch.randint(len(config.heads.orientations), (), generator=rng)],
-            percentiles=config.data.percentiles,
-            clip=config.data.clip,
         )
 
     for k in range(6):

@@ -13,6 +13,7 @@ from maediff.bundle import export_bundle
 from maediff.config import load_config
 from maediff.errors import ConfigError
 from maediff.heads.labels import WHITE, indices
+from maediff.heads.sample import Look
 from maediff.heads.scan import draw_scan
 from maediff.heads.volume import draw_volume, draw_volume_lesions
 from maediff.jobs.adapt import adapt_model
@@ -21,7 +22,7 @@ SHAPE = (24, 32, 32)
 
 
 def drawn(head, masks, seed, **settings):
-    return draw_volume([head], masks, SHAPE, 2.5, torch.Generator().manual_seed(seed), **settings)
+    return draw_volume([head], masks, SHAPE, 2.5, torch.Generator().manual_seed(seed), look=Look(**settings))
 
 
 def test_lesions_change_nothing_but_themselves(head, masks):
@@ -115,7 +116,7 @@ def test_lesions_have_every_shape(head, masks):
 def test_a_small_volume_lies_in_tissue_somewhere_in_the_brain(head):
     places = set()
     for seed in range(12):
-        volume = draw_volume([head], [], (8, 8, 8), 1.0, torch.Generator().manual_seed(seed), lesions=False)
+        volume = draw_volume([head], [], (8, 8, 8), 1.0, torch.Generator().manual_seed(seed), look=Look(lesions=False))
         assert volume.brain.any()
         places.add(float(volume.brain.float().mean()))
     assert len(places) > 1
@@ -124,7 +125,7 @@ def test_a_small_volume_lies_in_tissue_somewhere_in_the_brain(head):
 def test_a_volume_beside_the_brain_is_an_error(head, monkeypatch):
     monkeypatch.setattr("maediff.heads.volume.draw_rim", lambda rng: -1000.0)
     with pytest.raises(ValueError, match="lies in the brain"):
-        draw_volume([head], [], (4, 4, 4), 2.5, torch.Generator().manual_seed(3), lesions=False)
+        draw_volume([head], [], (4, 4, 4), 2.5, torch.Generator().manual_seed(3), look=Look(lesions=False))
 
 
 SMALL = (
