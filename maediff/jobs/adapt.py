@@ -18,8 +18,9 @@ from maediff import card
 from maediff.calibration import Calibration, count_scans
 from maediff.config import EDGES, UNTRAINED, Config, override
 from maediff.data.cases import Case, search_cases
+from maediff.data.check import fault
 from maediff.data.slices import SliceSet, healthy_slices
-from maediff.errors import ConfigError, InputError, ModelError, one_line
+from maediff.errors import ConfigError, InputError, ModelError
 from maediff.hardware import kept_random_state, resolve_device, usual_defaults
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
@@ -247,12 +248,10 @@ def adapt_model(  # noqa: PLR0913  the public door: a keyword per attribute of t
 
 def _readable(case: Case) -> bool:
     """Check whether a scan can be read; if not, say why in a warning, so that it neither counts nor is held out."""
-    try:
-        read_nifti(case.image)
-    except (InputError, OSError) as error:
-        log.warning("%s is left out: %s", case.id, one_line(error))
-        return False
-    return True
+    wrong = fault(case)
+    if wrong is not None:
+        log.warning("%s is left out: %s", case.id, wrong)
+    return wrong is None
 
 
 def check_adaptable(stored: StoredModel, folder: Path) -> None:

@@ -11,6 +11,7 @@ from maediff import card
 from maediff.calibration import Calibration, calibrate, count_scans
 from maediff.config import override
 from maediff.data.cases import Case, search_cases
+from maediff.data.check import fault
 from maediff.errors import InputError, ModelError
 from maediff.inference.load import load_model
 from maediff.inference.locations import fit_locations, left_out_maps
@@ -60,6 +61,12 @@ class CalibrateJob:
             raise InputError(
                 f"{len(labelled)} of {len(cases)} scans have a lesion label ({', '.join(labelled[:3])}, …); "
                 "calibrate on healthy scans only: remove those rows"
+            )
+        faults = [f"{case.id}: {wrong}" for case in cases if (wrong := fault(case)) is not None]
+        if faults:
+            raise InputError(
+                f"{len(faults)} of {len(cases)} scans cannot be read, and a threshold must not rest on fewer scans "
+                f"than given; mend them or remove them from {self.source}: {'; '.join(faults)}"
             )
         origin = count_scans(len(cases), "healthy")
         return calibrate_folder(folder, predictor, cases, origin, rate=self.rate, on_case=on_case)

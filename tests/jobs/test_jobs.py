@@ -110,6 +110,20 @@ def test_a_calibration_does_not_depend_on_the_earlier_one(model, table):
     assert hashes[0] == hashes[2] != hashes[1]
 
 
+def test_scans_that_cannot_be_read_are_all_named_before_any_is_scored(model, table, tmp_path):
+    (case,) = find_cases(table, split="val")
+    scans, before = tmp_path / "scans", verify_model_folder(model)
+    scans.mkdir()
+    shutil.copy(case.image, scans / "a.nii.gz")
+    (scans / "b.nii.gz").write_bytes(b"")
+    (scans / "c.nii.gz").write_bytes(b"no scan")
+    seen = []
+    with pytest.raises(InputError, match=r"2 of 3 scans cannot be read, .* remove them from .*: b: .*; c: "):
+        calibrate_model(model, scans, device="cpu", on_case=seen.append)
+    assert not seen
+    assert verify_model_folder(model) == before
+
+
 def test_two_calibrations_of_a_model_do_not_run_side_by_side(model, table, monkeypatch):
     monkeypatch.setattr("maediff.locking.WAIT_SECONDS", 0)
     with folder_lock(model), pytest.raises(OutputError, match="another maediff run is writing"):
