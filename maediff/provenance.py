@@ -134,11 +134,13 @@ def _plain(value: Any, folder: Path) -> Any:
         return [_plain(item, folder) for item in value]
     if isinstance(value, Path):
         return stored_path(value, folder)
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
         return float(value) if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool) else str(value)
+    return str(value)
 
 
 def _processor() -> str:

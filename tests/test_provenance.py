@@ -32,6 +32,14 @@ def test_record_is_json_and_complete(tmp_path):
     assert read["machine"]["cores"] >= 1
 
 
+def test_what_is_true_stays_true_and_a_number_a_number(tmp_path):
+    given = {"on": True, "off": False, "none": None, "count": np.int64(2), "share": np.float32(0.5), "lost": np.nan}
+    read = json.loads(provenance.write_run(tmp_path, {"arguments": given}).read_text())["arguments"]
+    assert read == {"on": True, "off": False, "none": None, "count": 2, "share": 0.5, "lost": None}
+    assert read["on"] is True
+    assert read["off"] is False
+
+
 def test_names_no_user_and_no_host(monkeypatch):
     monkeypatch.setenv("USER", "jane-the-user")
     monkeypatch.setenv("LOGNAME", "jane-the-user")
