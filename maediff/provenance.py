@@ -134,13 +134,10 @@ def _plain(value: Any, folder: Path) -> Any:
         return [_plain(item, folder) for item in value]
     if isinstance(value, Path):
         return stored_path(value, folder)
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value) if math.isfinite(value) else None
-    return str(value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = int(value) if isinstance(value, Integral) else float(value)
+        return number if math.isfinite(number) else None
+    return value if value is None or isinstance(value, bool) else str(value)
 
 
 def _processor() -> str:

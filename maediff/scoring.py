@@ -109,6 +109,30 @@ def channel_residual(x: FloatArray, x_hat: FloatArray, sign: Sign = "abs") -> Fl
     return values.mean(1) if values.ndim == 4 else values
 
 
+def agreement(deviation: FloatArray, least: float) -> FloatMap:
+    """Weigh residuals by how far the healthy reconstructions of several passes agree.
+
+    ``|x - m| / sqrt(v + e^2)`` is the Mahalanobis distance of a voxel x from reconstructions of mean m and variance v,
+    regularised by e (after Behrendt et al., MICCAI 2024, arXiv 2407.12474). Times e, it stays in working units, and is
+    the residual where all passes agree: the residual times ``1 / sqrt(1 + v / e^2)``. [ours]
+
+    Args:
+        deviation: Standard deviation over passes, working units, any shape.
+        least: e, working units; 0 turns the weight off.
+
+    Returns:
+        Weights from 0 to 1, float32, same shape.
+
+    Example:
+        >>> agreement(np.array([0.0, 0.1, 0.3]), 0.1).round(3).tolist()
+        [1.0, 0.707, 0.316]
+    """
+    if not least:
+        return np.ones_like(deviation, dtype=np.float32)
+    weights: FloatMap = (1 / np.sqrt(1 + np.square(deviation, dtype=np.float32) / least**2)).astype(np.float32)
+    return weights
+
+
 def postprocess(
     values: FloatArray, mask: BoolArray, spacing_mm: tuple[float, float, float], config: ScoreConfig
 ) -> FloatMap:

@@ -441,6 +441,14 @@ class ScoreConfig(Section):
         "residual counts more, up to 2.2 times, where the scan departs from its other hemisphere in the direction of "
         "the sign. 0 turns it off.",
     )
+    mahalanobis: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Least standard deviation, in working units, of the reconstructions of several passes: residuals "
+        "are divided by their deviation over infer.draws and diffusion.test_timesteps, and over infer.orientations, in "
+        "units of this least one, so that they count less where the passes disagree. 0: plain residuals.",
+    )
     min_size_mm3: float = Field(0.0, ge=0, description="Smaller components are removed from the anomaly mask.")
     false_positive_rate: float = Field(
         0.01, gt=0, lt=1, description="Share of healthy brain voxels above the calibrated threshold."
@@ -603,14 +611,23 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _passes(self) -> Config:
+        passes = len(self.diffusion.test_timesteps) * self.infer.draws
+        if passes > 1000:
+            raise ValueError(f"{passes} passes (diffusion.test_timesteps x infer.draws) exceed 1000; use fewer draws")
+        if self.score.mahalanobis and passes == len(self.infer.orientations) == 1:
+            raise ValueError(
+                "score.mahalanobis compares passes, and there is only one: ask for several infer.draws, "
+                "diffusion.test_timesteps or infer.orientations, or set score.mahalanobis=0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits(self) -> Config:
         if self.model.input_skip and self.diffusion.objective != "x0":
             raise ValueError(f"model.input_skip goes with objective x0, not {self.diffusion.objective!r}")
         if self.model.gate and not self.model.input_skip:
             raise ValueError("model.gate goes with model.input_skip: it gates the change of the input")
-        passes = len(self.diffusion.test_timesteps) * self.infer.draws
-        if passes > 1000:
-            raise ValueError(f"{passes} passes (diffusion.test_timesteps x infer.draws) exceed 1000; use fewer draws")
         if self.heads.enabled and self.data.channels:
             raise ValueError("heads.enabled draws one contrast per slice: leave data.channels empty")
         for name in ("outside_weight", "lesion_weight"):

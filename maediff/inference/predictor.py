@@ -26,7 +26,7 @@ from maediff.inference.result import WORKING_UNITS, AnomalyResult
 from maediff.inputcheck import HealthyScan, MapMeasures, check_scan, compare, measure_scan, refuse, refuse_ct
 from maediff.methods.base import Engine, Healthy, Method
 from maediff.normative import UNITS, Locations
-from maediff.scoring import Sign, anomaly_mask, case_score, eroded, postprocess
+from maediff.scoring import Sign, agreement, anomaly_mask, case_score, eroded, postprocess
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, check_common_space, from_image, image_like, read_channel, read_mask
 from maediff.working import WorkingScan, is_volumetric, prepare, turned
@@ -309,11 +309,13 @@ class Predictor:
         return self._residual(scan.prepared, healthy, scan.reading.sign)
 
     def _residual(self, prepared: WorkingScan, healthy: Healthy, sign: Sign) -> FloatMap:
-        """Compare with the healthy version, weighed by the asymmetry of the channels that were reconstructed."""
+        """Compare with the healthy version, weighed by the asymmetry of what was reconstructed and by agreement."""
         own = prepared
         if prepared.slices.ndim == 4:
             own = replace(prepared, slices=prepared.slices[:, : self.config.reconstructed_channels])
         weight = asymmetry_weight(own, sign, self.config.score.asymmetry_mm)
+        if self.config.score.mahalanobis and healthy.deviation is not None:
+            weight = weight * agreement(_over_channels(healthy.deviation).numpy(), self.config.score.mahalanobis)
         return healthy.residual(prepared.slices, sign) * weight
 
     def _healthy(
@@ -343,7 +345,12 @@ class Predictor:
         ]
         count: FloatMap = np.sum([cut.reached for cut in cuts], axis=0, dtype=np.float32)
         anomaly = _mean([maps[0] for maps in made], count)
-        reconstruction = prepared.scale.inverse(_mean([maps[1] for maps in made], count))
+        drawn = _mean([maps[1] for maps in made], count)
+        if score.mahalanobis and len(cuts) > 1:
+            square = [cut.reached * (maps[1] - drawn) ** 2 for cut, maps in zip(cuts, made, strict=True)]
+            variance = np.sum(square, axis=0) / np.maximum(count - 1, 1)
+            anomaly = anomaly * agreement(np.sqrt(variance), score.mahalanobis)
+        reconstruction = prepared.scale.inverse(drawn)
         reconstruction[count == 0] = volume.data[count == 0]
         deviations = [maps[2] for maps in made if maps[2] is not None]
         return anomaly, reconstruction, _mean(deviations, count) if deviations else None
@@ -354,11 +361,8 @@ class Predictor:
         """Compute map, reconstruction in working units and uncertainty from slices of one orientation, native space."""
         healthy = self._healthy(prepared, key, on_batch)
         mean, deviation = healthy.mean, healthy.deviation
-        several = mean.ndim == 4
-        reconstruction = prepared.to_native((mean[:, 0] if several else mean).numpy())
-        if deviation is not None and several:
-            deviation = deviation.mean(1)
-        uncertainty = None if deviation is None else prepared.to_native(deviation.numpy())
+        reconstruction = prepared.to_native((mean[:, 0] if mean.ndim == 4 else mean).numpy())
+        uncertainty = None if deviation is None else prepared.to_native(_over_channels(deviation).numpy())
         return self.map_of(prepared, self._residual(prepared, healthy, sign)), reconstruction, uncertainty
 
     @usual_defaults()
@@ -397,6 +401,11 @@ def content_key(scan: LoadedScan) -> str:
     """
     values = np.sort(scan.volume.data[scan.prepared.native_mask])
     return hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
+
+
+def _over_channels(deviation: torch.Tensor) -> torch.Tensor:
+    """Average a deviation (S, H, W) or (S, C, H, W) over channels."""
+    return deviation.mean(1) if deviation.ndim == 4 else deviation
 
 
 def _mean(maps: Sequence[FloatMap], count: FloatMap) -> FloatMap:

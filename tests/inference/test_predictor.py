@@ -12,6 +12,7 @@ from maediff.calibration import Calibration
 from maediff.errors import ConfigError, GeometryError, InputError, ModelError
 from maediff.inference.asymmetry import GAIN, LIMIT
 from maediff.inference.load import load_model
+from maediff.inference.predictor import content_key
 from maediff.inputcheck import check_scan
 from maediff.volume import from_image, read_nifti
 from maediff.working import brainmask, foreground, pipeline
@@ -261,6 +262,46 @@ def test_the_map_of_several_orientations_is_the_mean_of_theirs(by_orientation, m
     assert several.steps["orientations"] == ["axial", "coronal", "sagittal"]
     assert (several.form, *(one.form for one in alone)) == ("volume", "", "", "")
     assert several.to_dict()["form"] == "volume"
+
+
+def with_score(predictor, **settings):
+    return replace(
+        predictor,
+        config=predictor.config.model_copy(update={"score": predictor.config.score.model_copy(update=settings)}),
+    )
+
+
+def test_where_orientations_disagree_the_mahalanobis_distance_is_less(by_orientation, make_scan):
+    scan, least = make_scan(np.diag([2.5, 2.5, 2.5, 1]), (22, 24, 20)), 0.2
+    names = ("axial", "coronal", "sagittal")
+    plain, weighed = (with_score(by_orientation[names], mahalanobis=value).predict(scan) for value in (0.0, least))
+    np.testing.assert_array_equal(weighed.reconstruction, plain.reconstruction)
+    alone = [by_orientation[name,] for name in names]
+    ready = alone[0].prepare(scan)
+    drawn = [ready.prepared.scale.forward(one.predict(scan).reconstruction) for one in alone]
+    distance = plain.anomaly * least / np.sqrt(np.var(drawn, axis=0, ddof=1) + least**2)
+    inside = plain.brain_mask
+    np.testing.assert_allclose(weighed.anomaly[inside], distance[inside], rtol=2e-2, atol=1e-3)
+    assert (weighed.anomaly <= plain.anomaly + 1e-6).all()
+    assert weighed.anomaly[inside].mean() < 0.95 * plain.anomaly[inside].mean()
+
+
+def test_where_draws_disagree_the_mahalanobis_distance_is_less(make_model, make_scan, tiny, tmp_path):
+    config, scan = tiny("partition.stride=16", "infer.draws=3", "data.spacing_mm=2.5"), make_scan(RAS, SHAPE)
+    predictor = load_model(make_model(tmp_path / "m", config), "cpu")
+    weighed = with_score(predictor, mahalanobis=0.1)
+    ready = predictor.prepare(scan)
+    deviation = predictor._healthy(ready.prepared, (0, content_key(ready))).deviation.numpy()
+    np.testing.assert_allclose(
+        weighed.residual(ready), predictor.residual(ready) * 0.1 / np.sqrt(deviation**2 + 0.1**2), rtol=1e-4, atol=1e-6
+    )
+    assert deviation.max() > 0.05
+
+
+def test_the_distance_needs_several_passes(tiny):
+    with pytest.raises(ConfigError, match="mahalanobis compares passes, and there is only one"):
+        tiny("score.mahalanobis=0.1")
+    tiny("score.mahalanobis=0.1", "infer.draws=2")
 
 
 def test_a_stack_of_thick_slices_is_reconstructed_in_the_first_orientation_only(by_orientation, make_scan):
