@@ -131,4 +131,5 @@ def command(  # noqa: PLR0913  click passes each option by its name
         on_subject=say,
     )
     say(f"cohort: {table}")
-    say(f"next: maediff train -c tiny -i {table} -o RUN")
+    channel = f" --channel {modality}" if also else ""
+    say(f"next: maediff train -c tiny -i {table}{channel} -o RUN")

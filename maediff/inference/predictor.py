@@ -184,7 +184,8 @@ class Predictor:
             surroundings=surroundings,
         )
         refuse(volume, prepared.native_mask, self.accept)
-        reading = read_sign(volume, others, prepared, self.config, self._contrasts)
+        reconstructed = others[: self.config.reconstructed_channels - 1]  # a guide decides neither sign nor threshold
+        reading = read_sign(volume, reconstructed, prepared, self.config, self._contrasts)
         told = dict.fromkeys(note for channel in (volume, *others) for note in preparation_notes(channel))
         further, cutting = self._turned(prepared, (volume, *others))
         steps = Steps(notes=tuple(told)) + stripping + reading.steps + cutting

@@ -173,6 +173,14 @@ def test_the_command_writes_the_same_cohort(folder, head_folder, mask_folder, tm
     assert all((out / row["image"]).read_bytes() == (folder / row["image"]).read_bytes() for row in rows(folder))
 
 
+def test_the_command_names_the_contrast_to_train_on(head_folder, tmp_path):
+    sizes = ("--subjects", 2, "--spacing", 8, "--healthy-only")
+    result = run("-o", tmp_path / "out", "--heads", head_folder, "--contrast", "flair", "--also", "T1, t2", *sizes)
+    assert result.exit_code == 0, result.output
+    assert "cases.csv --channel flair -o RUN" in result.output
+    assert (tmp_path / "out" / "cases.csv").read_text().startswith("image_flair,image_t1,image_t2,mask")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

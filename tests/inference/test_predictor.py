@@ -139,6 +139,18 @@ def test_channels_that_only_steer_do_not_weigh(make_model, tiny, make_scan, tmp_
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
+def test_channels_that_only_steer_do_not_decide_the_sign(make_model, tiny, make_scan, tmp_path):
+    """A scan and a second contrast on which lesions are dark: the contrast of what is reconstructed counts."""
+    settings = ("data.channels=[flair, t1]", "structure.kinds=[t2i]", "structure.guides=[t1]", "score.sign=auto")
+    model = load_model(make_model(tmp_path / "m", tiny(*settings)), "cpu")
+    scan = make_scan(RAS, SHAPE)
+    brain = nib.Nifti1Image((scan.get_fdata() > 0).astype(np.uint8), scan.affine)
+    inverted = nib.Nifti1Image(np.where(brain.get_fdata() > 0, 2000 - scan.get_fdata(), 0), scan.affine)
+    alone, steered = (model.prepare([scan, guide], brain).reading for guide in (scan, inverted))
+    assert alone == steered
+    assert isinstance(steered.steps.record["contrast"], dict)  # of one channel, not a list
+
+
 def test_outside_the_brain_the_reconstruction_is_the_scan(predictors, make_scan):
     scan = make_scan(RAS, SHAPE)
     data = np.asarray(scan.dataobj)
