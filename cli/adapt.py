@@ -119,7 +119,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
         split=split,
         channel=channel,
         pattern=pattern,
-        on_case=say,
+        on_case=lambda name: say(f"scan {name}"),
         on_step=told,
     )
     tuned = adapted.tuned

@@ -81,7 +81,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
         device=device,
         rate=rate,
         locations=locations,
-        on_case=say,
+        on_case=lambda name: say(f"scoring {name}"),
     )
     if as_json:
         click.echo(json.dumps(calibration.to_dict(), indent=2))

@@ -128,7 +128,7 @@ def command(  # noqa: PLR0913  click passes each option by its name
         seed=seed,
         spacing_mm=spacing_mm,
         healthy_only=healthy_only,
-        on_subject=say,
+        on_subject=lambda name: say(f"drawn: {name}"),
     )
     say(f"cohort: {table}")
     channel = f" --channel {modality}" if also else ""
