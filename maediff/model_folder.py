@@ -77,6 +77,7 @@ class StoredModel:
         hash: SHA-256 over the folder's checksums: changes with any byte of the model.
         locations: Bytes of the healthy residuals by place, or None if the calibration does not rest on them.
         base: Folder of the base of an adapted model, whose weights are merged with the adapter's here; else None.
+        adapted_to: Contrasts of the scans that it was adapted to; empty if they were not read.
     """
 
     weights: dict[str, torch.Tensor]
@@ -86,6 +87,7 @@ class StoredModel:
     hash: str
     locations: bytes | None = None
     base: Path | None = None
+    adapted_to: tuple[str, ...] = ()
 
 
 def save_model(
@@ -218,10 +220,11 @@ def load_model_folder(folder: str | Path) -> StoredModel:
         locations = (folder / LOCATIONS).read_bytes() if LOCATIONS in parse_sums(text, folder) else None
     except (OSError, ValueError, SafetensorError, ConfigError) as error:
         raise ModelError(f"model folder {folder} cannot be read: {str(error)[:_MAX_REASON]}") from error
+    adapted_to: tuple[str, ...] = ()
     if adapter is not None:
-        weights = adapter.merged(weights)
+        weights, adapted_to = adapter.merged(weights), tuple(map(str, adapter.facts.get("contrasts", ())))
     model_hash = hashlib.sha256(text.encode()).hexdigest()
-    return StoredModel(weights, config, calibration, card, model_hash, locations, base)
+    return StoredModel(weights, config, calibration, card, model_hash, locations, base, adapted_to)
 
 
 def model_files(folder: str | Path) -> tuple[str, ...]:

@@ -78,6 +78,7 @@ def load_model(
         accept=frozenset(accept),
         suspended=suspended,
         scope=scope_of(stored.card),
+        adapted_to=stored.adapted_to,
     )
 
 
@@ -197,7 +198,7 @@ def _sign_in_force(config: Config, stored: Config, calibration: Calibration) -> 
 def _maps_as(config: Config, sign: str | None = None) -> dict[str, Any]:
     """Collect the settings that a calibrated threshold depends on."""
     lengths = {"median_mm", "erode_mm", "half_depth_mm", "support_mm", "asymmetry_mm"}
-    score = config.score.model_dump(include={*lengths, "locations"})
+    score = config.score.model_dump(include={*lengths, "locations", "mahalanobis"})
     return _residuals_as(config) | {"score": score, "sign": sign or config.score.sign}
 
 
@@ -215,4 +216,5 @@ def _residuals_as(config: Config) -> dict[str, Any]:
         "omega": config.structure.factors,
         "infer": config.infer.model_dump(exclude=_SAME_RESIDUALS),
         "sign": config.score.sign,
+        "mahalanobis": config.score.mahalanobis,
     }

@@ -79,6 +79,7 @@ class Predictor:
         accept: Codes of input checks that do not refuse a scan, see :data:`maediff.inputcheck.ACCEPTABLE`.
         suspended: Why the model's calibration does not apply; empty if it applies or if there is none.
         scope: What the model's card says it was trained on, finds and misses.
+        adapted_to: Contrasts of the scans that the model was adapted to; empty if none, or if they were not read.
     """
 
     config: Config
@@ -91,6 +92,7 @@ class Predictor:
     accept: frozenset[str] = frozenset()
     suspended: str = ""
     scope: Scope = field(default_factory=Scope)
+    adapted_to: tuple[str, ...] = ()
 
     @cached_property
     def healthy(self) -> tuple[HealthyScan, ...]:
@@ -187,6 +189,11 @@ class Predictor:
         reconstructed = others[: self.config.reconstructed_channels - 1]  # a guide decides neither sign nor threshold
         reading = read_sign(volume, reconstructed, prepared, self.config, self._contrasts)
         told = dict.fromkeys(note for channel in (volume, *others) for note in preparation_notes(channel))
+        if self.adapted_to and reading.contrast and reading.contrast not in self.adapted_to:
+            told[
+                f"the model was adapted to {', '.join(self.adapted_to).upper()} scans, and this one reads as "
+                f"{reading.contrast.upper()}, where it may find less than its base (--set infer.adapter=false)"
+            ] = None
         further, cutting = self._turned(prepared, (volume, *others))
         steps = Steps(notes=tuple(told)) + stripping + reading.steps + cutting
         form: Form = "volume" if further else "stack" if len(self.config.infer.orientations) > 1 else ""

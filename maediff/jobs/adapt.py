@@ -104,10 +104,11 @@ class AdaptJob:
             learn, held_out = cases[: len(learn)], cases[len(learn) :]
             shipped = load_model(base, self.device)
             suspects = suspicious(shipped, [*learn, *held_out], on_case)
+            contrasts = {"contrasts": list(contrasts_of(shipped, learn))}
             data = healthy_slices(learn, config.data), healthy_slices(held_out, config.data)
             kept = rehearsal_of(shipped, config) if self.kind == "lora" else None
             tuned = tune(network, parameters, data, config, self.schedule, rehearsal=kept, on_step=on_step)
-            self._save(base, self._steered(stored.config), network, data, tuned)
+            self._save(base, self._steered(stored.config), network, data, asdict(tuned) | contrasts)
             unreadable = {name for name, _ in data[1].failed}
             healthy = [case for case in held_out if case.label is None and case.id not in unreadable]
             calibration = self._calibrated(out, healthy, on_case)
@@ -155,7 +156,9 @@ class AdaptJob:
             )
         return split_cases(cases, config, self.split)
 
-    def _save(self, base: Path, config: Config, network: Method, data: tuple[SliceSet, SliceSet], tuned: Tuned) -> None:
+    def _save(
+        self, base: Path, config: Config, network: Method, data: tuple[SliceSet, SliceSet], found: dict[str, Any]
+    ) -> None:
         described = describe_slices(*data)
         lora = self.kind == "lora"
         what = f"low-rank updates (rank {self.rank})" if lora else f"a side network ({self.kind}, guide {self.guide})"
@@ -163,10 +166,10 @@ class AdaptJob:
         text = card.model_card(
             override(config, [f"train.seed={self.seed}"]),
             data=f"those of the base `{base.name}`, adapted with {what} to {described}",
-            steps=tuned.steps,
-            loss=tuned.loss_after,
+            steps=found["steps"],
+            loss=found["loss_after"],
         )
-        facts: dict[str, Any] = {**own, "seed": self.seed, "slices": described, **asdict(tuned)}
+        facts: dict[str, Any] = {**own, "seed": self.seed, "slices": described, **found}
         measured = override(config, ["score.locations=false"])  # residuals by place are those of the base
         save_adapted(self.out, Adapter(self._updates(network), facts), base, measured, text)
 
@@ -400,6 +403,18 @@ def suspicious(
             ", ".join(f"{name} {scores[name]:.3g}" for name in found),
         )
     return found
+
+
+def contrasts_of(predictor: Predictor, cases: Sequence[Case]) -> tuple[str, ...]:
+    """Read the contrasts of scans; none for a model that has a fixed sign, and so one contrast anyway."""
+    found = set()
+    for case in cases if predictor.config.score.sign == "auto" else ():
+        try:
+            own = case.images[: predictor.config.data.channel_count]
+            found.add(predictor.prepare(own, case.mask).reading.contrast)
+        except (InputError, OSError) as error:
+            log.debug("no contrast of %s: %s", case.id, error)  # training lists it
+    return tuple(sorted(found - {""}))
 
 
 def outliers(scores: dict[str, float]) -> tuple[str, ...]:

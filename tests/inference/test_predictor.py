@@ -237,6 +237,12 @@ def test_overrides_that_change_maps_drop_the_threshold(make_model, tiny, tmp_pat
         assert "threshold does not apply" in caplog.text
 
 
+def test_the_distance_from_several_draws_drops_the_threshold_too(make_model, tiny, tmp_path):
+    folder = make_model(tmp_path / "m", tiny("infer.draws=2"), CALIBRATION.to_dict())
+    assert load_model(folder, "cpu").calibration == CALIBRATION
+    assert load_model(folder, "cpu", ("score.mahalanobis=0.1",)).calibration is None
+
+
 @pytest.mark.parametrize("change", ["data.spacing_mm=2", "partition.cell=4", "diffusion.objective=x0", "model.patch=2"])
 def test_overrides_that_need_another_network_are_refused(make_model, tiny, tmp_path, change):
     with pytest.raises(ConfigError, match="what the network was trained as"):

@@ -19,7 +19,7 @@ from maediff.data.cases import find_cases
 from maediff.errors import ConfigError, InputError, ModelError
 from maediff.files import read_json
 from maediff.inference.load import load_model
-from maediff.inference.reading import Steps
+from maediff.inference.reading import Reading, Steps
 from maediff.jobs import adapt
 from maediff.jobs.adapt import adapt_model, rehearsal_of, suspicious, tuning_config, with_brains
 from maediff.jobs.calibrate import calibrate_model
@@ -122,6 +122,31 @@ def test_without_a_step_that_helps_it_is_the_base_bit_for_bit(base, scans, tmp_p
     assert found.tuned.best_step == 0
     assert found.tuned.loss_after == found.tuned.loss_before
     assert same(maps(found.folder, scans / "s1.nii.gz"), maps(base, scans / "s1.nii.gz"))
+
+
+def test_scans_of_another_contrast_than_it_was_adapted_to_are_said(scans, tiny, make_model, tmp_path, monkeypatch):
+    """What the random scans read as is made up here."""
+
+    def read_as(kind):
+        reading = Reading("dark" if kind == "t1" else "bright", kind)
+        monkeypatch.setattr("maediff.inference.predictor.read_sign", lambda *_: reading)
+
+    base = make_model(tmp_path / "base", tiny("partition.stride=16", "score.sign=auto"))
+    read_as("t1")
+    adapted = adapt_model(base, scans, tmp_path / "a", rank=2, schedule=SHORT, device="cpu").folder
+    assert describe_model(adapted)["adapter"]["contrasts"] == ["t1"]
+    assert load_model(adapted, "cpu").adapted_to == ("t1",)
+
+    def told(*overrides):
+        notes = load_model(adapted, "cpu", overrides).prepare(scans / "s0.nii.gz").steps.notes
+        return any("adapted to T1 scans, and this one reads as T2" in note for note in notes)
+
+    assert not told()
+    read_as("t2")
+    assert told()
+    assert not told("infer.adapter=false")
+    read_as("")
+    assert not told()
 
 
 def test_merged_switched_off_and_unmerged(adapted, base, scans, tmp_path):
