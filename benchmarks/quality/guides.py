@@ -48,7 +48,7 @@ PAIRS: tuple[tuple[Kind, Kind], ...] = (("flair", "t1"), ("t2", "t1"), ("t1", "f
 SIDES: tuple[tuple[Literal["controlnet", "t2i"], str], ...] = tuple(
     itertools.product(("controlnet", "t2i"), ("edges", "second"))
 )
-OMEGAS = (0.5, 1.0)
+OMEGAS = (1.0,)
 AXIAL = "infer.orientations=[axial]"
 HELD_OUT = 0.1
 """Share of the label maps that neither the packaged model nor a side network learns from, as in `scans`."""

@@ -106,7 +106,7 @@ class AdaptJob:
             suspects = suspicious(shipped, [*learn, *held_out], on_case)
             contrasts = {"contrasts": list(contrasts_of(shipped, learn))}
             data = healthy_slices(learn, config.data), healthy_slices(held_out, config.data)
-            kept = rehearsal_of(shipped, config) if self.kind == "lora" else None
+            kept = rehearsal_of(shipped, config)
             tuned = tune(network, parameters, data, config, self.schedule, rehearsal=kept, on_step=on_step)
             self._save(base, self._steered(stored.config), network, data, asdict(tuned) | contrasts)
             unreadable = {name for name, _ in data[1].failed}

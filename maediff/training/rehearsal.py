@@ -40,20 +40,27 @@ class Rehearsal:
         """Return a batch (B, …) with new targets, and with exchanged intensities in the first samples.
 
         Args:
-            batch: Samples of :class:`maediff.training.stream.SampleStream`, on the device of the base.
+            batch: Samples of :class:`maediff.training.stream.SampleStream`, on the device of the base. Channels that
+                the base does not have, which only side networks see, come last and stay as they are.
             number: Of the batch, from which chance is drawn.
         """
-        count = len(batch["image"]) // _EXCHANGED
+        known = {name: batch[name][:, : self.base.channels].clone() for name in ("image", "clean", "noise")}
+        image, clean = known["image"], known["clean"]
+        count = len(image) // _EXCHANGED
         rng = generator("rehearsal", self.config.train.seed, number)
-        image, clean = batch["image"].clone(), batch["clean"].clone()
         for index in range(count):
             curve = (torch.rand(_KNOTS, generator=rng) * 2 - 1).to(image)
             image[index], clean[index] = exchanged(image[index], curve), exchanged(clean[index], curve)
         kept = (image - clean).abs() > 0
         kept[:count] = True
-        answer = self._answer({**batch, "image": image, "clean": clean})
+        answer = self._answer({**batch, **known})
         inside = kept & (clean > -1)  # outside the brain there is nothing to draw
-        return {**batch, "image": image, "clean": torch.where(inside, answer, clean)}
+        beside = {name: batch[name][:, self.base.channels :] for name in ("image", "clean")}
+        return {
+            **batch,
+            "image": torch.cat([image, beside["image"]], 1),
+            "clean": torch.cat([torch.where(inside, answer, clean), beside["clean"]], 1),
+        }
 
     def _answer(self, batch: Sample) -> Tensor:
         noised = perturb(batch, batch["mask"], self.base.abar)

@@ -321,6 +321,30 @@ def test_what_is_rehearsed_costs_the_base_nothing(random_network, tiny, discs):
     assert found.loss_before < 1e-3 < plain.loss_before
 
 
+def test_a_guide_stays_as_it_is_and_the_rest_is_rehearsed_as_without_one(random_network, tiny):
+    config = tiny("diffusion.objective=x0", "diffusion.loss=x0_l2")
+    generator = torch.Generator().manual_seed(0)
+    size, count = config.data.size, 5
+    clean = torch.rand((count, 2, *size), generator=generator) * 2 - 1
+    image = clean.clone()
+    image[:, 0, 8:12, 8:12] += 0.3
+    both = {
+        "image": image,
+        "clean": clean,
+        "noise": torch.randn(clean.shape, generator=generator),
+        "mask": torch.ones(count, 1, *size),
+        "t": torch.full((count,), 30),
+    }
+    own = {name: value[:, :1] if name in {"image", "clean", "noise"} else value for name, value in both.items()}
+    rehearsal = Rehearsal(random_network(config), config)
+    found, alone = rehearsal(both, 3), rehearsal(own, 3)
+    for name in ("image", "clean"):
+        assert torch.equal(found[name][:, :1], alone[name])
+        assert torch.equal(found[name][:, 1:], both[name][:, 1:])
+    assert not torch.equal(found["image"][0, 0], image[0, 0])  # its intensities were exchanged
+    assert not torch.equal(found["clean"][-1, 0, 8:12, 8:12], clean[-1, 0, 8:12, 8:12])
+
+
 # The short training
 
 
