@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from benchmarks.common import Benchmark, say, table
 from benchmarks.quality.patients import MASKS_AS_GIVEN
@@ -117,11 +118,23 @@ def _predictor(model: str, contrast: str, options: argparse.Namespace) -> Predic
 _LOADED: dict[tuple[str, str], Predictor] = {}
 
 
+def visibility(scan: Scan) -> float:
+    """Compare a lesion with the brain 2 to 8 mm around it: the difference of their medians, in units of the scan.
+
+    The unit is the range from the brain's 1st to its 99th percentile. At 0 a lesion is as bright as its surroundings.
+    """
+    away = ndimage.distance_transform_edt(~scan.label, sampling=scan.volume.spacing_mm)
+    around = scan.brain & (away > 2) & (away <= 8)
+    low, high = np.percentile(scan.volume.data[scan.brain], (1, 99))
+    lesion, others = (np.median(scan.volume.data[part]) for part in (scan.label, around))
+    return float((lesion - others) / (high - low))
+
+
 def _row(scan: Scan, values: FloatMap, threshold: float | None, min_size_mm3: float) -> dict[str, float]:
     """Measure one map: against the truth if there is one, else what it flags on a healthy scan."""
     row: dict[str, float] = {}
     if scan.label.any():
-        row |= asdict(voxel_metrics(values, scan.brain, scan.label, threshold))
+        row |= asdict(voxel_metrics(values, scan.brain, scan.label, threshold)) | {"visibility": visibility(scan)}
     if threshold is None:
         return row
     flagged = anomaly_mask(values, threshold, scan.volume.spacing_mm, min_size_mm3)
