@@ -52,6 +52,7 @@ def _varied(base: Row, name: str, said: str, *overrides: str, timesteps: tuple[i
     )
 
 
+_MIRROR = _varied(_MAEDIFF, "maediff-mirror", "the loss sees everything, gate, other hemisphere", *CHOSEN)
 _DDPM, _PDDPM = _TABLE["ddpm-lesions"], _TABLE["pddpm-lesions"]
 _WINDOWS = _varied(
     _MAEDIFF, "maediff-windows", "many small windows, no noise", SEE_ALL, *NO_NOISE, *MANY, timesteps=FADED
@@ -73,15 +74,10 @@ COMPARED = (
     _varied(_MAEDIFF, "maediff-all", "the loss sees everything", SEE_ALL),
     _varied(_MAEDIFF, "maediff-gate", "gate", GATE),
     _varied(_MAEDIFF, "maediff-all-gate", "the loss sees everything, gate", SEE_ALL, GATE),
-    _varied(_MAEDIFF, "maediff-mirror", "the loss sees everything, gate, other hemisphere", *CHOSEN),
+    _MIRROR,
     _TABLE["ddpm-mirror"],
-    _varied(
-        _MAEDIFF,
-        "maediff-side",
-        "the loss sees everything, gate, other hemisphere, scaled by one side",
-        *CHOSEN,
-        SIDE,
-    ),
+    _varied(_MIRROR, "maediff-neighbours", "two slices on each side", "data.neighbours=2"),
+    _varied(_MIRROR, "maediff-side", "scaled by one side", SIDE),
     _varied(_TABLE["ddpm-mirror"], "ddpm-side", "scaled by one side", SIDE),
     _varied(_DDPM, "ddpm-no-noise", "no noise", *NO_NOISE, timesteps=FADED),
     _varied(_DDPM, "ddpm-restore", "gate, no noise", GATE, *NO_NOISE, timesteps=FADED),
