@@ -1,6 +1,7 @@
 """What does the third dimension add? Slices of one or three orientations, and cubes, on the same scans.
 
     python -m benchmarks.quality.three_dimensions --volumetric RUN/model --json benchmarks/results/three_dimensions.json
+    python -m benchmarks.quality.three_dimensions --limit 2 --json benchmarks/results/three_dimensions_distance.json
 
 The packaged model `heads` in axial slices alone, in all three orientations, whose maps are averaged, and the same with
 residuals that count less where the orientations disagree; and a model of method `volumetric` (`maediff train -c
@@ -37,7 +38,7 @@ from maediff.provenance import peak_rss_mib
 from maediff.typing import BoolArray, FloatMap
 from maediff.working.hemispheres import axial_axes
 
-BENCHMARK = Benchmark(__file__, __doc__, page="docs/measured.md", results=("three_dimensions.json",))
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/measured.md", results=("three_dimensions.json", "three_dimensions_distance.json"))
 SETS = ("mslub", "heads")
 LEAST = 0.1
 """Least deviation of the orientations in the Mahalanobis distance, working units (`score.mahalanobis`)."""
