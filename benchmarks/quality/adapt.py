@@ -44,7 +44,9 @@ from maediff.model_folder import load_model_folder, resolve_model, save_model
 from maediff.scoring import anomaly_mask
 from maediff.training.tune import Schedule, tune
 
-BENCHMARK = Benchmark(__file__, __doc__, page="docs/own-site.md", results=("adapt.json", "adapt_10.json", "adapt_ixi_t1.json"))
+BENCHMARK = Benchmark(
+    __file__, __doc__, page="docs/own-site.md", results=("adapt.json", "adapt_10.json", "adapt_ixi_t1.json")
+)
 SITES = ("lgg_flair", "ixi_t1")
 FULL_LR = 1e-4
 """Learning rate of all weights; ten times that of the updates spoils the network within a few steps."""

@@ -38,7 +38,9 @@ from maediff.provenance import peak_rss_mib
 from maediff.typing import BoolArray, FloatMap
 from maediff.working.hemispheres import axial_axes
 
-BENCHMARK = Benchmark(__file__, __doc__, page="docs/measured.md", results=("three_dimensions.json", "three_dimensions_distance.json"))
+BENCHMARK = Benchmark(
+    __file__, __doc__, page="docs/measured.md", results=("three_dimensions.json", "three_dimensions_distance.json")
+)
 SETS = ("mslub", "heads")
 LEAST = 0.1
 """Least deviation of the orientations in the Mahalanobis distance, working units (`score.mahalanobis`)."""
