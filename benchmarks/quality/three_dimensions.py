@@ -1,7 +1,8 @@
 """What does the third dimension add? Slices of one or three orientations, and cubes, on the same scans.
 
     python -m benchmarks.quality.three_dimensions --volumetric RUN/model --json benchmarks/results/three_dimensions.json
-    python -m benchmarks.quality.three_dimensions --limit 2 --json benchmarks/results/three_dimensions_distance.json
+    python -m benchmarks.quality.three_dimensions --model heads --limit 2 --override score.mahalanobis=0.1 \
+      --json benchmarks/results/three_dimensions_distance.json
 
 The packaged model `heads` in axial slices alone, in all three orientations, whose maps are averaged, and the same with
 residuals that count less where the orientations disagree; and a model of method `volumetric` (`maediff train -c
