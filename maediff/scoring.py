@@ -124,7 +124,7 @@ def agreement(deviation: FloatArray, least: float) -> FloatMap:
         Weights from 0 to 1, float32, same shape.
 
     Example:
-        >>> agreement(np.array([0.0, 0.1, 0.3]), 0.1).round(3).tolist()
+        >>> [round(float(weight), 3) for weight in agreement(np.array([0.0, 0.1, 0.3]), 0.1)]
         [1.0, 0.707, 0.316]
     """
     if not least:
