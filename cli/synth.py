@@ -14,16 +14,21 @@ KINDS = ("ms", "tumour", "dark")
 HEAD_KINDS = ("tumour", "ms", "stroke")
 
 
-def _names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+def _parts(value: str) -> tuple[str, ...]:
     """Split a comma-separated list."""
-    return tuple(part.strip().lower() for part in (value or "").split(",") if part.strip())
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _contrasts(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Split a comma-separated list of contrasts, in upper or lower case as for --contrast."""
+    return _parts((value or "").lower())
 
 
 def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
     """Split a comma-separated list of lesion kinds; empty: all kinds."""
     if value is None:
         return ()
-    kinds = _names(context, parameter, value)
+    kinds = _parts(value)
     known = KINDS if context.params.get("heads") is None else HEAD_KINDS
     wrong = [kind for kind in kinds if kind not in known]
     if wrong or not kinds:
@@ -75,7 +80,7 @@ def _masks(name: str, parameter: str, kind: str) -> Callable[[F], F]:
 )
 @click.option(
     "--also",
-    callback=_names,
+    callback=_contrasts,
     metavar="CONTRAST,…",
     help="With --heads: further contrasts of each subject, on the same grid; the table has a column for each.",
 )

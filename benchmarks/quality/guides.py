@@ -1,6 +1,7 @@
 """What does a side network gain that sees a second image: the edges of the scan, or another contrast of the patient?
 
-    python -m benchmarks.quality.guides --steps 300 --json benchmarks/results/guides.json
+    python -m benchmarks.quality.guides --steps 200 --every 50 --scans 1 --subjects 8 \
+      --json benchmarks/results/guides.json
 
 The packaged model stays frozen; side networks (`maediff adapt --kind controlnet|t2i --guide edges|CONTRAST`) are
 trained on pairs of contrasts of healthy brains, drawn from label maps of heads (`maediff synth --also`), with
@@ -16,7 +17,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,23 +25,21 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common import Benchmark, data_folder, say, table
+from benchmarks.common import Benchmark, say, table
 from benchmarks.quality.patients import MASKS_AS_GIVEN
-from benchmarks.quality.scans import SIGNS, Scan
-from maediff.config import HeadsConfig
-from maediff.data.cases import find_cases
+from benchmarks.quality.scans import HELD_OUT, Scan, healthy_l1, held_out, scans, with_sign
 from maediff.data.head_cohort import synthesise_heads
 from maediff.diffusion.noise import generator
 from maediff.evaluation import voxel_metrics
 from maediff.heads.contrast import Kind
-from maediff.heads.headset import read_head_set, split_heads
+from maediff.heads.headset import split_heads
 from maediff.heads.scan import draw_scan
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.jobs.adapt import adapt_model
 from maediff.tables import read_table, write_table
 from maediff.training.tune import Schedule
-from maediff.volume import Volume, from_image, read_mask, read_nifti, write_like
+from maediff.volume import Volume, from_image, read_nifti, write_like
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/adapters.md", results=("guides.json",))
 PAIRS: tuple[tuple[Kind, Kind], ...] = (("flair", "t1"), ("t2", "t1"), ("t1", "flair"))
@@ -48,10 +47,7 @@ PAIRS: tuple[tuple[Kind, Kind], ...] = (("flair", "t1"), ("t2", "t1"), ("t1", "f
 SIDES: tuple[tuple[Literal["controlnet", "t2i"], str], ...] = tuple(
     itertools.product(("controlnet", "t2i"), ("edges", "second"))
 )
-OMEGAS = (1.0,)
 AXIAL = "infer.orientations=[axial]"
-HELD_OUT = 0.1
-"""Share of the label maps that neither the packaged model nor a side network learns from, as in `scans`."""
 COLUMNS = ("image_scan", "image_second", "mask", "label", "subject", "split")
 METRICS = ("auprc", "sharpness", "healthy_l1")
 Map = npt.NDArray[np.float32]
@@ -102,20 +98,17 @@ def cohort(folder: Path, data: Path, subjects: int) -> Path:
 
 def pairs(data: Path, count: int) -> Iterator[Pair]:
     """Read the scans of the MS patients, and draw `count` synthetic ones for each contrast and kind of lesion."""
-    folder = data_folder("mslub", data)
+    found = {(scan.contrast, scan.group.split()[-1]): scan for scan in scans("mslub", data)}
     for kind, second in PAIRS:
-        guides = {case.subject: case for case in find_cases(folder / "cases.csv", channel=second)}
-        for case in find_cases(folder / "cases.csv", channel=kind):
-            volume = read_nifti(case.image)
-            brain, label = read_mask(str(case.mask), volume, "brain mask"), read_mask(str(case.label), volume, "label")
-            scan = Scan(f"mslub {kind} {case.subject}", case.id, kind, volume, brain, label)
-            yield Pair(scan, read_nifti(guides[case.subject].image))
-    _, paths = split_heads(data / "head_labels", HELD_OUT)
-    source = read_head_set(paths, HeadsConfig(white_matter_masks=str(data / "mslub_lesion_masks")))
+        for (contrast, patient), scan in found.items():
+            if contrast == kind:
+                yield Pair(scan, found[second, patient].volume)
+    source = held_out(data)
     for (kind, second), lesion, index in itertools.product(PAIRS, ("tumour", "ms"), range(count)):
         rng, head = generator("guides", kind, lesion, index), source.heads[index % len(source.heads)]
         drawn = draw_scan(head, source.masks, rng, kind=kind, also=(second,), lesion=lesion)
-        volume, other = (from_image(nib.nifti1.Nifti1Image(image, drawn.affine)) for image in drawn.images)
+        images = (drawn.image, *drawn.others)
+        volume, other = (from_image(nib.nifti1.Nifti1Image(image, drawn.affine)) for image in images)
         name = f"heads {kind} {lesion}"
         yield Pair(Scan(name, f"{name} {index}", kind, volume, drawn.brain, drawn.lesion), other)
 
@@ -135,17 +128,14 @@ def slope(values: Map, brain: Mask, spacing_mm: Sequence[float]) -> float:
 def scored(predictor: Predictor, pair: Pair, *, guided: bool) -> dict[str, float]:
     """Score a scan: AUPRC, sharpness of the healthy reconstruction, absolute residual of healthy brain."""
     scan = pair.scan
-    score = predictor.config.score.model_copy(update={"sign": SIGNS[scan.contrast]})
-    told = replace(predictor, config=predictor.config.model_copy(update={"score": score}))
+    told, healthy = with_sign(predictor, scan.contrast), scan.brain & ~scan.label
     ready = told.prepare((scan.volume, pair.second) if guided else scan.volume, scan.brain)
     result = told.score(ready)
-    healthy, scale = scan.brain & ~scan.label, ready.prepared.scale
-    residual = np.abs(scan.volume.data - result.reconstruction)[healthy] * 2 / (scale.high - scale.low)
     drawn, seen = (slope(image, healthy, scan.volume.spacing_mm) for image in (result.reconstruction, scan.volume.data))
     return {
         "auprc": voxel_metrics(result.anomaly, scan.brain, scan.label, None).auprc,
         "sharpness": drawn / seen,
-        "healthy_l1": float(residual.mean()),
+        "healthy_l1": healthy_l1(scan, ready.prepared.scale, result.reconstruction),
     }
 
 
@@ -170,7 +160,7 @@ def models(options: argparse.Namespace) -> Iterator[tuple[str, Predictor, bool]]
                 channel="scan",
             )
             say(f"{name}: {found.tuned}")
-        for omega in OMEGAS:
+        for omega in options.omega:
             settings = (AXIAL, f"structure.omega=[{omega}]")
             predictor = load_model(folder, options.device, settings, accept=MASKS_AS_GIVEN)
             yield f"{name}, omega {omega:g}", predictor, guide != "edges"
@@ -207,6 +197,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=300, help="most training steps (%(default)s)")
     parser.add_argument("--every", type=int, default=50, help="steps between validations (%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (%(default)g)")
+    parser.add_argument("--omega", type=float, nargs="+", default=[1.0], help="weights of the side network (1)")
     parser.add_argument("--seed", type=int, default=0, help="of samples, start and held-out subjects")
     parser.add_argument("--work", type=Path, default=Path("runs/guides"), metavar="DIR", help="models (%(default)s)")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +15,20 @@ from maediff.config import HeadsConfig
 from maediff.data.cases import find_cases
 from maediff.diffusion.noise import generator
 from maediff.heads.contrast import Kind
-from maediff.heads.headset import read_head_set, split_heads
+from maediff.heads.headset import HeadSet, read_head_set, split_heads
 from maediff.heads.scan import draw_scan
+from maediff.inference.predictor import Predictor
 from maediff.scoring import Sign
 from maediff.volume import Volume, from_image, read_mask, read_nifti
 from maediff.working.contrast import LESION_SIGNS
+from maediff.working.intensity import Scale
 
 SETS = ("mslub", "lgg_flair", "lgg_others", "heads", "ixi_t1")
 SIGNS: dict[str, Sign] = dict(LESION_SIGNS.items())
 SYNTHETIC: tuple[tuple[Kind, str], ...] = (("t2", "tumour"), ("flair", "tumour"), ("t1", "tumour"), ("t2", "ms"))
 SCANS_PER_KIND = 4
+HELD_OUT = 0.1
+"""Share of the label maps that no training sees."""
 _TRIED = 4
 """Every fourth training patient of lgg_flair, sorted by name: the recipe of the packaged model was tried on them."""
 Mask = npt.NDArray[np.bool_]
@@ -74,13 +78,30 @@ def scans(name: str, data: Path, masks: Path | None = None, limit: int = 1000) -
             yield Scan(group, case.id, contrast, volume, brain, label)
 
 
+def held_out(data: Path) -> HeadSet:
+    """Read the label maps that no training sees, and the lesion masks that shape MS lesions."""
+    _, paths = split_heads(data / "head_labels", HELD_OUT)
+    shapes = data / "mslub_lesion_masks"
+    return read_head_set(paths, HeadsConfig(white_matter_masks=str(shapes) if shapes.is_dir() else None))
+
+
+def with_sign(predictor: Predictor, contrast: str) -> Predictor:
+    """Tell a model the sign of the lesions on a contrast, which it then does not read from the scan."""
+    score = predictor.config.score.model_copy(update={"sign": SIGNS[contrast]})
+    return replace(predictor, config=predictor.config.model_copy(update={"score": score}))
+
+
+def healthy_l1(scan: Scan, scale: Scale, reconstruction: npt.NDArray[np.float32]) -> float:
+    """Average the absolute residual over healthy brain, in working units."""
+    residual = np.abs(scan.volume.data - reconstruction)[scan.brain & ~scan.label]
+    return float((residual * 2 / (scale.high - scale.low)).mean())
+
+
 def _synthetic(data: Path, limit: int) -> Iterator[Scan]:
     """Draw scans of the label maps that no training sees, of all kinds of :data:`SYNTHETIC`."""
     import nibabel as nib
 
-    _, paths = split_heads(data / "head_labels", 0.1)
-    shapes = data / "mslub_lesion_masks"
-    source = read_head_set(paths, HeadsConfig(white_matter_masks=str(shapes) if shapes.is_dir() else None))
+    source = held_out(data)
     for (kind, lesion), index in itertools.product(SYNTHETIC, range(min(SCANS_PER_KIND, limit))):
         rng = generator("zero-shot", kind, lesion, index)
         drawn = draw_scan(source.heads[index % len(source.heads)], source.masks, rng, kind=kind, lesion=lesion)

@@ -21,7 +21,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,7 +30,7 @@ import torch
 
 from benchmarks.common import ROOT, Benchmark, say, table
 from benchmarks.quality.patients import MASKS_AS_GIVEN
-from benchmarks.quality.scans import SIGNS, scans
+from benchmarks.quality.scans import healthy_l1, scans, with_sign
 from maediff.evaluation import voxel_metrics
 from maediff.files import write_json
 from maediff.inference.load import load_model
@@ -99,18 +98,15 @@ def _scored(options: argparse.Namespace) -> dict[str, Any]:
     groups: dict[str, list[Row]] = defaultdict(list)
     for name in SETS:
         for scan in scans(name, options.data, limit=options.limit):
-            score = loaded.config.score.model_copy(update={"sign": SIGNS[scan.contrast]})
-            predictor = replace(loaded, config=loaded.config.model_copy(update={"score": score}))
+            predictor = with_sign(loaded, scan.contrast)
             start = time.perf_counter()
             ready = predictor.prepare(scan.volume, scan.brain)
             result = predictor.score(ready)
             seconds = time.perf_counter() - start
-            healthy, scale = scan.brain & ~scan.label, ready.prepared.scale
-            residual = np.abs(scan.volume.data - result.reconstruction)[healthy] * 2 / (scale.high - scale.low)
             row = {
                 "auprc": voxel_metrics(result.anomaly, scan.brain, scan.label, None).auprc,
                 "flicker": flicker(result.anomaly, scan.brain, scan.volume.affine, scan.volume.spacing_mm),
-                "healthy_l1": float(residual.mean()),
+                "healthy_l1": healthy_l1(scan, ready.prepared.scale, result.reconstruction),
                 "seconds": seconds,
             }
             groups[scan.group].append(row)

@@ -32,7 +32,7 @@ from scipy import ndimage
 
 from benchmarks.common import Benchmark, say, table
 from benchmarks.quality.patients import MASKS_AS_GIVEN
-from benchmarks.quality.scans import SETS, SIGNS, Scan, scans
+from benchmarks.quality.scans import SETS, SIGNS, Scan, scans, with_sign
 from maediff.config import DataConfig, ScoreConfig
 from maediff.evaluation import bootstrap_ci, voxel_metrics
 from maediff.evaluation.lesion import lesion_metrics
@@ -110,8 +110,7 @@ def _predictor(model: str, contrast: str, options: argparse.Namespace) -> Predic
     key = (model, contrast)
     if key not in _LOADED:
         loaded = load_model(model, options.device, tuple(options.overrides), accept=MASKS_AS_GIVEN)
-        score = loaded.config.score.model_copy(update={"sign": SIGNS[contrast]})
-        _LOADED[key] = replace(loaded, config=loaded.config.model_copy(update={"score": score}))
+        _LOADED[key] = with_sign(loaded, contrast)
     return _LOADED[key]
 
 

@@ -76,7 +76,7 @@ def synthesise_heads(  # noqa: PLR0913  as synthesise, and where heads and lesio
 
     def draw(plan: Plan) -> Phantom:
         scan = _draw(sources["train" if plan.split == "train" else "test"], plan, seed, spacing_mm)
-        return Phantom(scan.image, scan.brain, scan.lesion, scan.affine, scan.images[1:])
+        return Phantom(scan.image, scan.brain, scan.lesion, scan.affine, scan.others)
 
     facts = {"seed": seed, "modality": modality, "lesions": list(kinds), "spacing_mm": spacing_mm}
     facts |= {"also": list(also)} if also else {}

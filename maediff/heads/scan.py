@@ -57,23 +57,20 @@ class HeadScan:
     """A synthetic brain-extracted scan.
 
     Attributes:
-        images: (X, Y, Z) float32 each, one per contrast, scanner units, 0 outside the brain.
+        image: (X, Y, Z) float32, scanner units, 0 outside the brain.
         brain: (X, Y, Z) bool.
         lesion: (X, Y, Z) bool, where at least a quarter of the voxel is changed.
         affine: (4, 4), voxel index to RAS mm.
-        kind: Kind of the first contrast.
+        kind: Kind of contrast.
+        others: Further contrasts of the same brain, as `image`.
     """
 
-    images: tuple[npt.NDArray[np.float32], ...]
+    image: npt.NDArray[np.float32]
     brain: npt.NDArray[np.bool_]
     lesion: npt.NDArray[np.bool_]
     affine: npt.NDArray[np.float64]
     kind: Kind
-
-    @property
-    def image(self) -> npt.NDArray[np.float32]:
-        """The first contrast."""
-        return self.images[0]
+    others: tuple[npt.NDArray[np.float32], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,12 +148,14 @@ def draw_scan(
     affine = np.diag([in_plane, in_plane, thickness, 1.0])
     affine[:3, 3] = [-(rows - 1) / 2 * in_plane, -(columns - 1) / 2 * in_plane, heights[0]]
     brain_stack = torch.stack(brains, 2).numpy()
+    image, *others = (torch.stack(slices, 2).numpy().astype(np.float32) for slices in images)
     return HeadScan(
-        images=tuple(torch.stack(slices, 2).numpy().astype(np.float32) for slices in images),
+        image=image,
         brain=brain_stack,
         lesion=(torch.stack(opacities, 2).numpy() >= 0.25) & brain_stack,
         affine=affine,
         kind=sequences[0].contrast.kind,
+        others=tuple(others),
     )
 
 

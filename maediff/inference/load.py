@@ -198,7 +198,7 @@ def _sign_in_force(config: Config, stored: Config, calibration: Calibration) -> 
 def _maps_as(config: Config, sign: str | None = None) -> dict[str, Any]:
     """Collect the settings that a calibrated threshold depends on."""
     lengths = {"median_mm", "erode_mm", "half_depth_mm", "support_mm", "asymmetry_mm"}
-    score = config.score.model_dump(include={*lengths, "locations", "mahalanobis"})
+    score = config.score.model_dump(include={*lengths, "locations"})
     return _residuals_as(config) | {"score": score, "sign": sign or config.score.sign}
 
 

@@ -287,8 +287,9 @@ class Predictor:
             "less near the brain's surface": score.half_depth_mm,
             "more amid others": score.support_mm,
             "more where the hemispheres differ": score.asymmetry_mm,
+            "less where passes disagree": score.mahalanobis,
         }
-        return ", ".join([units, *(how for how, length in weighed.items() if length)])
+        return ", ".join([units, *(how for how, setting in weighed.items() if setting)])
 
     @cached_property
     def _contrasts(self) -> tuple[str, ...]:

@@ -294,6 +294,7 @@ def test_where_orientations_disagree_the_mahalanobis_distance_is_less(by_orienta
     names = ("axial", "coronal", "sagittal")
     plain, weighed = (with_score(by_orientation[names], mahalanobis=value).predict(scan) for value in (0.0, least))
     np.testing.assert_array_equal(weighed.reconstruction, plain.reconstruction)
+    assert weighed.units == f"{plain.units}, less where passes disagree"
     alone = [by_orientation[name,] for name in names]
     ready = alone[0].prepare(scan)
     drawn = [ready.prepared.scale.forward(one.predict(scan).reconstruction) for one in alone]
