@@ -76,6 +76,7 @@ COMPARED = (
     _varied(_MAEDIFF, "maediff-all-gate", "the loss sees everything, gate", SEE_ALL, GATE),
     _MIRROR,
     _TABLE["ddpm-mirror"],
+    _varied(_PDDPM, "pddpm-mirror", "gate, other hemisphere", GATE, MIRROR),
     _varied(_MIRROR, "maediff-neighbours", "two slices on each side", "data.neighbours=2"),
     _varied(_MIRROR, "maediff-side", "scaled by one side", SIDE),
     _varied(_TABLE["ddpm-mirror"], "ddpm-side", "scaled by one side", SIDE),
