@@ -47,14 +47,16 @@ from maediff.working.contrast import LESION_SIGNS, read_contrast
 
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/packaged-model.md", results=("heads_healthy.json",))
 PACKAGED = ROOT / "maediff" / "weights" / "heads"
-AXIAL, TURNED, MEAN, FINE, LAST = "axial", "turned", "mean", "fine", "last"
-"""Folders of the four stages, and of the mean of the first two's weights."""
-_GRID = ("data.spacing_mm=1.5", "data.size=[112,128]", "partition.window=72", "partition.stride=56")
+AXIAL, TURNED, MEAN, FINE, AGAIN, LAST = "axial", "turned", "mean", "fine", "again", "last"
+"""Folders of the five stages, and of the mean of the first two's weights."""
+_FINE = ("data.spacing_mm=1.5", "data.size=[112,128]", "partition.window=72", "partition.stride=56")
+_FINEST = ("data.spacing_mm=1.25", "data.size=[128,160]", "partition.window=88", "partition.stride=72")
 STAGES: dict[str, tuple[str, ...]] = {
     AXIAL: ("heads.orientations=[axial]",),
     TURNED: ("train.lr=6e-4", "train.max_steps=3600"),
-    FINE: ("train.lr=6e-4", "train.max_steps=4400", "train.seed=2", *_GRID),
-    LAST: ("train.lr=6e-4", "train.max_steps=3800", "train.seed=3", *_GRID),
+    FINE: ("train.lr=6e-4", "train.max_steps=4400", "train.seed=2", *_FINE),
+    AGAIN: ("train.lr=6e-4", "train.max_steps=3800", "train.seed=3", *_FINE),
+    LAST: ("train.lr=6e-4", "train.max_steps=2800", "train.seed=4", *_FINEST),
 }
 HEALTHY_KINDS: tuple[Kind, ...] = ("t1", "t2", "flair")
 HEALTHY_SCANS = 24
@@ -70,7 +72,7 @@ def train_model(options: argparse.Namespace) -> dict[str, Any]:
     """Train the preset `heads` stage by stage, going on where an earlier call stopped."""
     run = options.run
     shapes = [f"heads.{name}={folder}" for name, folder in lesion_shapes(options.data).items()]
-    starts = {TURNED: run / AXIAL / "model", FINE: run / MEAN, LAST: run / FINE / "model"}
+    starts = {TURNED: run / AXIAL / "model", FINE: run / MEAN, AGAIN: run / FINE / "model", LAST: run / AGAIN / "model"}
     for name, overrides in STAGES.items():
         if (run / name / "model" / "config.yaml").is_file():
             continue

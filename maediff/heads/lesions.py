@@ -27,6 +27,8 @@ from maediff.heads.plane import Plane
 
 MATERIALS = ("gliosis", "tumour", "cavity", "blood", "enhancement")
 _MATERIAL_SHARES = (0.42, 0.30, 0.12, 0.07, 0.09)
+OEDEMA = "oedema"
+"""What lies around the tumours of whole scans: gliosis that is never faint."""
 SHAPES = ("mask", "spots", "blob", "rim")
 _SHAPE_SHARES = (0.30, 0.22, 0.40, 0.08)
 _LARGE_MM = 40.0
@@ -156,7 +158,7 @@ def lesion_signal(contrast: Contrast, material: str, rng: torch.Generator) -> Te
 
     Args:
         contrast: The scan's contrast.
-        material: One of :data:`MATERIALS`.
+        material: One of :data:`MATERIALS`, or :data:`OEDEMA`.
         rng: Source of randomness.
 
     Returns:
@@ -170,20 +172,29 @@ def lesion_signal(contrast: Contrast, material: str, rng: torch.Generator) -> Te
 def _changed(tissue: Relaxation, material: str, rng: torch.Generator) -> Relaxation:
     """Change the relaxation times of all classes."""
     t1, t2, pd = tissue.t1, tissue.t2, tissue.pd
-    if material == "gliosis":
-        strength = uniform(0.15, 1.0, rng)  # the three times change together
+    if material in {"gliosis", OEDEMA}:
+        strength = uniform(0.6 if material == OEDEMA else 0.15, 1.0, rng)  # the three change together
         return Relaxation(t1 * (1 + 0.6 * strength), t2 * (1 + 1.0 * strength), pd * (1 + 0.12 * strength))
     if material == "tumour":
         share = uniform(0.5, 1.0, rng)  # one tissue takes the place of many
-        spans = ((1200, 2000), (110, 240), (0.76, 0.86))
-        new = Relaxation(*(torch.tensor(uniform(low, high, rng)) for low, high in spans))
-        return _mixed(tissue, new, share)
+        return _mixed(tissue, _tumour(rng), share)
     if material == "cavity":
         fluid = class_index("sulcal CSF")
         return _mixed(tissue, Relaxation(t1[fluid], t2[fluid], pd[fluid]), uniform(0.6, 1.0, rng))
     if material == "blood":
         return Relaxation(t1 * uniform(0.5, 1.0, rng), t2 * uniform(0.2, 0.55, rng), pd)
     return Relaxation(t1 * uniform(0.25, 0.6, rng), t2 * uniform(0.8, 1.1, rng), pd)  # enhancement
+
+
+def _tumour(rng: torch.Generator) -> Relaxation:
+    """Draw the tissue of a glioma: the more water, the longer both times.
+
+    T2 is 200 to 360 ms in the middle of gliomas of grade II and III and 210 ms at their edge, each give or take 50 to
+    115 ms (Kern et al., BMC Neurology 2020).
+    """
+    own, water, density = (uniform(0.0, 1.0, rng) for _ in range(3))
+    t2 = 140.0 * (380.0 / 140.0) ** water
+    return Relaxation(*(torch.tensor(v) for v in (1400.0 + 500.0 * (own + water), t2, 0.76 + 0.1 * density)))
 
 
 def _mixed(tissue: Relaxation, other: Relaxation, share: float) -> Relaxation:

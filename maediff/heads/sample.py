@@ -21,6 +21,8 @@ from maediff.heads.variation import draw_caps, regional_variation
 _LEAST_BRAIN = 0.02
 _TRIES = 8
 _SHARP = (0.0, 0.0)
+_LEAK_SHARE, _LEAK_MM = 0.15, (6.0, 30.0)
+"""Share of slices whose brain mask holds muscle, scalp or skull at some places, and how far it reaches there."""
 _BRIGHT_SHARE, _BRIGHTEST = 0.25, 0.8
 """Share of slices of scans whose large bright lesion, here or on other slices, is the last percentile; how far above
 that of healthy tissue it lies at most, as a share of the distance between both percentiles."""
@@ -140,7 +142,15 @@ def _brain_mask(plane: Plane, rng: torch.Generator) -> tuple[Tensor, float]:
     depth = shrink(plane.depth, _SHARP, FINE)
     rim = draw_rim(rng)
     wobble = 1.5 * float(torch.rand((), generator=rng)) ** 2 * smooth_field((depth.shape[0], depth.shape[1]), 8, rng)[0]
-    return depth + wobble < rim, rim
+    return depth + wobble < rim + _leaks((depth.shape[0], depth.shape[1]), rng), rim
+
+
+def _leaks(shape: tuple[int, int], rng: torch.Generator) -> Tensor | float:
+    """Draw how much farther a mask reaches where the tool that made it took other tissue for brain, mm (H, W)."""
+    if not chance(_LEAK_SHARE, rng):
+        return 0.0
+    field = smooth_field(shape, uniform(10, 30, rng), rng)[0]
+    return uniform(*_LEAK_MM, rng) * torch.sigmoid(6 * (field - 0.8))
 
 
 def draw_rim(rng: torch.Generator) -> float:

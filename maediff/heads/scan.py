@@ -16,7 +16,7 @@ from maediff.heads.acquisition import Acquisition, draw_acquisition
 from maediff.heads.contrast import Contrast, Kind, draw_contrast
 from maediff.heads.fields import drifting_fields, shrink, smooth_field
 from maediff.heads.labels import WHITE, BrainLabels, indices
-from maediff.heads.lesions import LesionMask, cut_mask, lesion_room, lesion_signal, white_share
+from maediff.heads.lesions import OEDEMA, LesionMask, cut_mask, lesion_room, lesion_signal, white_share
 from maediff.heads.plane import FINE, Plane, draw_pose
 from maediff.heads.sample import looked_up
 
@@ -35,7 +35,7 @@ class ScanLesion:
 
     Attributes:
         kind: "tumour", "ms" or "stroke".
-        material: One of :data:`maediff.heads.lesions.MATERIALS`.
+        material: One of :data:`maediff.heads.lesions.MATERIALS`, or its ``OEDEMA``.
         opacity: Highest share of changed tissue, 0 to 1.
         centre: (3,) voxels of the head; used by tumours.
         radius_mm: Used by tumours.
@@ -186,7 +186,7 @@ def _draw_lesions(
         voxels = torch.isin(head.classes.int(), wanted.int()).nonzero()
         centre = voxels[int(torch.randint(len(voxels), (), generator=rng))].float()
         radius = 8.0 * 3.0 ** float(torch.rand((), generator=rng))
-        oedema = ScanLesion("tumour", "gliosis", 0.9, centre, radius, None, seed)
+        oedema = ScanLesion("tumour", OEDEMA, 0.9, centre, radius, None, seed)
         core = ScanLesion("tumour", "tumour", 0.9, centre, 0.7 * radius, None, seed + 1)
         return [oedema, core]
     fitting = [mask for mask in masks if mask.in_white == (kind == "ms")]

@@ -315,10 +315,13 @@ class Predictor:
         It is weighed by `score.asymmetry_mm`; see :mod:`maediff.inference.asymmetry`.
         """
         healthy = self._healthy(scan.prepared, (seed, content_key(scan)))
-        return self._residual(scan.prepared, healthy, scan.reading.sign)
+        return self.compare(scan.prepared, healthy, scan.reading.sign)
 
-    def _residual(self, prepared: WorkingScan, healthy: Healthy, sign: Sign) -> FloatMap:
-        """Compare with the healthy version, weighed by the asymmetry of what was reconstructed and by agreement."""
+    def compare(self, prepared: WorkingScan, healthy: Healthy, sign: Sign) -> FloatMap:
+        """Compare slices with their healthy version (S, H, W), weighed by asymmetry and by how far passes agree.
+
+        The weights are those of `score.asymmetry_mm` and `score.mahalanobis`.
+        """
         own = prepared
         if prepared.slices.ndim == 4:
             own = replace(prepared, slices=prepared.slices[:, : self.config.reconstructed_channels])
@@ -372,7 +375,7 @@ class Predictor:
         mean, deviation = healthy.mean, healthy.deviation
         reconstruction = prepared.to_native((mean[:, 0] if mean.ndim == 4 else mean).numpy())
         uncertainty = None if deviation is None else prepared.to_native(_over_channels(deviation).numpy())
-        return self.map_of(prepared, self._residual(prepared, healthy, sign)), reconstruction, uncertainty
+        return self.map_of(prepared, self.compare(prepared, healthy, sign)), reconstruction, uncertainty
 
     @usual_defaults()
     def map_of(self, prepared: WorkingScan, residual: FloatMap) -> FloatMap:

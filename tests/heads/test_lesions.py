@@ -29,13 +29,13 @@ def test_longer_relaxation_is_bright_on_t2_and_flair_and_dark_on_t1(kind, materi
 
 
 def test_tumours_are_mostly_bright_on_flair():
-    """Those whose T1 comes close to that of fluid are nulled with it, as cystic parts are."""
+    """More water makes T1 longer, which darkens FLAIR, and T2, which brightens it more; cavities are another material."""
     bright = 0
     for seed in range(60):
         rng = torch.Generator().manual_seed(seed)
         contrast = draw_contrast(rng, "flair")
         bright += bool(lesion_signal(contrast, "tumour", rng)[WHITE] > contrast.signal[WHITE])
-    assert 40 <= bright < 60
+    assert bright > 50
 
 
 def test_blood_is_dark_and_enhancement_bright():

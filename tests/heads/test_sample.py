@@ -60,6 +60,21 @@ def test_in_some_scans_a_bright_lesion_is_the_last_percentile(head, monkeypatch)
     assert none + 0.08 < some < none + 0.3
 
 
+def test_some_brain_masks_hold_other_tissue_at_places(head, monkeypatch):
+    """A mask that leaks holds all that it would hold otherwise, and the rest of it is as it was."""
+
+    def masks(share):
+        monkeypatch.setattr(sample, "_LEAK_SHARE", share)
+        drawn = [draw_slice([head], [], SHAPE, 2.0, torch.Generator().manual_seed(seed)) for seed in range(24)]
+        return torch.stack([one.brain for one in drawn])
+
+    tight, leaking = masks(0.0), masks(1.0)
+    assert not (tight & ~leaking).any()
+    added = (leaking & ~tight).flatten(1).float().mean(1)  # of all pixels
+    assert (added > 0.01).sum() > 6
+    assert float(added.max()) < 0.5
+
+
 def test_without_lesions_a_slice_is_healthy(head, masks):
     drawn = draw_slice([head], masks, SHAPE, 1.2, torch.Generator().manual_seed(0), look=Look(lesions=False))
     assert torch.equal(drawn.image, drawn.healthy)

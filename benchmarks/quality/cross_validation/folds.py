@@ -37,6 +37,7 @@ MANY = ("partition.window=16", "partition.stride=8", "train.windows=8", "infer.t
 MEDIANS_MM, HALF_DEPTHS_MM, SUPPORTS_MM = (0.0, 9.0, 15.0), (0.0, 4.0), (0.0, 20.0)
 """Post-processing that validation chooses from, every combination."""
 SIDE = "data.scaling=contralateral"
+DISTANCE, SEVERAL = "score.mahalanobis=0.1", (30, 60)
 _TABLE = {row.name: row for row in ROWS}
 _MAEDIFF = replace(_TABLE["maediff-window"], name="maediff", title="MAEDiff")
 
@@ -49,6 +50,18 @@ def _varied(base: Row, name: str, said: str, *overrides: str, timesteps: tuple[i
         title=f"{base.title}, {said}",
         overrides=(*base.overrides, *overrides),
         timesteps=timesteps or base.timesteps,
+    )
+
+
+def _tested(base: Row, said: str, draws: int, *overrides: str) -> Row:
+    """Test the trainings of a row with several draws of noise, at the timesteps that validation chose most often."""
+    return replace(
+        base,
+        name=f"{base.name}-{'distance' if overrides else 'draws'}",
+        title=f"{base.title}, {said}",
+        timesteps=SEVERAL,
+        trained_as=base.name,
+        at_test=(f"infer.draws={draws}", *overrides),
     )
 
 
@@ -77,6 +90,10 @@ COMPARED = (
     _MIRROR,
     _TABLE["ddpm-mirror"],
     _varied(_PDDPM, "pddpm-mirror", "gate, other hemisphere", GATE, MIRROR),
+    _tested(_MIRROR, "mean of 5 draws", 5),
+    _tested(_MIRROR, "Mahalanobis distance over 5 draws", 5, DISTANCE),
+    _tested(_TABLE["ddpm-mirror"], "mean of 6 draws", 6),
+    _tested(_TABLE["ddpm-mirror"], "Mahalanobis distance over 6 draws", 6, DISTANCE),
     _varied(_MIRROR, "maediff-neighbours", "two slices on each side", "data.neighbours=2"),
     _varied(_MIRROR, "maediff-side", "scaled by one side", SIDE),
     _varied(_TABLE["ddpm-mirror"], "ddpm-side", "scaled by one side", SIDE),

@@ -158,9 +158,10 @@ def compute(data: DataSet, row: Row, place: Place) -> dict[str, Any]:
         return _transfer(data, row, place, cases)
     config = override(config_of(data, row, place.seed), ["train.workers=0"])
     spent = budget(config, load_config(data.config, data.overrides), data.budget_tflop)
-    run_dir = place.run_dir(data.name, row.name)
+    run_dir = place.run_dir(data.name, row.trained_as or row.name)
     seconds = _train(override(config, [f"train.max_steps={spent.steps}"]), cases, run_dir)
     predictor = load_model(run_dir / "model", "cpu", accept=MASKS_AS_GIVEN)
+    predictor = replace(predictor, config=override(predictor.config, row.at_test))
     validation = [Patient(case) for case in find_cases(cases, split="val")]
     chosen = [patient for patient in validation if patient.case.label][: data.choose]
     raws = {t: [raw_scores(predictor, patient, data.score, t) for patient in chosen] for t in row.timesteps}
@@ -246,7 +247,7 @@ def raw_scores(predictor: Predictor, patient: Patient, score: ScoreConfig, t: in
         l1 = None
     else:
         healthy = reconstruct(predictor, scan, t)
-        values = healthy.residual(prepared.slices, fixed_sign(score))
+        values = predictor.compare(prepared, healthy, fixed_sign(score))
         well = prepared.mask & ~lesion_slices(patient.label, prepared.grid)[:, None, None]
         l1 = float(np.abs(prepared.slices - healthy.mean.numpy())[well].mean()) if well.any() else None
     slices = max(1, int(prepared.mask.any((1, 2)).sum()))

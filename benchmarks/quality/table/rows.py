@@ -39,6 +39,8 @@ class Row:
         timesteps: Test timesteps that validation tries.
         dense: Whether its code needs slices of one size, so that the grid must hold the largest brain.
         only: Data sets that it is tested on; empty for all.
+        trained_as: Row whose trainings it uses, with the same `overrides`; None for its own.
+        at_test: Settings of inference on top of those of the training.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Row:
     timesteps: tuple[int, ...] = EARLY
     dense: bool = False
     only: tuple[str, ...] = ()
+    trained_as: str | None = None
+    at_test: tuple[str, ...] = ()
 
     def tried_on(self, data: str) -> bool:
         """Check whether this row is tested on a data set."""

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from maediff.config import load_config
+from maediff.config import load_config, override
 from maediff.data.cases import Case
 from maediff.errors import InputError
 from maediff.evaluation import bootstrap_ci
@@ -82,8 +82,23 @@ def test_each_hypothesis_is_its_settings_and_nothing_else():
     assert hidden.model_copy(update={"diffusion": seen}) == of["maediff-windows"]
     both = rows.config_of(data, next(row for row in folds.COMPARED if row.name == "maediff-hidden-mirror"))
     assert both == hidden.model_copy(update={"model": hidden.model.model_copy(update={"mirror": True})})
-    tried = {row.timesteps for row in folds.COMPARED if len(row.timesteps) > 1 and "hidden" not in row.name}
-    assert len(tried) == 1
+    own = [row for row in folds.COMPARED if len(row.timesteps) > 1 and "hidden" not in row.name and not row.trained_as]
+    assert len({row.timesteps for row in own}) == 1
+
+
+def test_rows_that_only_test_differently_use_the_training_of_another():
+    folds, rows = module("folds"), import_module("benchmarks.quality.table.rows")
+    data = folds.data_set(cases(), 0, 20.0)
+    of = {row.name: row for row in folds.COMPARED}
+    tested = [row for row in folds.COMPARED if row.trained_as]
+    assert len(tested) == 4
+    for row in tested:
+        config = rows.config_of(data, row)
+        assert config == rows.config_of(data, of[row.trained_as])
+        changed = override(config, row.at_test)
+        assert changed.model_copy(update={"infer": config.infer, "score": config.score}) == config
+        assert changed.infer.draws > 1
+        assert set(row.timesteps) < set(of[row.trained_as].timesteps)
 
 
 def test_other_masks_are_taken_by_name_and_must_be_there(tmp_path):
