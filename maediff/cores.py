@@ -57,13 +57,13 @@ class Cores:
         """Return the results for items in their order; a single item is computed here, on all threads of torch."""
         if len(items) == 1:
             return [function(items[0])]
-        with _one_thread():
+        with one_thread():
             return list(self.pool.map(function, items))
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let matrix products, whose number of threads a whole process shares, have one."""
+def one_thread() -> Iterator[None]:
+    """Let torch have one thread, for the time being: matrix products share their number in a whole process."""
     count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -20,9 +20,11 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.common import ROOT
 from maediff.config import Config
+from maediff.data.slices import SliceSet
 from maediff.hardware import synchronize, use_bf16
 from maediff.inference.predictor import Predictor
 from maediff.methods.maediff.reconstructor import Reconstructor
+from maediff.training.stream import sample_stream
 
 _CHILD = """
 import json, sys, time
@@ -133,3 +135,20 @@ class ByteCounter(TorchDispatchMode):
             tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
             self.total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return result
+
+
+def training_slices(config: Config, count: int = 64) -> SliceSet:
+    """Make textured ellipses of the working size."""
+    height, width = config.data.size
+    rows, columns = np.indices((height, width))
+    inside = ((rows - height / 2) / (0.42 * height)) ** 2 + ((columns - width / 2) / (0.42 * width)) ** 2 < 1
+    texture = np.random.default_rng(0).normal(0, 0.3, (count, height, width)).cumsum(2) / np.sqrt(width)
+    images = np.where(inside, np.clip(texture, -1, 1), -1).astype(np.float16)
+    return SliceSet(images, np.repeat(inside[None], count, 0), ("s",) * count, 0, ())
+
+
+def training_batch(config: Config) -> dict[str, torch.Tensor]:
+    """Make a batch of training samples from such slices."""
+    stream = sample_stream(training_slices(config), config, config.train.batch_size, augmented=True)
+    samples = [stream[index] for index in range(config.train.batch_size)]
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
