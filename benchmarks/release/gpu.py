@@ -29,7 +29,7 @@ from maediff.model_folder import load_model_folder, save_model
 BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md")
 RIVALS = ("disyre", "ddpm")
 STEPS = 18_000
-"""Optimiser steps of a rival: those of the packaged model's first three stages together; it has a fourth since."""
+"""Optimiser steps of a rival: those of the first three of the five stages of the packaged model together."""
 SAVING_S = 60.0
 """Seconds that a training gets to save its checkpoint."""
 DONE, STOPPED, FAILED, LATER = "done", "stopped", "failed", "not begun"
