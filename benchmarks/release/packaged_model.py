@@ -6,13 +6,13 @@
     python -m benchmarks.release.packaged_model check  --run runs/heads --json benchmarks/results/heads_healthy.json
         (--real: on the real scans alone)
 
-`train` trains the preset `heads` in four stages: axial slices, then slices of all orientations, then, from the mean of
-both stages' weights, slices of a finer grid, twice, the second time from a raised learning rate. `export` halves the
-precision of the last stage's weights, writes the model to `maediff/weights/heads`, and sets its thresholds, apart by
-contrast and for stacks and volumes, on healthy scans: synthetic ones of held-out heads, real ones of tables of healthy
-scans (`--healthy`), and the slices free of tumour of tables with lesion labels (`--tumour-free`). Every second scan is
-kept back: `check` tells what the thresholds let through there. `calibrate` sets the thresholds anew and leaves the
-packaged weights as they are.
+`train` trains the preset `heads` in five stages: axial slices, then slices of all orientations, then, from the mean of
+both stages' weights, slices of a finer grid, twice, the second time from a raised learning rate, then the finest one.
+`export` halves the precision of the last stage's weights, writes the model to `maediff/weights/heads`, and sets its
+thresholds, apart by contrast and for stacks and volumes, on healthy scans: synthetic ones of held-out heads, real ones
+of tables of healthy scans (`--healthy`), and the slices free of tumour of tables with lesion labels (`--tumour-free`).
+Every second scan is kept back: `check` tells what the thresholds let through there. `calibrate` sets the thresholds
+anew and leaves the packaged weights as they are.
 """
 
 from __future__ import annotations
