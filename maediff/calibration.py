@@ -73,7 +73,7 @@ class Calibration:
         try:
             return cls(
                 threshold=float(values["threshold"]),
-                false_positive_rate=float(values["false_positive_rate"]),
+                false_positive_rate=math.nan if (at := values["false_positive_rate"]) is None else float(at),
                 n_scans=int(values["n_scans"]),
                 n_voxels=int(values["n_voxels"]),
                 quantiles={str(rate): float(value) for rate, value in values["quantiles"].items()},

@@ -163,6 +163,13 @@ def test_a_scan_follows_the_scans_of_its_contrast_and_form_or_wider_ones(kind, f
     assert (part.quantiles, part.case_scores, part.origin) == (alone.quantiles, alone.case_scores, origin)
 
 
+def test_a_threshold_that_was_given_has_no_rate_in_json_either():
+    given = with_threshold(calibrate(iter([(np.linspace(0, 1, 100), np.ones(100, bool), 0.9)]), 0.01), 0.7)
+    stored = {**given.to_dict(), "false_positive_rate": None}  # JSON has no NaN
+    assert np.isnan(Calibration.from_dict(stored).false_positive_rate)
+    assert Calibration.from_dict(stored).threshold == 0.7
+
+
 def test_forms_are_kept_in_json_and_follow_a_threshold_and_are_absent_from_earlier_calibrations():
     found, values = by_form()
     stored = json.loads(json.dumps(found.to_dict()))

@@ -18,6 +18,7 @@ from maediff.data.rows import path_cell, read_participants
 from maediff.data.search import describe_left_out, is_nifti, is_result, judge, named_label, other_formats
 from maediff.data.walk import LeftOut, Walk, walk
 from maediff.errors import ConfigError, InputError
+from maediff.files import read_json
 from maediff.paths import readable
 from maediff.tables import given, listed, read_table
 from maediff.volume import SUFFIXES, stem_of
@@ -236,9 +237,18 @@ def _single(path: Path, mask: str | Path | None, split: str | None) -> Case:
 def _plain_case(path: Path) -> Case:
     stem = readable(stem_of(path))
     brain, label = _companion(path, BRAIN_SUFFIXES), _companion(path, LABEL_SUFFIXES) or _label_elsewhere(path)
+    if brain and _is_output(brain):
+        brain = None  # what infer found in an earlier run into this folder
     if brain:
         logger.info("%s: brain mask %s", path.name, brain.name)
     return Case(stem, path, brain, label, subject=stem, session=None, split=None, stem=stem)
+
+
+def _is_output(mask: Path) -> bool:
+    """Check whether infer wrote a brain mask."""
+    sidecar = read_json(mask.with_name(f"{stem_of(mask).removesuffix('_brainmask')}_anomaly.json"))
+    outputs = sidecar.get("outputs")
+    return isinstance(outputs, dict) and outputs.get("brain") == mask.name
 
 
 def _companion(path: Path, suffixes: Iterable[str]) -> Path | None:
@@ -493,6 +503,11 @@ def _of_split(cases: list[Case], split: str, source: Path) -> list[Case]:
     return [case for case in cases if case.split == split]
 
 
+def _folder(case: Case) -> Path:
+    """Return the folder of a scan, without `..` but with its links."""
+    return Path(os.path.normpath(case.image.parent.absolute()))
+
+
 def _unique_ids(cases: list[Case]) -> list[Case]:
     """Put folders before stems that repeat, so that outputs never overwrite each other."""
     counts = Counter(case.stem for case in cases)
@@ -500,12 +515,12 @@ def _unique_ids(cases: list[Case]) -> list[Case]:
     if not repeated:
         return cases
     taken = {case.stem for case in cases if counts[case.stem] == 1}
-    base = Path(commonpath([case.image.absolute().parent for case in repeated]))
+    base = Path(commonpath([_folder(case) for case in repeated]))
     result = []
     for case in cases:
         if counts[case.stem] > 1:
-            folders = case.image.absolute().parent.relative_to(base).parts
-            name = _free("_".join((*folders, case.stem)), taken)
+            folders = _folder(case).relative_to(base).parts
+            name = _free("_".join((*folders, case.stem)).lstrip("."), taken)  # no hidden files
             taken.add(name)
             result.append(replace(case, id=name))
         else:

@@ -131,7 +131,7 @@ def read_outputs(out_dir: Path) -> list[OutputCase]:
         InputError: There is no readable ``cases.tsv`` with a ``case`` and a ``status`` column.
     """
     out_dir = Path(out_dir)
-    tables = sorted(out_dir.glob("cases*.tsv"))
+    tables = sorted(out_dir.glob("cases*.tsv"), key=lambda path: (path.stat().st_mtime_ns, path.name))  # latest last
     if not tables:
         raise InputError(f"{out_dir} has no cases.tsv; give the folder that `maediff infer -o` wrote")
     sidecars = _sidecars(out_dir)
@@ -181,13 +181,14 @@ def _case(row: Mapping[str, str], sidecars: Mapping[str, Path], out_dir: Path) -
 def _sidecars(out_dir: Path) -> dict[str, Path]:
     """Return sidecars keyed by the case that they name, and by their own stem."""
     found: dict[str, Path] = {}
+    others = {table.parent for table in out_dir.rglob("cases*.tsv")} - {out_dir}  # output folders of other runs
     for path in sorted(out_dir.rglob("*anomaly*.json")):
-        if path.name.startswith("."):
+        if path.name.startswith(".") or not others.isdisjoint(path.parents):
             continue
         content = read_json(path)
         found.setdefault(path.name.removesuffix("_anomaly.json"), path)
         if "case" in content:
-            found[str(content["case"])] = path
+            found[str(content["case"]).strip()] = path  # as tables are read
     return found
 
 

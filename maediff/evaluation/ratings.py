@@ -226,8 +226,8 @@ def _rating(row: Mapping[str, str]) -> Rating:
 
 
 def _cells(rating: Rating) -> list[str]:
-    values = asdict(rating).values()
-    return ["" if value is None or value != value else " ".join(str(value).split()) for value in values]
+    values = asdict(rating) | {name: " ".join(getattr(rating, name).split()) for name in ("reader", "comment")}
+    return ["" if value is None or value != value else str(value) for value in values.values()]
 
 
 def _line(cells: Iterable[str]) -> bytes:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from maediff.data.pairing import fits
+from maediff.data.pairing import fits, is_lesion_label
 from maediff.data.rows import path_cell, read_participants
+from maediff.data.search import content_of
 from maediff.data.walk import walk
 from maediff.errors import InputError
 from maediff.evaluation.outputs import OutputCase
@@ -17,7 +18,7 @@ from maediff.paths import stored_places
 from maediff.tables import given, read_table
 from maediff.volume import SUFFIXES, stem_of
 
-_LABEL = r"lesions?|tumou?r|labels?|d?seg|segmentation|truth|gt"
+_LABEL = r"lesions?|tumou?r|labels?|d?seg|segmentation|truth|gt|wmh|msk"
 _ENDINGS = re.compile(
     rf"(?:[_-](?:(?:desc|label)-[a-z0-9]*)?(?:{_LABEL}|brain|brainmask|mask|roi)|_label-[LR](?=_))+$", re.IGNORECASE
 )
@@ -130,8 +131,9 @@ class Reference:
     def _read_folder(self, folder: Path) -> None:
         self._prefixes = True
         files = sorted(path for path in walk(folder).files if path.name.lower().endswith(SUFFIXES))
-        labels = [path for path in files if _LESION.search(stem_of(path))]
-        labels = labels or [path for path in files if not _BRAIN.search(stem_of(path))]
+        labels = [path for path in files if _LESION.search(stem_of(path)) and not _of_tissues(stem_of(path))]
+        rest = [path for path in files if not _BRAIN.search(stem_of(path)) and not _of_tissues(stem_of(path))]
+        labels = labels or [path for path in rest if content_of(path) != "scan"]
         if not labels:
             raise InputError(f"no lesion masks (.nii, .nii.gz) in reference folder {folder}")
         brains = {_base(path): path for path in files if path not in labels and _BRAIN.search(stem_of(path))}
@@ -142,6 +144,11 @@ class Reference:
             facts = _known_of(patient, people)
             kind = _kind(facts["lesion"]) if "lesion" in facts else None
             self._by_stem[base].append(Truth(path, brains.get(base), patient, kind, tuple(facts.items())))
+
+
+def _of_tissues(stem: str) -> bool:
+    """Check whether a BIDS name is that of a segmentation of tissues, such as fMRIPrep's ``sub-1_dseg``."""
+    return stem.startswith("sub-") and stem.endswith("_dseg") and not is_lesion_label(stem)
 
 
 def _names_scan(label: str, scan: str) -> bool:

@@ -23,9 +23,10 @@ from maediff.findings import components_path, largest_finding, scan_findings, wr
 from maediff.inference.overlap import overlapped
 from maediff.locking import PARTICIPANTS, Part
 from maediff.notes import read_notes, warnings_of
-from maediff.paths import WRITTEN_IN, stored_path
+from maediff.paths import WRITTEN_IN, stored_path, stored_places
 from maediff.typing import FloatMap
 from maediff.volume import read_map, write_like
+from maediff.volume.checks import check_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +40,7 @@ Status = Literal["done", "skipped", "failed"]
 T = TypeVar("T")
 Maps: TypeAlias = "tuple[FloatMap, FloatMap, FloatMap | None]"
 """Anomaly map, reconstruction and uncertainty of a scan, on its voxels."""
+_MAX_MESSAGE = 1000  # characters; tables with longer cells than 4096 are not read
 _MAX_NAME_BYTES = 255  # of every usual file system
 
 
@@ -145,7 +147,9 @@ class Outputs:
         Raises:
             InputError: The scan's name is too long to make output names of.
         """
-        maps = (self.anomaly, self.reconstruction, self.mask, self.uncertainty, self.brain)
+        maps = [self.anomaly, self.reconstruction, self.mask, self.uncertainty]
+        if (read_json(self.sidecar).get("outputs") or {}).get("brain") == self.brain.name:
+            maps.append(self.brain)  # else it is the user's own, beside the scan
         for path in (self.sidecar, *maps, self.preview, self.components):
             length = len(path.name.encode())
             if length > _MAX_NAME_BYTES:
@@ -206,6 +210,33 @@ def input_hash(case: Case) -> str:
     """Hash a scan, all its channels, and its brain mask."""
     parts = [file_sha256(path) for path in (*case.images, case.mask) if path is not None]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _check_owner(case: Case, sidecar: Path) -> None:
+    """Refuse to replace the results of another scan that is still there, such as another patient's of the same name.
+
+    Raises:
+        InputError: The sidecar belongs to a scan at another place.
+    """
+    found = read_json(sidecar)
+    for place in stored_places(found.get("image"), sidecar.parent, found):
+        if place.is_file() and place.resolve() != case.image.resolve():
+            raise InputError(
+                f"{sidecar.parent} holds the results of another scan of this name, {place}; choose another output "
+                "folder, score both together (-i with their folder or a table), or replace them with --overwrite"
+            )
+
+
+def refresh_paths(sidecar: Path, item: Case | PlannedCase) -> None:
+    """Update where the inputs of a finished scan are, if they were moved since."""
+    found, folder = read_json(sidecar), sidecar.parent
+    place: dict[str, Any] = {"image": stored_path(item.image, folder), WRITTEN_IN: str(folder.resolve())}
+    if item.mask is not None:
+        place["mask"] = stored_path(item.mask, folder)
+    if item.others:
+        place["further_channels"] = [stored_path(path, folder) for path in item.others]
+    if any(found.get(name) != value for name, value in place.items()):
+        write_json(sidecar, found | place)
 
 
 def plan_cases(cases: Sequence[Case], out: Path, key: RunKey, *, overwrite: bool) -> list[PlannedCase]:
@@ -302,7 +333,13 @@ class CaseJob:
             if case.problem:
                 raise InputError(case.problem)
             if not self.overwrite and self.key.fits(case, outputs):
+                refresh_paths(outputs.sidecar, case)
                 return finished_outcome(case.id, outputs.sidecar)
+            for path in (*case.images, case.mask):
+                if path is not None and not path.is_file():
+                    check_file(path)  # says why; finished results outlive scans that are away for a while
+            if not self.overwrite:
+                _check_owner(case, outputs.sidecar)
             kept.append(None if self.overwrite else self.key.kept_maps(case, outputs))
             outputs.remove()  # the scan counts as unfinished until the new outputs are complete
             return self.predictor.prepare(case.images, case.mask)
@@ -500,4 +537,5 @@ def write_table(path: Path, outcomes: Sequence[CaseOutcome]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())
+    text = " ".join((str(error) or type(error).__name__).split())
+    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}…"

@@ -15,6 +15,7 @@ from maediff.inference.cohort import (
     InferSummary,
     PlannedCase,
     finished_outcome,
+    refresh_paths,
     summarize,
     table_name,
 )
@@ -60,6 +61,7 @@ def keep_finished(plan: Sequence[PlannedCase], out: str | Path, *, part: Part = 
     out = Path(out)
     with folder_lock(out, part), CaseTable(out / table_name(part)) as rows:
         for item in plan:
+            refresh_paths(item.sidecar, item)
             rows.outcomes.append(finished_outcome(item.case, item.sidecar))
     return summarize(rows.outcomes)
 

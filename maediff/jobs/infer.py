@@ -18,6 +18,7 @@ from maediff.data.cases import Case, Search, search_cases
 from maediff.data.cases import shard as shard_of
 from maediff.data.walk import LeftOut, as_facts
 from maediff.dicom import dicom_cases, holds_dicom
+from maediff.errors import InputError
 from maediff.files import remove_leftovers
 from maediff.inference.cohort import CaseOutcome, CaseTable, InferSummary, Outputs, PlannedCase, RunKey, plan_cases
 from maediff.inference.cohort import table_name as table_of
@@ -122,6 +123,11 @@ class InferJob:
     @cached_property
     def _found(self) -> Search:
         """List the scans of this part of the run, and other contents of the source."""
+        if (self.source / "dataset_description.json").is_file() and self.out.resolve() == self.source.resolve():
+            raise InputError(
+                f"{self.out} is the BIDS data set itself, whose description and README would be replaced; choose "
+                f"another folder, such as {self.out / 'derivatives' / 'maediff'}"
+            )
         if holds_dicom(self.source, [self.out]):
             found = Search(tuple(dicom_cases(self.source, self.out / "scans", self.mask)))
         else:

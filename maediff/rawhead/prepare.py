@@ -117,7 +117,8 @@ def prepare_cohort(  # noqa: PLR0913  a public function: a keyword per option
         OutputError: The output folder cannot be written, or another run writes there.
     """
     out, settings = Path(out), settings or PrepareSettings()
-    if out.resolve() == Path(source).resolve():
+    place = Path(source).resolve()
+    if out.resolve() == (place.parent if place.is_file() else place):  # a table of the raw scans would be replaced, too
         raise InputError(f"{out} holds the raw scans; choose another folder for the prepared ones")
     arguments: dict[str, Any] = {
         "source": Path(source),
@@ -188,6 +189,9 @@ def _prepared(case: Case, first: Case | None, out: Path, settings: PrepareSettin
         key = _key(case, first, settings)
         if not overwrite and _finished(case, files, key):
             found = read_json(files.sidecar)
+            place = {"raw": stored_path(case.image, out), WRITTEN_IN: str(out.resolve())}
+            if any(found.get(name) != value for name, value in place.items()):  # the scans were moved
+                write_json(files.sidecar, found | place)
             mask, notes = found.get("brain_mask", {}), read_notes(found)
             numbers = (mask.get("method"), mask.get("volume_ml"))
             return PreparedCase(case.id, "skipped", *numbers, message="; ".join(notes), notes=notes)
@@ -217,6 +221,10 @@ def _first_channel(case: Case, out: Path) -> FirstChannel:
 def _prepare_one(
     case: Case, files: PreparedFiles, settings: PrepareSettings, first: FirstChannel | None
 ) -> dict[str, Any]:
+    inputs = {path.resolve() for path in (case.image, case.mask, case.label) if path is not None}
+    clash = next((path for path in asdict(files).values() if path.resolve() in inputs), None)
+    if clash is not None:
+        raise InputError(f"{clash} is an input, and would be replaced by its prepared version; choose another folder")
     for path in asdict(files).values():
         path.unlink(missing_ok=True)  # until the new files are complete, none is finished
     raw = read_nifti(case.image)

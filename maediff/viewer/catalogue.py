@@ -177,7 +177,7 @@ class Catalogue:
             {"number": numbers[item.case], "finding": item.finding, "rating": item.rating, "comment": item.comment}
             | {"mm": [item.x_mm, item.y_mm, item.z_mm] if math.isfinite(item.x_mm + item.y_mm + item.z_mm) else None}
             for item in read_ratings(self.root)
-            if item.reader == reader.strip() and item.case in numbers
+            if item.reader == " ".join(reader.split()) and item.case in numbers
         ]
 
     def volume(self, number: int, kind: str) -> bytes:

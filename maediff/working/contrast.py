@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from maediff.errors import InputError
 from maediff.typing import Array, BoolArray, DoubleArray
 
 ContrastKind = Literal["t1", "t2", "flair", "other"]
@@ -116,6 +117,8 @@ def features(data: Array, brain: BoolArray, spacing_mm: tuple[float, float, floa
         (F,) features; they do not change with scale and offset of the intensities.
     """
     image, mask = _slices(data, brain, spacing_mm)
+    if not mask.any():
+        raise InputError(f"the brain is smaller than {_PIXEL_MM:g} mm; check its mask and the spacing in the header")
     depth = np.concatenate([ndimage.distance_transform_edt(part)[part] for part in mask])
     return np.concatenate([_of_intensity(image, mask, depth), _of_difference(image, mask, depth)])
 

@@ -48,6 +48,7 @@ def midlines(images: Tensor) -> Tensor:
     height = images.shape[2]
     mass = (images.float() + 1).clamp(0, 2).mean(1, keepdim=True)
     factor = math.ceil(max(mass.shape[2:]) / _SIDE)
+    mass = F.pad(mass, (0, max(0, factor - mass.shape[3]), 0, max(0, factor - height)))  # slices of a row or two
     small = F.avg_pool2d(mass, factor + 2, factor, padding=1)  # a little blurred, so that turning blurs no more
     usual = small.square().sum((1, 2, 3), keepdim=True) / small.sum((1, 2, 3), keepdim=True).clamp(min=1e-6)
     small = torch.minimum(small, usual / 2)
@@ -152,6 +153,8 @@ def _sampled(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 def _peak(values: Tensor, place: Tensor) -> Tensor:
     """Refine the place (B,) of the highest of values (B, N) by the parabola through its neighbours."""
+    if values.shape[1] < 3:  # a single row has no neighbours
+        return place.to(values)
     inner = place.clamp(1, values.shape[1] - 2)[:, None]
     before, at, after = (values.gather(1, inner + step).squeeze(1) for step in (-1, 0, 1))
     bend = (before - 2 * at + after).clamp(max=-1e-12)

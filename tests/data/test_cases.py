@@ -239,3 +239,13 @@ def test_the_real_tables():
     assert all(p.is_file() for case in train + test for p in (case.image, case.mask, case.label))
     assert len(find_cases(SCANS / "ixi_t1")) == 10
     assert [case.id for case in find_cases(SCANS / "mslub", channel="flair")] == ["patient07_flair", "patient26_flair"]
+
+
+def test_ids_from_folders_above_the_table_are_not_hidden(tmp_path):
+    """Repeated names take those of their folders; a path through `..` must not give a name that begins with dots."""
+    for folder in ("raw", "tables/x"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "t1.nii.gz").write_bytes(b"")
+    table = tmp_path / "tables" / "cases.csv"
+    table.write_text("image\nx/t1.nii.gz\n../raw/t1.nii.gz\n")
+    assert [case.id for case in find_cases(table)] == ["tables_x_t1", "raw_t1"]

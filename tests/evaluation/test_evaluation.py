@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import math
+import os
 import re
 
 import nibabel as nib
@@ -417,6 +418,55 @@ def test_reference_in_bids_names_and_unmatched_prefixes(cohort):
     assert reference.find(type(case)("sub-10_T2w", "done", "", 0, 0, 0)).lesion is None
     with pytest.raises(InputError, match="no reference for sub-2_T2w"):
         reference.find(type(case)("sub-2_T2w", "done", "", 0, 0, 0))
+
+
+def test_scans_beside_labels_of_any_name_are_never_taken_for_labels(cohort):
+    labels = cohort.root / "labels"
+    labels.mkdir()
+    for name in ("a_T2w", "b_T2w"):
+        (labels / f"{name}.nii.gz").write_bytes((cohort.root / f"{name}.nii.gz").read_bytes())
+        (labels / f"{name}_wmh.nii.gz").write_bytes((cohort.root / f"{name}_lesion.nii.gz").read_bytes())
+    found = measure(cohort.out, labels, bootstrap=0)
+    by_table = measure(cohort.out, cohort.reference, bootstrap=0)
+    assert [case.voxel.dice for case in found.cases[:2]] == [case.voxel.dice for case in by_table.cases[:2]]
+    for path in labels.glob("*_wmh.nii.gz"):
+        path.unlink()
+    with pytest.raises(InputError, match="no lesion masks"):
+        measure(cohort.out, labels, bootstrap=0)
+
+
+def test_segmentations_of_tissues_are_no_lesions(cohort):
+    folder = cohort.root / "bids"
+    folder.mkdir()
+    for name in ("sub-1_dseg", "sub-1_label-lesion_mask", "sub-2_dseg"):
+        (folder / f"{name}.nii.gz").write_bytes(b"")
+    reference, kind = Reference(folder), type(read_outputs(cohort.out)[0])
+    assert reference.find(kind("sub-1_T2w", "done", "", 0, 0, 0)).label.name == "sub-1_label-lesion_mask.nii.gz"
+    with pytest.raises(InputError, match="no reference for sub-2_T2w"):
+        reference.find(kind("sub-2_T2w", "done", "", 0, 0, 0))
+
+
+def test_the_latest_of_several_tables_counts(cohort):
+    """A part of the run that was mended later says how a scan stands."""
+    failed = next(case.case for case in read_outputs(cohort.out) if case.status == "failed")
+    other = cohort.out / "cases-2-of-2.tsv"
+    other.write_text(f"case\tstatus\n{failed}\tdone\n")
+    written = (cohort.out / "cases.tsv").stat().st_mtime_ns
+    for moved, status in ((10**9, "done"), (-(10**9), "failed")):
+        os.utime(other, ns=(written + moved, written + moved))
+        assert next(case.status for case in read_outputs(cohort.out) if case.case == failed) == status
+
+
+def test_results_of_another_run_below_do_not_count(cohort):
+    before = measure(cohort.out, cohort.reference, bootstrap=0)
+    nested = cohort.out / "strict"
+    nested.mkdir()
+    for path in cohort.out.glob("a_T2w*"):
+        (nested / path.name).write_bytes(path.read_bytes())
+    (nested / "cases.tsv").write_text("case\tstatus\na_T2w\tdone\n")
+    blank = nib.load(nested / "a_T2w_anomaly.nii.gz")
+    nib.save(nib.Nifti1Image(0 * blank.get_fdata(), blank.affine), nested / "a_T2w_anomaly.nii.gz")
+    assert measure(cohort.out, cohort.reference, bootstrap=0).cases[0].voxel == before.cases[0].voxel
 
 
 def test_bids_outputs_are_found_by_name(tmp_path):

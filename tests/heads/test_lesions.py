@@ -29,7 +29,7 @@ def test_longer_relaxation_is_bright_on_t2_and_flair_and_dark_on_t1(kind, materi
 
 
 def test_tumours_are_mostly_bright_on_flair():
-    """More water makes T1 longer, which darkens FLAIR, and T2, which brightens it more; cavities are another material."""
+    """More water makes T1 longer, which darkens FLAIR, and T2, which brightens it more."""
     bright = 0
     for seed in range(60):
         rng = torch.Generator().manual_seed(seed)

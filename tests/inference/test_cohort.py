@@ -16,6 +16,7 @@ from maediff.cli import app
 from maediff.calibration import Calibration
 from maediff.errors import ConfigError, InputError, OutputError
 from maediff.files import read_json
+from maediff.inference.cohort import _one_line
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.jobs.infer import infer, plan_inference
@@ -286,3 +287,70 @@ def test_what_prepare_noted_reaches_sidecar_and_table(model, scans, tmp_path):
     warned = {row["case"]: int(row["warnings"]) for row in rows(out / "cases.tsv")}
     assert warned == {name: len(warnings_of(read_notes(read_json(out / f"{name}_anomaly.json")))) for name in "ac"}
     assert warned["a"] > 0
+
+
+def test_a_brain_mask_of_the_user_beside_the_scan_stays(model, make_scan, tmp_path):
+    """Also where results go into the scan's own folder, from the command and from Python."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    scan = make_scan(AFFINE, SHAPE)
+    nib.save(scan, folder / "a.nii.gz")
+    mask = folder / "a_brainmask.nii.gz"
+    nib.save(nib.Nifti1Image((scan.get_fdata() > 0).astype(np.uint8), scan.affine, scan.header), mask)
+    before = mask.read_bytes()
+    assert infer(model, folder / "a.nii.gz", folder, device="cpu").done == 1
+    assert infer(model, folder / "a.nii.gz", folder, device="cpu", overwrite=True).done == 1
+    load_model(model, "cpu").predict(folder / "a.nii.gz", mask).save(folder)
+    assert mask.read_bytes() == before
+
+
+def test_results_outlive_scans_that_are_away(model, scans, tmp_path):
+    out = tmp_path / "out"
+    (scans / "b.nii.gz").unlink()
+    table = tmp_path / "cases.csv"
+    table.write_text(f"image\n{scans / 'a.nii.gz'}\n{scans / 'c.nii.gz'}\n")
+    assert infer(model, table, out, device="cpu").done == 2
+    maps = {path.name: path.read_bytes() for path in out.glob("*.nii.gz")}
+    scans.rename(tmp_path / "unmounted")
+    again = infer(model, table, out, device="cpu")
+    assert again.failed == 2
+    assert {path.name: path.read_bytes() for path in out.glob("*.nii.gz")} == maps
+    (tmp_path / "unmounted").rename(scans)
+    assert infer(model, table, out, device="cpu").skipped == 2
+
+
+def test_another_scan_of_the_same_name_replaces_nothing_unasked(model, make_scan, tmp_path):
+    out = tmp_path / "out"
+    for number in (1, 2):
+        (tmp_path / f"patient{number}").mkdir()
+        nib.save(make_scan(AFFINE, SHAPE, seed=number), tmp_path / f"patient{number}" / "FLAIR.nii.gz")
+    assert infer(model, tmp_path / "patient1" / "FLAIR.nii.gz", out, device="cpu").done == 1
+    kept = (out / "FLAIR_anomaly.nii.gz").read_bytes()
+    second = infer(model, tmp_path / "patient2" / "FLAIR.nii.gz", out, device="cpu")
+    assert second.failed == 1
+    assert "results of another scan of this name" in second.cases[0].message
+    assert (out / "FLAIR_anomaly.nii.gz").read_bytes() == kept
+    asked = infer(model, tmp_path / "patient2" / "FLAIR.nii.gz", out, device="cpu", overwrite=True)
+    assert asked.done == 1
+    assert (out / "FLAIR_anomaly.nii.gz").read_bytes() != kept
+
+
+def test_moved_scans_are_not_scored_again_and_sidecars_learn_where_they_are(model, scans, tmp_path):
+    out = tmp_path / "out"
+    (scans / "b.nii.gz").unlink()
+    infer(model, scans, out, device="cpu")
+    moved = scans.rename(tmp_path / "archive")
+    assert infer(model, moved, out, device="cpu").skipped == 2
+    assert "archive" in read_json(out / "a_anomaly.json")["image"]
+
+
+def test_results_do_not_go_into_the_bids_data_set_itself(model, tmp_path):
+    (tmp_path / "bids").mkdir()
+    (tmp_path / "bids" / "dataset_description.json").write_text('{"Name": "mine", "BIDSVersion": "1.8.0"}')
+    with pytest.raises(InputError, match="derivatives"):
+        infer(model, tmp_path / "bids", tmp_path / "bids", device="cpu")
+    assert "mine" in (tmp_path / "bids" / "dataset_description.json").read_text()
+
+
+def test_a_long_reason_does_not_make_the_table_unreadable():
+    assert len(_one_line(ValueError("x" * 9000))) < 1100

@@ -71,6 +71,23 @@ class TestCohort:
         with pytest.raises(InputError, match="choose another folder"):
             prepare_cohort(raw, raw, PLAIN)
 
+    @pytest.mark.parametrize("source", ["a_t1.nii.gz", "cases.csv"])
+    def test_neither_does_a_file_of_that_folder_or_a_table_there_lose_its_scan(self, raw, source):
+        (raw / "cases.csv").write_text("image\na_t1.nii.gz\n")
+        before = {path.name: path.read_bytes() for path in raw.iterdir()}
+        with pytest.raises(InputError, match="choose another folder"):
+            prepare_cohort(raw / source, raw, PLAIN)
+        assert {path.name: path.read_bytes() for path in raw.iterdir()} == before
+
+    def test_a_scan_in_the_output_folder_is_never_replaced(self, raw, tmp_path):
+        table = tmp_path / "cases.csv"
+        table.write_text("image\nraw/a_t1.nii.gz\n")
+        before = (raw / "a_t1.nii.gz").read_bytes()
+        summary = prepare_cohort(table, raw, PLAIN)
+        assert summary.cases[0].status == "failed"
+        assert "would be replaced" in summary.cases[0].message
+        assert (raw / "a_t1.nii.gz").read_bytes() == before
+
     def test_label_goes_along(self, raw, tmp_path):
         image = nib.load(raw / "a_t1.nii.gz")
         label = np.zeros(SHAPE, np.uint8)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from maediff.errors import InputError
 from maediff.working.contrast import ContrastReading, features, read_contrast
 
 SIGNALS = {"t1": (0.2, 0.6, 0.9), "t2": (1.0, 0.55, 0.4), "flair": (0.1, 0.8, 0.65)}  # fluid, cortex, white matter
@@ -63,6 +64,13 @@ def test_a_brain_of_one_intensity_has_finite_features():
     mask = np.zeros((30, 30, 12), bool)
     mask[8:22, 8:22] = True
     assert np.isfinite(features(np.ones(mask.shape, np.float32), mask, (3.0, 3.0, 3.0))).all()
+
+
+def test_a_brain_smaller_than_a_pixel_is_refused():
+    mask = np.zeros((20, 20, 20), bool)
+    mask[8:12, 8:12, 8:12] = True
+    with pytest.raises(InputError, match="spacing in the header"):
+        read_contrast(np.random.default_rng(0).random(mask.shape), mask, (0.3, 0.3, 0.3))
 
 
 def test_one_tissue_has_no_contrast_to_read():

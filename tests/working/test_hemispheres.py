@@ -100,6 +100,13 @@ def test_each_slice_has_its_own_midline_whatever_is_beside_it():
         torch.testing.assert_close(midlines(one[None])[0], line, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(1, 80), (2, 80), (64, 1), (64, 2)])
+def test_slices_of_one_or_two_rows_have_a_midline(shape):
+    """As a scan of a single sagittal slice has in axial ones."""
+    line = midlines(torch.rand(3, 1, *shape))
+    assert line.isfinite().all()
+
+
 def test_an_empty_slice_has_a_midline_and_stays_empty():
     empty = torch.full((1, 1, 64, 80), -1.0)
     line = midlines(empty)
