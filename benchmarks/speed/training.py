@@ -48,8 +48,12 @@ from maediff.training.loop import Losses, fit
 from maediff.training.pace import Pace
 from maediff.training.shares import share_count
 
-RESULTS = ("training.json", "training_profile.json", "training_then.json")
-BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=RESULTS)
+BENCHMARK = Benchmark(
+    __file__,
+    __doc__,
+    page="docs/speed.md",
+    results=("training.json", "training_profile.json", "training_then.json"),
+)
 WARM_UP_STEPS = 3
 STAGES = {
     "forward and backward": ("loop.py", "_backward"),
