@@ -207,7 +207,7 @@ def with_results(card: str, metrics: Mapping[str, Any], model_hash: str, data: s
     if len(measured) != 1 or not (model_hash in measured or _hidden(next(iter(measured))) in _section(card, "earlier")):
         names = ", ".join(sorted(value[:12] for value in measured)) or "no model"
         raise InputError(f"these results were measured with {names}, not with this model ({model_hash[:12]})")
-    rows = {key: value for key in METRICS if (value := metrics.get(key))}
+    rows = {key: value for key in METRICS if (value := metrics.get(key)) and value.get("mean") is not None}
     if not rows:
         raise InputError(f"the metrics hold none of {', '.join(METRICS)}; give what `maediff evaluate` wrote")
     cases = metrics.get("cases") or {}

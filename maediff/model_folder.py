@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maediff._version import __version__
-from maediff.errors import ConfigError, ModelError
+from maediff.errors import ConfigError, ModelError, OutputError
 from maediff.files import atomic_path, cannot_write, file_sha256, flush_folder, json_text, write_json, write_text
 from maediff.paths import WRITTEN_IN, stored_path, stored_places
 from maediff.staging import (
@@ -142,6 +142,7 @@ def save_adapted(folder: str | Path, adapter: Adapter, base: str | Path, config:
         OutputError: The folder cannot be written.
     """
     folder, base = Path(folder), resolve_model(base)
+    check_beside(base, folder)
     digest = _base_weights(base)
     packaged = base.name if base.parent == PACKAGED else None
     place = packaged or stored_path(base, folder)
@@ -149,6 +150,16 @@ def save_adapted(folder: str | Path, adapter: Adapter, base: str | Path, config:
     adapter = replace(adapter, facts={**adapter.facts, **reference})
     adapter.check_size()
     return _save(folder, (ADAPTER, adapter.to_bytes()), config, None, card)
+
+
+def check_beside(base: Path, folder: Path) -> None:
+    """Refuse to write an adapter into the folder of its base, whose weights it would replace.
+
+    Raises:
+        OutputError: The two are one folder.
+    """
+    if folder.resolve() == base.resolve():
+        raise OutputError(f"{folder} is the model that is adapted, and would be lost; choose another folder for -o")
 
 
 def merge_adapter(model: str | Path, folder: str | Path) -> str:
@@ -343,7 +354,11 @@ def update_card(folder: str | Path, card: str) -> str:
         folder: A model folder.
         card: The card, Markdown.
     """
-    return replace_files(Path(folder), settled_sums(Path(folder), _verified(Path(folder))), {CARD: card.encode()})
+    return replace_files(
+        Path(folder),
+        settled_sums(Path(folder), _verified(Path(folder))),
+        {CARD: card.encode(errors="backslashreplace")},
+    )
 
 
 def describe_model(folder: str | Path) -> dict[str, Any]:

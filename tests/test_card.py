@@ -32,6 +32,14 @@ def metrics(model_hash, **more):
     return {"voxel.auroc": ESTIMATE, "cases": counts, "settings": {"model_hashes": [model_hash]}, **more}
 
 
+def test_a_metric_that_is_undefined_is_left_out(plain):
+    """As `case.auroc` is where no scan is healthy, and Dice without a threshold."""
+    given = metrics("ab" * 32, **{"case.auroc": {"mean": None, "ci_low": None, "ci_high": None, "n": 0}})
+    measured = card.with_results(plain, given, "ab" * 32, "twenty patients")
+    assert "AUROC of voxels" in measured
+    assert "AUROC of scans" not in measured
+
+
 def test_a_new_card_says_what_the_model_is_and_what_it_is_not(plain):
     front = ModelCard(plain).data.to_dict()
     assert front["library_name"] == "maediff"

@@ -274,3 +274,10 @@ class TestResolve:
             folder = model_folder.resolve_model(name)
             assert model_folder.verify_model_folder(folder)
             assert (folder / "model.safetensors").stat().st_size <= 10 * 1024**2
+
+
+def test_an_adapter_never_goes_into_the_folder_of_its_base(make_model, tiny, tmp_path):
+    base = make_model(tmp_path / "base", tiny())
+    with pytest.raises(OutputError, match="choose another folder"):
+        model_folder.check_beside(base, tmp_path / "else" / ".." / "base")
+    model_folder.check_beside(base, tmp_path / "else")

@@ -68,6 +68,8 @@ def healthy_slices(
     """
     stored = None if cache is None else cache / f"slices-{_key(cases, config)}.npz"
     if stored is not None and (kept := _load(stored)) is not None:
+        for name, reason in kept.failed:
+            log.warning("left out %s: %s (when it was read first; remove %s to read it again)", name, reason, stored)
         return kept
     parts: list[tuple[Case, Slices]] = []
     failed = []

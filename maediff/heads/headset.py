@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from maediff._version import __version__
 from maediff.config import HeadsConfig
 from maediff.files import atomic_path
 from maediff.heads.labels import BrainLabels, find_heads, read_head
@@ -74,7 +75,7 @@ def _cached(path: Path, cache: Path | None) -> BrainLabels:
     """Read a label map, or its copy."""
     if cache is None:
         return read_head(path).around_brain()
-    facts = json.dumps([str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns])
+    facts = json.dumps([str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns, __version__])
     stored = cache / f"head-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
     try:
         with np.load(stored, allow_pickle=False) as parts:

@@ -31,7 +31,7 @@ from maediff.locking import folder_lock
 from maediff.low_rank import Adapter, attach, detached
 from maediff.methods.base import Method
 from maediff.methods.maediff.reconstructor import Reconstructor
-from maediff.model_folder import StoredModel, load_model_folder, resolve_model, save_adapted
+from maediff.model_folder import StoredModel, check_beside, load_model_folder, resolve_model, save_adapted
 from maediff.training.rehearsal import Rehearsal
 from maediff.training.tune import Schedule, Tuned, tune
 from maediff.volume import read_nifti, write_like
@@ -93,6 +93,7 @@ class AdaptJob:
     ) -> Adapted:
         """Adapt; errors are those of :func:`adapt_model`."""
         device, base, out = resolve_device(self.device), resolve_model(self.model), Path(self.out)
+        check_beside(base, out)
         stored = load_model_folder(base)
         check_adaptable(stored, base)
         config = self._steered(tuning_config(stored.config, self.seed))

@@ -110,16 +110,20 @@ class TrainJob:
         config = self.config
         if config.method in UNTRAINED:
             baseline = build_scan_baseline(config)
-            baseline.fit(healthy_scans(data.learn))
+            unreadable = {name for name, _ in data.training.failed}
+            baseline.fit(healthy_scans([case for case in data.learn if case.id not in unreadable]))
             return FitResult(baseline.state_dict(), math.nan, 0, None)
-        initial = load_model_folder(resolve_model(config.train.init)).weights if config.train.init else None
+        resume = self.resume or processes.restarted()
+        goes_on = resume and (self.run_dir / "checkpoints" / "last.pt").is_file()
+        wanted = None if goes_on else config.train.init
+        initial = load_model_folder(resolve_model(wanted)).weights if wanted else None
         return fit(
             config,
             data.training,
             data.validation,
             self.run_dir,
             device=device,
-            resume=self.resume or processes.restarted(),
+            resume=resume,
             initial=initial,
             on_progress=on_progress,
         )
@@ -135,7 +139,10 @@ class TrainJob:
         healthy = [case for case in data.held_out if case.label is None and case.id not in unreadable]
         if healthy:
             origin = f"{count_scans(len(healthy), 'held-out healthy')} of training"
-            calibrate_folder(model, load_model(model, str(device)), healthy, origin=origin)
+            try:
+                calibrate_folder(model, load_model(model, str(device)), healthy, origin=origin)
+            except InputError as error:
+                log.warning("the model has no threshold: %s; run `maediff calibrate`", error)
         else:
             log.warning("no held-out scan is wholly healthy: the model has no threshold; run `maediff calibrate`")
         arguments = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "config"}
@@ -262,7 +269,7 @@ def split_cases(cases: Sequence[Case], config: Config, split: str | None) -> tup
         subjects = sorted({case.subject for case in learn})
         if len(subjects) < 2:
             raise InputError(f"{len(subjects)} subject to train on; at least 2 are needed, one of them for validation")
-        count = max(1, round(config.data.validation_fraction * len(subjects)))
+        count = min(max(1, round(config.data.validation_fraction * len(subjects))), len(subjects) - 1)
         order = np.random.default_rng(config.train.seed).permutation(len(subjects))
         chosen = {subjects[index] for index in order[:count]}
         held_out = [case for case in learn if case.subject in chosen]

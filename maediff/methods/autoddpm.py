@@ -42,7 +42,7 @@ class AutoDDPM(DDPM):
     def observe(self, prediction: Tensor, noised: Noised) -> None:
         """Update the running quantile of healthy residuals."""
         residual = (estimate_of(self.kind, prediction, noised) - noised.clean).abs()[noised.clean > -1]
-        if self.training and residual.numel():
+        if self.training and self.learns_statistics and residual.numel():
             found = torch.quantile(residual[:: 1 + residual.numel() // 100_000].float(), self.settings.suspect_quantile)
             self.suspect.lerp_(found, _MOMENTUM)
 

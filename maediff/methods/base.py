@@ -105,6 +105,7 @@ class Method(nn.Module, ABC):
     anomalies: ClassVar[Anomalies | None] = None
     uses_every_parameter: bool = False
     divisible: ClassVar[bool] = True
+    learns_statistics: bool = True
     channels: int = 1
     neighbour_channels: int = 0
     guide_channels: tuple[tuple[int, ...], ...] = ()

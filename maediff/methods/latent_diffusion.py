@@ -64,7 +64,7 @@ class LatentDiffusion(WholeSliceMethod):
         kl = 0.5 * (mean**2 + sigma**2 - 1 - 2 * sigma.log()).sum((1, 2, 3)).mean()
         loss = (self.autoencoder.decode(code).float() - clean).abs().mean() + _KL_WEIGHT * kl
         latent = mean.detach()
-        if self.training:
+        if self.training and self.learns_statistics:
             self.scale.lerp_(latent.std(), _MOMENTUM)
         with torch.no_grad():
             seen = self.autoencoder.encode(image)[0].float() if self.has_lesions else latent

@@ -85,6 +85,7 @@ def tune(
     Raises:
         MAEDiffError: The loss is not finite.
     """
+    network.learns_statistics = False  # buffers are the base's: an adapter does not hold them
     batch, device = config.train.batch_size, parameters[0].device
     half = partial(torch.autocast, device.type, torch.bfloat16, enabled=use_bf16(device, config.train.precision))
 
