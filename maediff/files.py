@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,18 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def update_json(path: str | Path, values: Mapping[str, Any]) -> None:
+    """Set values of a JSON object atomically; a file that holds them already is not written.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    found = read_json(path)
+    changed = {**found, **values}
+    if changed != found:
+        write_json(path, changed)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -19,23 +19,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.common import Benchmark, say, table
-from benchmarks.speed.timing import load, precision, random_predictor, training_batch
+from benchmarks.speed.timing import load, precision, random_predictor, step_seconds, training_batch
 from maediff.config import load_config, override
-from maediff.hardware import resolve_device, synchronize, use_bf16
+from maediff.hardware import resolve_device, synchronize
 from maediff.inference.cost import window_inputs
 from maediff.training.loop import Losses
 
-BENCHMARK = Benchmark(
-    __file__, __doc__, page="docs/speed.md", results=("compile.json", "compile_frozen.json", "compile_training.json")
-)
+BENCHMARK = Benchmark(__file__, __doc__, page="docs/speed.md", results=("compile.json", "compile_frozen.json"))
 
 
 def measure_preset(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -85,18 +84,8 @@ def measure_training(name: str, options: argparse.Namespace, device: torch.devic
     config = override(load_config(name), [f"train.batch_size={options.windows}"])
     losses = Losses(config).train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch = {key: value.to(device) for key, value in training_batch(config).items()}
-    compiled, bf16 = torch.compile(losses), use_bf16(device, config.train.precision)
-
-    def timed(model: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]]) -> float:
-        synchronize(device)
-        start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss, auxiliary = model(batch)
-        (loss + config.model.mae_loss_weight * auxiliary).backward()
-        synchronize(device)
-        return time.perf_counter() - start
-
-    return _beside(name, lambda: timed(losses), lambda: timed(compiled), options)
+    eager, compiled = (partial(step_seconds, model, batch, config) for model in (losses, torch.compile(losses)))
+    return _beside(name, lambda: sum(eager()), lambda: sum(compiled()), options)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -152,3 +152,19 @@ def training_batch(config: Config) -> dict[str, torch.Tensor]:
     stream = sample_stream(training_slices(config), config, config.train.batch_size, augmented=True)
     samples = [stream[index] for index in range(config.train.batch_size)]
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def step_seconds(
+    losses: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]], batch: dict[str, Tensor], config: Config
+) -> tuple[float, float]:
+    """Take the forward and the backward pass of a training step; return the seconds of each."""
+    device = batch["t"].device
+    synchronize(device)
+    start = time.perf_counter()
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device, config.train.precision)):
+        loss, auxiliary = losses(batch)
+    synchronize(device)
+    middle = time.perf_counter()
+    (loss + config.model.mae_loss_weight * auxiliary).backward()
+    synchronize(device)
+    return middle - start, time.perf_counter() - middle

@@ -27,7 +27,6 @@ import pstats
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -39,11 +38,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import ROOT, Benchmark, say, table
 from benchmarks.quality.table.cells import training_gflop
-from benchmarks.speed.timing import load, training_batch, training_slices
+from benchmarks.speed.timing import load, step_seconds, training_batch, training_slices
 from maediff.config import Config, load_config, override
 from maediff.cores import one_thread
 from maediff.files import read_json
-from maediff.hardware import matmul_flops, resolve_device, synchronize, use_bf16
+from maediff.hardware import matmul_flops, resolve_device, use_bf16
 from maediff.training.loop import Losses, fit
 from maediff.training.pace import Pace
 from maediff.training.shares import share_count
@@ -91,7 +90,7 @@ def profile(config: Config, steps: int, device: torch.device) -> dict[str, Any]:
     spent = _cumulative(pstats.Stats(profiler))
     seconds = {stage: spent.get(function, 0.0) for stage, function in STAGES.items()}
     seconds["data"] = pace.waiting * steps * config.train.batch_size / pace.images_per_second
-    return {"seconds": seconds, "steps": steps} | _one_thread(config, device)
+    return {"seconds": seconds, "steps": steps} | _passes(config, device)
 
 
 def _cumulative(stats: pstats.Stats) -> dict[tuple[str, str], float]:
@@ -111,42 +110,26 @@ def _forward_gflop(config: Config) -> float:
     return float(counter.get_total_flops() / len(batch["t"]) / 1e9)
 
 
-def _one_thread(config: Config, device: torch.device) -> dict[str, Any]:
+def _passes(config: Config, device: torch.device) -> dict[str, Any]:
     """Time both passes of one thread with its part of a batch, and list the operators that take most of them, ms."""
     losses = Losses(config).train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     threads = share_count(losses.network, device, config.train.batch_size)
     part = override(config, [f"train.batch_size={max(1, config.train.batch_size // threads)}"])
     batch = {name: value.to(device) for name, value in training_batch(part).items()}
-    bf16 = use_bf16(device, config.train.precision)
-    seconds = {"forward": 0.0, "backward": 0.0}
-
-    def step() -> None:
-        start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss, auxiliary = losses(batch)
-        synchronize(device)
-        middle = time.perf_counter()
-        (loss + config.model.mae_loss_weight * auxiliary).backward()
-        synchronize(device)
-        seconds["forward"] += middle - start
-        seconds["backward"] += time.perf_counter() - middle
-
     with one_thread() if threads > 1 else contextlib.nullcontext():
-        step()  # the first one warms up
-        seconds = dict.fromkeys(seconds, 0.0)
-        for _ in range(TIMED):
-            step()
-        timed = dict(seconds)
+        step_seconds(losses, batch, part)  # the first one warms up
+        timed = np.mean([step_seconds(losses, batch, part) for _ in range(TIMED)], axis=0)
         with torch.profiler.profile() as recorded:
-            step()
+            step_seconds(losses, batch, part)
+        bf16 = use_bf16(device, config.train.precision)
         top = matmul_flops(device, torch.bfloat16 if bf16 else torch.float32) / 1e9
     forward, whole = _forward_gflop(config), training_gflop(config)
     work = {"forward": forward, "backward": whole - forward}
-    images = TIMED * part.train.batch_size
+    seconds = dict(zip(work, timed.tolist(), strict=True))
     rows = sorted(recorded.key_averages(), key=lambda row: -row.self_cpu_time_total)
     return {
-        "share_of_ceiling": {name: images * work[name] / timed[name] / top for name in work},
-        "ms_per_step": {name: 1e3 * timed[name] / TIMED for name in work},
+        "share_of_ceiling": {name: part.train.batch_size * work[name] / seconds[name] / top for name in work},
+        "ms_per_step": {name: 1e3 * value for name, value in seconds.items()},
         "operators": {row.key: row.self_cpu_time_total / 1e3 for row in rows[:OPERATORS]},
     }
 

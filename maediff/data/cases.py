@@ -15,10 +15,9 @@ from pathlib import Path
 from maediff.data.bids import BidsName
 from maediff.data.pairing import best_fit, is_brain_mask, is_lesion_label
 from maediff.data.rows import path_cell, read_participants
-from maediff.data.search import describe_left_out, is_nifti, is_result, judge, named_label, other_formats
+from maediff.data.search import describe_left_out, is_nifti, is_result, judge, named_label, other_formats, wrote_brain
 from maediff.data.walk import LeftOut, Walk, walk
 from maediff.errors import ConfigError, InputError
-from maediff.files import read_json
 from maediff.paths import readable
 from maediff.tables import given, listed, read_table
 from maediff.volume import SUFFIXES, stem_of
@@ -237,18 +236,11 @@ def _single(path: Path, mask: str | Path | None, split: str | None) -> Case:
 def _plain_case(path: Path) -> Case:
     stem = readable(stem_of(path))
     brain, label = _companion(path, BRAIN_SUFFIXES), _companion(path, LABEL_SUFFIXES) or _label_elsewhere(path)
-    if brain and _is_output(brain):
+    if brain and wrote_brain(brain.with_name(f"{stem_of(brain).removesuffix('_brainmask')}_anomaly.json"), brain):
         brain = None  # what infer found in an earlier run into this folder
     if brain:
         logger.info("%s: brain mask %s", path.name, brain.name)
     return Case(stem, path, brain, label, subject=stem, session=None, split=None, stem=stem)
-
-
-def _is_output(mask: Path) -> bool:
-    """Check whether infer wrote a brain mask."""
-    sidecar = read_json(mask.with_name(f"{stem_of(mask).removesuffix('_brainmask')}_anomaly.json"))
-    outputs = sidecar.get("outputs")
-    return isinstance(outputs, dict) and outputs.get("brain") == mask.name
 
 
 def _companion(path: Path, suffixes: Iterable[str]) -> Path | None:

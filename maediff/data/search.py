@@ -14,6 +14,7 @@ import numpy as np
 
 from maediff.data.walk import LeftOut
 from maediff.errors import MAEDiffError
+from maediff.files import read_json
 from maediff.typing import Array
 from maediff.volume import SUFFIXES, read_voxels, stem_of
 
@@ -68,6 +69,12 @@ def is_result(path: Path, files: Collection[Path] = ()) -> bool:
         return True
     beside = _RESULT_BESIDE_A_MAP.sub("_anomaly", stem)
     return beside != stem and any(path.with_name(f"{beside}{ending}") in files for ending in (*SUFFIXES, ".json"))
+
+
+def wrote_brain(sidecar: Path, mask: Path) -> bool:
+    """Check whether a brain mask is one that inference found, by the sidecar of its scan."""
+    outputs = read_json(sidecar).get("outputs")
+    return isinstance(outputs, dict) and outputs.get("brain") == mask.name
 
 
 def named_label(path: Path) -> bool:

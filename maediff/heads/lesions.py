@@ -192,9 +192,12 @@ def _tumour(rng: torch.Generator) -> Relaxation:
     T2 is 200 to 360 ms in the middle of gliomas of grade II and III and 210 ms at their edge, each give or take 50 to
     115 ms (Kern et al., BMC Neurology 2020).
     """
-    own, water, density = (uniform(0.0, 1.0, rng) for _ in range(3))
-    t2 = 140.0 * (380.0 / 140.0) ** water
-    return Relaxation(*(torch.tensor(v) for v in (1400.0 + 500.0 * (own + water), t2, 0.76 + 0.1 * density)))
+    own, water = uniform(0.0, 1.0, rng), uniform(0.0, 1.0, rng)
+    return Relaxation(
+        t1=torch.tensor(1400.0 + 500.0 * (own + water)),
+        t2=torch.tensor(140.0 * (380.0 / 140.0) ** water),
+        pd=torch.tensor(0.76 + 0.1 * uniform(0.0, 1.0, rng)),
+    )
 
 
 def _mixed(tissue: Relaxation, other: Relaxation, share: float) -> Relaxation:

@@ -17,8 +17,9 @@ from maediff import tables
 from maediff.calibration import among_healthy
 from maediff.config import maps_hash
 from maediff.data.cases import Case
+from maediff.data.search import wrote_brain
 from maediff.errors import InputError, MAEDiffError, OutputError
-from maediff.files import file_sha256, read_json, remove_leftovers, write_json
+from maediff.files import file_sha256, read_json, remove_leftovers, update_json, write_json
 from maediff.findings import components_path, largest_finding, scan_findings, write_components
 from maediff.inference.overlap import overlapped
 from maediff.locking import PARTICIPANTS, Part
@@ -148,7 +149,7 @@ class Outputs:
             InputError: The scan's name is too long to make output names of.
         """
         maps = [self.anomaly, self.reconstruction, self.mask, self.uncertainty]
-        if (read_json(self.sidecar).get("outputs") or {}).get("brain") == self.brain.name:
+        if wrote_brain(self.sidecar, self.brain):
             maps.append(self.brain)  # else it is the user's own, beside the scan
         for path in (self.sidecar, *maps, self.preview, self.components):
             length = len(path.name.encode())
@@ -229,14 +230,17 @@ def _check_owner(case: Case, sidecar: Path) -> None:
 
 def refresh_paths(sidecar: Path, item: Case | PlannedCase) -> None:
     """Update where the inputs of a finished scan are, if they were moved since."""
-    found, folder = read_json(sidecar), sidecar.parent
-    place: dict[str, Any] = {"image": stored_path(item.image, folder), WRITTEN_IN: str(folder.resolve())}
-    if item.mask is not None:
-        place["mask"] = stored_path(item.mask, folder)
-    if item.others:
-        place["further_channels"] = [stored_path(path, folder) for path in item.others]
-    if any(found.get(name) != value for name, value in place.items()):
-        write_json(sidecar, found | place)
+    update_json(sidecar, _places(item, sidecar.parent))
+
+
+def _places(item: Case | PlannedCase, folder: Path) -> dict[str, Any]:
+    """Say where the inputs of a scan are, as seen from the folder of its outputs."""
+    return {
+        "image": stored_path(item.image, folder),
+        **({"further_channels": [stored_path(path, folder) for path in item.others]} if item.others else {}),
+        **({"mask": stored_path(item.mask, folder)} if item.mask else {}),
+        WRITTEN_IN: str(folder.resolve()),
+    }
 
 
 def plan_cases(cases: Sequence[Case], out: Path, key: RunKey, *, overwrite: bool) -> list[PlannedCase]:
@@ -479,10 +483,8 @@ def _sidecar(case: Case, result: AnomalyResult, key: RunKey, folder: Path) -> di
     return {
         "case": case.id,
         "subject": case.subject,
-        "image": stored_path(case.image, folder),
-        **({"further_channels": [stored_path(path, folder) for path in case.others]} if case.others else {}),
-        "mask": stored_path(case.mask, folder) if case.mask else None,
-        WRITTEN_IN: str(folder.resolve()),
+        "mask": None,
+        **_places(case, folder),
         "input_sha256": input_hash(case),
         "model_hash": key.model_hash,
         "config_hash": key.config_hash,

@@ -32,6 +32,7 @@ from maediff.provenance import run_record, write_run
 from maediff.staging import remove_staged
 from maediff.tables import listed
 from maediff.training import processes
+from maediff.training.checkpoint import checkpoint_path
 from maediff.training.loop import FitResult, Progress, fit
 from maediff.training.trackers import check_tracker
 
@@ -114,9 +115,9 @@ class TrainJob:
             baseline.fit(healthy_scans([case for case in data.learn if case.id not in unreadable]))
             return FitResult(baseline.state_dict(), math.nan, 0, None)
         resume = self.resume or processes.restarted()
-        goes_on = resume and (self.run_dir / "checkpoints" / "last.pt").is_file()
-        wanted = None if goes_on else config.train.init
-        initial = load_model_folder(resolve_model(wanted)).weights if wanted else None
+        goes_on = resume and checkpoint_path(self.run_dir).is_file()
+        init = None if goes_on else config.train.init
+        initial = load_model_folder(resolve_model(init)).weights if init else None
         return fit(
             config,
             data.training,

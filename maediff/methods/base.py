@@ -94,6 +94,7 @@ class Method(nn.Module, ABC):
             need not look for those without.
         divisible: Whether the losses of a batch are averages over its samples and change nothing in the network, so
             that parts of a batch may be computed at the same time.
+        learns_statistics: Whether training also updates running statistics (buffers); an adapter holds none.
         channels: C, channels of a slice that it reconstructs.
         neighbour_channels: K, channels of neighbouring slices that it sees behind those, see
             :mod:`maediff.methods.neighbours`.

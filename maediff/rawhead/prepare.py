@@ -18,7 +18,7 @@ from maediff.data.bids import SPACE
 from maediff.data.cases import Case
 from maediff.data.walk import as_facts
 from maediff.errors import InputError, OutputError, one_line
-from maediff.files import file_sha256, read_json, write_json
+from maediff.files import file_sha256, read_json, update_json, write_json
 from maediff.locking import folder_lock
 from maediff.notes import read_notes
 from maediff.paths import WRITTEN_IN, stored_path
@@ -188,10 +188,8 @@ def _prepared(case: Case, first: Case | None, out: Path, settings: PrepareSettin
     try:
         key = _key(case, first, settings)
         if not overwrite and _finished(case, files, key):
+            update_json(files.sidecar, {"raw": stored_path(case.image, out), WRITTEN_IN: str(out.resolve())})
             found = read_json(files.sidecar)
-            place = {"raw": stored_path(case.image, out), WRITTEN_IN: str(out.resolve())}
-            if any(found.get(name) != value for name, value in place.items()):  # the scans were moved
-                write_json(files.sidecar, found | place)
             mask, notes = found.get("brain_mask", {}), read_notes(found)
             numbers = (mask.get("method"), mask.get("volume_ml"))
             return PreparedCase(case.id, "skipped", *numbers, message="; ".join(notes), notes=notes)

@@ -15,6 +15,11 @@ from maediff.files import atomic_path, cannot_write
 Weights = dict[str, Tensor]
 
 
+def checkpoint_path(run_dir: Path) -> Path:
+    """Return where a run keeps its resume state."""
+    return run_dir / "checkpoints" / "last.pt"
+
+
 @dataclass
 class TrainState:
     """Progress of a run. Samples depend only on the step, so no generator state is needed.

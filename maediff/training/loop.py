@@ -30,7 +30,7 @@ from maediff.heads.headset import HeadSet
 from maediff.methods.base import Method
 from maediff.methods.build import build_network
 from maediff.training import processes
-from maediff.training.checkpoint import TrainState, Weights, load_state, save_state
+from maediff.training.checkpoint import TrainState, Weights, checkpoint_path, load_state, save_state
 from maediff.training.losslog import LossLog
 from maediff.training.pace import Pace, Stopwatch
 from maediff.training.pictures import Pictures
@@ -150,7 +150,7 @@ class _Run:
     def __init__(self, config: Config, run_dir: Path, device: torch.device, resume: bool) -> None:
         self.config = config
         self.run_dir = run_dir
-        self.checkpoint = run_dir / "checkpoints" / "last.pt"
+        self.checkpoint = checkpoint_path(run_dir)
         torch.manual_seed(config.train.seed)
         losses = Losses(config)
         every = losses.network.uses_every_parameter
