@@ -5,9 +5,10 @@ Sizes are in pixels of the working grid, whose in-plane spacing is ``data.spacin
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+import math
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Unit = Field(ge=0.0, le=1.0)
 Method = Literal[
@@ -50,6 +51,21 @@ class Section(BaseModel):
     """A frozen part of the configuration; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false for a number: pydantic takes them for 1 and 0, and YAML reads yes and no as them."""
+        kinds = _plain_types(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError("a number is needed here, not true or false (YAML reads yes, no, on and off as these)")
+        return value
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """Collect the types that an annotation is made of."""
+    parts = get_args(annotation)
+    return set().union(*(_plain_types(part) for part in parts)) if parts else {annotation}
 
 
 class DataConfig(Section):
@@ -531,12 +547,23 @@ class Config(Section):
             )
         if kind.variance == "learned" and not kind.bound_weight:
             raise ValueError("diffusion.variance=learned is trained by the bound alone: set diffusion.bound_weight")
-        other = self.baselines
-        if 4 * other.latent_channels > 4**other.latent_levels:
+        if self.method == "autoddpm" and self.baselines.repaint_timestep > kind.timesteps:
             raise ValueError(
-                f"{other.latent_channels} latent channels after {other.latent_levels} halvings exceed a quarter of the "
-                "slice; use fewer channels or more levels (baselines.latent_channels, baselines.latent_levels)"
+                f"baselines.repaint_timestep {self.baselines.repaint_timestep} is above timesteps {kind.timesteps}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_code(self) -> Config:
+        other = self.baselines
+        pixels = math.prod(self.data.size)
+        if self.method == "vae" and other.latent > pixels:
+            raise ValueError(
+                f"baselines.latent {other.latent} exceeds the {pixels} pixels of a slice (data.size), whose noise the "
+                "code of method vae takes; use a smaller code"
+            )
+        if self.method in _LATENT:
+            self._check_latent_image()
         fold = 2**other.latent_levels
         if self.method == "conditioned_latent_diffusion" and (
             self.partition.window % fold or self.partition.stride % fold
@@ -545,9 +572,21 @@ class Config(Section):
                 f"window {self.partition.window} and stride {self.partition.stride} must be multiples of {fold}, the "
                 "pixels along a latent pixel (2 ** baselines.latent_levels), for method conditioned_latent_diffusion"
             )
-        if self.method == "autoddpm" and other.repaint_timestep > kind.timesteps:
-            raise ValueError(f"baselines.repaint_timestep {other.repaint_timestep} is above timesteps {kind.timesteps}")
         return self
+
+    def _check_latent_image(self) -> None:
+        """Check that twice the latent image, padded, has no more numbers than a slice, whose noise it takes."""
+        other, size = self.baselines, self.data.size
+        fold = 2**other.latent_levels
+        sides = [math.ceil(side / (fold * 2 ** (len(self.model.channels) - 1))) for side in size]
+        numbers = other.latent_channels * math.prod(sides) * 4 ** (len(self.model.channels) - 1)
+        if 4 * other.latent_channels > 4**other.latent_levels or 2 * numbers > math.prod(size):
+            raise ValueError(
+                f"{other.latent_channels} latent channels after {other.latent_levels} halvings exceed a quarter of the "
+                f"slice, or half of one of {size[0]} x {size[1]} pixels once it is padded to the U-Net's levels; use "
+                "fewer channels or more levels (baselines.latent_channels, baselines.latent_levels), or another "
+                "data.size"
+            )
 
     @model_validator(mode="after")
     def _is_a_volume(self) -> Config:

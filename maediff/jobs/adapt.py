@@ -25,7 +25,7 @@ from maediff.hardware import kept_random_state, resolve_device, usual_defaults
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
 from maediff.inference.reading import find_brain
-from maediff.jobs.calibrate import calibrate_folder
+from maediff.jobs.calibrate import calibrate_held_out
 from maediff.jobs.train import describe_slices, split_cases
 from maediff.locking import folder_lock
 from maediff.low_rank import Adapter, attach, detached
@@ -112,7 +112,7 @@ class AdaptJob:
             self._save(base, self._steered(stored.config), network, data, asdict(tuned) | contrasts)
             unreadable = {name for name, _ in data[1].failed}
             healthy = [case for case in held_out if case.label is None and case.id not in unreadable]
-            calibration = self._calibrated(out, healthy, on_case)
+            calibration = calibrate_held_out(out, self.device, healthy, "of the site it was adapted to", on_case)
         return Adapted(out, tuned, calibration, suspects)
 
     def _steered(self, config: Config) -> Config:
@@ -173,17 +173,6 @@ class AdaptJob:
         facts: dict[str, Any] = {**own, "seed": self.seed, "slices": described, **found}
         measured = override(config, ["score.locations=false"])  # residuals by place are those of the base
         save_adapted(self.out, Adapter(self._updates(network), facts), base, measured, text)
-
-    def _calibrated(
-        self, out: Path, healthy: Sequence[Case], on_case: Callable[[str], None] | None
-    ) -> Calibration | None:
-        """Set the threshold from held-out scans; residuals by place need more scans (`calibrate --locations`)."""
-        if not healthy:
-            log.warning("no held-out scan is wholly healthy: the model has no threshold; run `maediff calibrate`")
-            return None
-        predictor = load_model(out, self.device)
-        origin = f"{count_scans(len(healthy), 'held-out healthy')} of the site it was adapted to"
-        return calibrate_folder(out, predictor, healthy, origin, on_case=on_case)
 
 
 def adapt_model(  # noqa: PLR0913  the public door: a keyword per attribute of the job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from maediff.model_folder import own_model, update_calibration, verify_model_fol
 from maediff.staging import CARD
 from maediff.typing import BoolArray, FloatMap
 from maediff.working import WorkingScan
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,32 @@ def calibrate_model(  # noqa: PLR0913  the public door: a keyword per attribute 
         locations=locations,
     )
     return job.run(on_case)
+
+
+def calibrate_held_out(
+    folder: Path, device: str, cases: Sequence[Case], origin: str, on_case: Callable[[str], None] | None = None
+) -> Calibration | None:
+    """Set the threshold of a new model from held-out scans; what they lack costs the threshold, not the training.
+
+    Args:
+        folder: The model folder.
+        device: Where to compute.
+        cases: Held-out scans without a lesion.
+        origin: Where the threshold comes from, less the number of scans in front: "of training".
+        on_case: Called with the name of each scan.
+
+    Returns:
+        None, after a warning, if there is no scan or one is refused.
+    """
+    if not cases:
+        log.warning("no held-out scan is wholly healthy: the model has no threshold; run `maediff calibrate`")
+        return None
+    origin = f"{count_scans(len(cases), 'held-out healthy')} {origin}"
+    try:
+        return calibrate_folder(folder, load_model(folder, device), cases, origin, on_case=on_case)
+    except InputError as error:
+        log.warning("the model has no threshold: %s; run `maediff calibrate`", error)
+        return None
 
 
 def calibrate_folder(

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from maediff import card
-from maediff.calibration import count_scans
 from maediff.config import UNTRAINED, Config, config_hash, dump_yaml
 from maediff.data.cases import Case, search_cases
 from maediff.data.healthy import healthy_scans
@@ -23,8 +22,7 @@ from maediff.errors import InputError
 from maediff.files import remove_leftovers, write_text
 from maediff.hardware import mixed_precision, resolve_device
 from maediff.heads.headset import HeadSet, read_head_set, split_heads
-from maediff.inference.load import load_model
-from maediff.jobs.calibrate import calibrate_folder
+from maediff.jobs.calibrate import calibrate_held_out
 from maediff.locking import folder_lock
 from maediff.methods.build import build_scan_baseline, check_trainable
 from maediff.model_folder import load_model_folder, resolve_model, save_model, verify_model_folder
@@ -138,14 +136,7 @@ class TrainJob:
         save_model(model, result.weights, config, None, text)
         unreadable = {name for name, _ in data.validation.failed}
         healthy = [case for case in data.held_out if case.label is None and case.id not in unreadable]
-        if healthy:
-            origin = f"{count_scans(len(healthy), 'held-out healthy')} of training"
-            try:
-                calibrate_folder(model, load_model(model, str(device)), healthy, origin=origin)
-            except InputError as error:
-                log.warning("the model has no threshold: %s; run `maediff calibrate`", error)
-        else:
-            log.warning("no held-out scan is wholly healthy: the model has no threshold; run `maediff calibrate`")
+        calibrate_held_out(model, str(device), healthy, "of training")
         arguments = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "config"}
         record = run_record(
             "train",

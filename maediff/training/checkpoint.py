@@ -32,6 +32,7 @@ class TrainState:
         best: Averaged weights with the lowest validation loss so far.
         best_loss: That loss; infinite before the first validation.
         config_hash: Configuration that the run was started with.
+        data_hash: Subjects that the run was started with; empty in checkpoints of earlier versions.
         scaler: State of the loss scale in fp16; else empty.
     """
 
@@ -40,6 +41,7 @@ class TrainState:
     ema: Weights
     optimizer: dict[str, Any]
     config_hash: str
+    data_hash: str = ""
     best: Weights = field(default_factory=dict)
     best_loss: float = float("inf")
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -64,11 +66,16 @@ def save_state(path: Path, state: TrainState) -> None:
         ) from error
 
 
-def load_state(path: Path, config_hash: str) -> TrainState:
+def load_state(path: Path, config_hash: str, data_hash: str | None = None) -> TrainState:
     """Read a state onto the CPU.
 
+    Args:
+        path: From :func:`checkpoint_path`.
+        config_hash: Configuration that the run must have.
+        data_hash: Subjects that the run must have; not compared if None.
+
     Raises:
-        ModelError: Missing or damaged file, or a run with another configuration.
+        ModelError: Missing or damaged file, or a run with another configuration or with other subjects.
     """
     try:
         state = TrainState(**torch.load(path, map_location="cpu", weights_only=True))
@@ -80,5 +87,10 @@ def load_state(path: Path, config_hash: str) -> TrainState:
         raise ModelError(
             f"{path} belongs to another configuration ({state.config_hash[:12]}, now {config_hash[:12]}); "
             "resume with the run's own config.yaml, or train into another folder"
+        )
+    if data_hash is not None and state.data_hash not in {"", data_hash}:
+        raise ModelError(
+            f"{path} belongs to a training on other scans: subjects, or their slices, were added or taken away; resume "
+            "with those it was started with, or train into another folder (train.init goes on from a model's weights)"
         )
     return state

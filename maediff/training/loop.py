@@ -6,6 +6,8 @@ Hugging Face accelerate places the model, chooses precision, accumulates gradien
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import math
 import os
@@ -117,7 +119,7 @@ def fit(
         MAEDiffError: The loss is not finite.
     """
     with usual_defaults(), kept_random_state(device):
-        run = _Run(config, run_dir, device, resume)
+        run = _Run(config, run_dir, device, resume, _data_hash(training, validation))
         if initial is not None and run.state.step == 0:
             run.start_from(initial)
         return run.go(training, validation, on_progress)
@@ -147,7 +149,7 @@ def with_other_side(weights: Weights, wanted: Weights, config: Config) -> dict[s
 class _Run:
     """One training run: its state, its files and its steps."""
 
-    def __init__(self, config: Config, run_dir: Path, device: torch.device, resume: bool) -> None:
+    def __init__(self, config: Config, run_dir: Path, device: torch.device, resume: bool, data_hash: str) -> None:
         self.config = config
         self.run_dir = run_dir
         self.checkpoint = checkpoint_path(run_dir)
@@ -163,7 +165,7 @@ class _Run:
         self.losses, self.optimizer = self.accelerator.prepare(losses, optimizer)
         self.network: Method = self.accelerator.unwrap_model(self.losses).network
         self.ema = _copy(self.network)
-        self.state = TrainState(0, {}, {}, {}, config_hash(config))
+        self.state = TrainState(0, {}, {}, {}, config_hash(config), data_hash)
         if resume and self.checkpoint.is_file():
             self._restore()
         self.batch = config.train.batch_size * self.accelerator.num_processes * config.train.accumulate
@@ -345,13 +347,18 @@ class _Run:
         save_state(self.checkpoint, self.state)
 
     def _restore(self) -> None:
-        self.state = load_state(self.checkpoint, self.state.config_hash)
+        self.state = load_state(self.checkpoint, self.state.config_hash, self.state.data_hash)
         self.network.load_state_dict(self.state.model)
         self.ema = {name: value.to(self.accelerator.device) for name, value in self.state.ema.items()}
         self.optimizer.load_state_dict(self.state.optimizer)
         if self.accelerator.scaler is not None and self.state.scaler:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         log.info("resumed after step %d", self.state.step)
+
+
+def _data_hash(*parts: SliceSet | HeadSet) -> str:
+    """Hash whose slices, and how many of each, are learned from and validated on."""
+    return hashlib.sha256(json.dumps([part.subjects for part in parts]).encode()).hexdigest()
 
 
 def _accelerator(config: Config, device: torch.device, run_dir: Path, *, every_parameter: bool) -> Accelerator:

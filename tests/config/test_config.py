@@ -191,6 +191,12 @@ def assert_sound(outcome: Config | str) -> None:
         assert parse_config(yaml.safe_load(dump_yaml(outcome))) == outcome
 
 
+@pytest.mark.parametrize("override", ["train.max_steps=true", "train.lr=yes", "data.slice_spacing_mm=off"])
+def test_true_and_false_are_no_numbers(override):
+    with pytest.raises(ConfigError, match="not true or false"):
+        load_config("tiny", [override])
+
+
 @given(st.dictionaries(st.sampled_from([*Config.model_fields, "trian", ""]), values, max_size=4))
 def test_any_tree_is_a_config_or_a_config_error(tree):
     assert_sound(config_or_error(parse_config, tree))

@@ -72,6 +72,19 @@ def test_it_learns_from_the_site_and_calibrates_on_the_held_out(adapted, base, s
     assert "adapted with low-rank updates (rank 2)" in stored.card
 
 
+def test_a_held_out_scan_that_is_refused_costs_the_threshold_and_not_the_adapter(
+    base, scans, tmp_path, monkeypatch, caplog
+):
+    def refused(*_arguments, **_options):
+        raise InputError("s3.nii.gz is not what the model can judge")
+
+    monkeypatch.setattr("maediff.jobs.calibrate.calibrate_folder", refused)
+    made = adapt_model(base, scans, tmp_path / "a", rank=2, schedule=SHORT, device="cpu")
+    assert made.calibration is None
+    assert load_model_folder(made.folder).calibration is None
+    assert "the model has no threshold: s3.nii.gz is not what the model can judge" in caplog.text
+
+
 def test_brains_of_whole_heads_are_found_as_infer_finds_them(scans, tiny, tmp_path, monkeypatch, caplog):
     """A scan with a mask, a stripped one and one that cannot be read stay as they are."""
     broken = tmp_path / "broken.nii.gz"

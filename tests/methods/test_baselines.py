@@ -83,7 +83,17 @@ def test_a_method_is_set_like_any_setting():
         (["diffusion.variance=learned", "diffusion.bound_weight=1"], "go with method ddpm"),
         (["method=ddpm", "diffusion.variance=learned"], "set diffusion.bound_weight"),
         (["method=pddpm", "train.windows=2"], "train.windows=2 does not go with method pddpm"),
-        (["baselines.latent_channels=5"], "5 latent channels after 2 halvings"),
+        (["method=latent_diffusion", "baselines.latent_channels=5"], "5 latent channels after 2 halvings"),
+        (
+            [
+                "method=latent_diffusion",
+                "data.size=[72,72]",
+                "baselines.latent_levels=4",
+                "baselines.latent_channels=64",
+            ],
+            "once it is padded",
+        ),
+        (["method=vae", "baselines.latent=8000"], "exceeds the 4032 pixels of a slice"),
         (["method=autoddpm", "baselines.repaint_timestep=2000"], "above timesteps"),
     ],
 )

@@ -183,6 +183,19 @@ def test_a_run_of_another_configuration_is_not_resumed(tiny, train, tmp_path):
         train(tiny("train.max_steps=2", "train.lr=1e-4"), resume=True)
 
 
+def test_a_run_on_other_subjects_is_not_resumed(tiny, train, discs, tmp_path):
+    config = tiny("train.max_steps=2")
+    train(config)
+    kept = (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes()
+    with pytest.raises(ModelError, match="belongs to a training on other scans"):
+        fit(config, discs(16), discs(8, seed=1), tmp_path / "run", device=CPU, resume=True)
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes() == kept
+    old = state(tmp_path / "run", config)
+    old.data_hash = ""  # of a version that did not keep it
+    save_state(tmp_path / "run" / "checkpoints" / "last.pt", old)
+    assert train(config, resume=True).steps == 2
+
+
 def test_resume_without_a_checkpoint_starts(tiny, train):
     assert train(tiny("train.max_steps=2"), resume=True).steps == 2
 
