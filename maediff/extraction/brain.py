@@ -160,9 +160,14 @@ def packaged_net() -> ExtractionNet:
     """
     if not WEIGHTS.is_file():
         raise ModelError(f"{WEIGHTS} is missing: the installation is incomplete; install maediff again")
+    return load_net(WEIGHTS)
+
+
+def load_net(path: Path) -> ExtractionNet:
+    """Load a network from its weights, such as those of an earlier version."""
     net = ExtractionNet().eval()
     net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    net.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
+    net.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     return net
 
 

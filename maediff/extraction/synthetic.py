@@ -122,6 +122,8 @@ def draw(
         second = float(np.clip(rng.normal(means[_SOFT_TISSUE], 0.35), 0, 1.2))
         patches = _smooth_field(rng, shape, rng.uniform(8, 25) / spacing_mm) > rng.normal(0, 0.7)
         image += outer * patches * (second - means[_SOFT_TISSUE])
+    if kind is None and rng.random() < 0.6:
+        _muscle_and_fat(image, outer, rng, spacing_mm)
     if rng.random() < 0.5:
         _lesions(image, share, rng, spacing_mm, kind)
     if kind is not None and rng.random() < _TUMOUR_SHARES.get(kind, 0.0):
@@ -232,6 +234,14 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], scale: float
     field: FloatMap = F.interpolate(noise, shape, mode="trilinear", align_corners=True)[0, 0].numpy()
     field *= np.float32(1.6)  # interpolation between knots lowers the spread
     return field
+
+
+def _muscle_and_fat(image: FloatMap, outer: FloatMap, rng: np.random.Generator, spacing_mm: float) -> None:
+    """Lay fat between muscles of some millimetres, up to brighter than any brain, as the neck behind it has them."""
+    fine, coarse = (_smooth_field(rng, image.shape, rng.uniform(*side) / spacing_mm) for side in ((3, 9), (15, 40)))
+    fat = 1 / (1 + np.exp(-rng.uniform(2, 8) * (fine + rng.uniform(0, 1) * coarse - rng.normal(0, 0.6))))
+    dark, bright = np.sort(rng.uniform(0, 1.4, 2))
+    image += rng.uniform(0.5, 1) * outer * (dark + (bright - dark) * fat - image)
 
 
 def _lesions(image: FloatMap, share: FloatMap, rng: np.random.Generator, spacing_mm: float, kind: Kind | None) -> None:
