@@ -26,7 +26,7 @@ from maediff.working.intensity import Scale
 SETS = ("mslub", "lgg_flair", "lgg_others", "heads", "ixi_t1")
 SIGNS: dict[str, Sign] = dict(LESION_SIGNS.items())
 SYNTHETIC: tuple[tuple[Kind, str], ...] = (("t2", "tumour"), ("flair", "tumour"), ("t1", "tumour"), ("t2", "ms"))
-SCANS_PER_KIND = 4
+SCANS_PER_KIND = 8
 HELD_OUT = 0.1
 """Share of the label maps that no training sees."""
 _TRIED = 4

@@ -51,6 +51,8 @@ AXIAL, TURNED, MEAN, FINE, AGAIN, LAST = "axial", "turned", "mean", "fine", "aga
 """Folders of the five stages, and of the mean of the first two's weights."""
 _FINE = ("data.spacing_mm=1.5", "data.size=[112,128]", "partition.window=72", "partition.stride=56")
 _FINEST = ("data.spacing_mm=1.25", "data.size=[128,160]", "partition.window=88", "partition.stride=72")
+_WHOLE = ("data.size=[160,160]", "partition.window=160", "partition.stride=160")
+"""The packaged model restores a slice in one window: better than in four, and in a third of the time."""
 STAGES: dict[str, tuple[str, ...]] = {
     AXIAL: ("heads.orientations=[axial]",),
     TURNED: ("train.lr=6e-4", "train.max_steps=3600"),
@@ -104,7 +106,7 @@ def write_mean(folder: Path, first: Path, second: Path) -> None:
 def export(options: argparse.Namespace) -> dict[str, Any]:
     """Write the packaged model and set its thresholds."""
     stored = load_model_folder(options.run / LAST / "model")
-    config = override(stored.config, ["train.init=null", *options.overrides])
+    config = override(stored.config, ["train.init=null", *_WHOLE, *options.overrides])
     config = config.model_copy(update={"heads": config.heads.model_copy(update=_NO_PATHS)})
     weights = {name: value.half() for name, value in stored.weights.items()}
     save_model(PACKAGED, weights, config, None, CARD)
@@ -244,6 +246,7 @@ misses: many small lesions on T2 and T1, most lesions on T1, lesions that the si
 **Research use only.** Not a medical device; its maps show departures from healthy anatomy, not disease.
 
 - Method: masked-autoencoder-enhanced diffusion (arXiv 2401.10561) whose degradation is pathology, as in cold diffusion.
+  One window holds a whole slice when it is used, so that the autoencoder sees nothing.
 - Training data: 18 label maps of real heads, none of the scans: slices, contrasts and lesions are drawn on the fly.
 - Input: a brain-extracted T1-, T2- or FLAIR-weighted scan; contrasts are not told to the network.
 

@@ -20,13 +20,13 @@ from maediff.errors import InputError, ModelError
 from maediff.findings import preparation_notes
 from maediff.hardware import check_not_forked, use_bf16, usual_defaults
 from maediff.images import as_image, as_mask
-from maediff.inference.asymmetry import asymmetry_weight
+from maediff.inference.asymmetry import asymmetry_weight, fluid_of
 from maediff.inference.reading import Reading, Steps, find_brain, read_sign
 from maediff.inference.result import WORKING_UNITS, AnomalyResult
 from maediff.inputcheck import HealthyScan, MapMeasures, check_scan, compare, measure_scan, refuse, refuse_ct
 from maediff.methods.base import Engine, Healthy, Method
 from maediff.normative import UNITS, Locations
-from maediff.scoring import Sign, agreement, anomaly_mask, case_score, eroded, postprocess
+from maediff.scoring import agreement, anomaly_mask, case_score, eroded, postprocess
 from maediff.typing import BoolArray, FloatMap
 from maediff.volume import Volume, check_common_space, from_image, image_like, read_channel, read_mask
 from maediff.working import WorkingScan, is_volumetric, prepare, turned
@@ -315,17 +315,19 @@ class Predictor:
         It is weighed by `score.asymmetry_mm`; see :mod:`maediff.inference.asymmetry`.
         """
         healthy = self._healthy(scan.prepared, (seed, content_key(scan)))
-        return self.compare(scan.prepared, healthy, scan.reading.sign)
+        return self.compare(scan.prepared, healthy, scan.reading)
 
-    def compare(self, prepared: WorkingScan, healthy: Healthy, sign: Sign) -> FloatMap:
+    def compare(self, prepared: WorkingScan, healthy: Healthy, reading: Reading) -> FloatMap:
         """Compare slices with their healthy version (S, H, W), weighed by asymmetry and by how far passes agree.
 
         The weights are those of `score.asymmetry_mm` and `score.mahalanobis`.
         """
-        own = prepared
+        own, sign = prepared, reading.sign
         if prepared.slices.ndim == 4:
             own = replace(prepared, slices=prepared.slices[:, : self.config.reconstructed_channels])
-        weight = asymmetry_weight(own, sign, self.config.score.asymmetry_mm)
+        mean = healthy.mean.numpy()
+        fluid = fluid_of(mean[:, 0] if mean.ndim == 4 else mean, reading.contrast)
+        weight = asymmetry_weight(own, sign, self.config.score.asymmetry_mm, fluid)
         if self.config.score.mahalanobis and healthy.deviation is not None:
             weight = weight * agreement(_over_channels(healthy.deviation).numpy(), self.config.score.mahalanobis)
         return healthy.residual(prepared.slices, sign) * weight
@@ -352,8 +354,7 @@ class Predictor:
             return anomaly, healthy, None
         cuts = (prepared, *scan.turned)
         made = [
-            self._maps_of(cut, scan.reading.sign, key, _part(on_batch, index, len(cuts)))
-            for index, cut in enumerate(cuts)
+            self._maps_of(cut, scan.reading, key, _part(on_batch, index, len(cuts))) for index, cut in enumerate(cuts)
         ]
         count: FloatMap = np.sum([cut.reached for cut in cuts], axis=0, dtype=np.float32)
         anomaly = _mean([maps[0] for maps in made], count)
@@ -368,14 +369,18 @@ class Predictor:
         return anomaly, reconstruction, _mean(deviations, count) if deviations else None
 
     def _maps_of(
-        self, prepared: WorkingScan, sign: Sign, key: tuple[object, ...], on_batch: Callable[[int, int], None] | None
+        self,
+        prepared: WorkingScan,
+        reading: Reading,
+        key: tuple[object, ...],
+        on_batch: Callable[[int, int], None] | None,
     ) -> tuple[FloatMap, FloatMap, FloatMap | None]:
         """Compute map, reconstruction in working units and uncertainty from slices of one orientation, native space."""
         healthy = self._healthy(prepared, key, on_batch)
         mean, deviation = healthy.mean, healthy.deviation
         reconstruction = prepared.to_native((mean[:, 0] if mean.ndim == 4 else mean).numpy())
         uncertainty = None if deviation is None else prepared.to_native(_over_channels(deviation).numpy())
-        return self.map_of(prepared, self.compare(prepared, healthy, sign)), reconstruction, uncertainty
+        return self.map_of(prepared, self.compare(prepared, healthy, reading)), reconstruction, uncertainty
 
     @usual_defaults()
     def map_of(self, prepared: WorkingScan, residual: FloatMap) -> FloatMap:

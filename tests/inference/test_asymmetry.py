@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from maediff.config import DataConfig
-from maediff.inference.asymmetry import GAIN, LIMIT, asymmetry_weight
+from maediff.inference.asymmetry import GAIN, LIMIT, asymmetry_weight, fluid_of
 from maediff.volume import Volume
 from maediff.working import prepare
 
@@ -105,3 +105,18 @@ def test_half_a_brain_has_weights_too():
     found = weights(volume, brain)
     assert np.isfinite(found).all()
     assert found[brain].min() >= 1 - 1e-6
+
+
+def test_fluid_with_the_look_of_a_lesion_does_not_count():
+    volume, brain, (left, right) = head(left=1)  # a fissure that is wide on one side
+    scan = prepare(volume, brain, DATA)
+    fluid = {contrast: fluid_of(scan.slices, contrast) for contrast in ("t2", "t1", "flair", "")}
+    assert fluid["flair"] is fluid[""] is None
+    counted = scan.to_native(asymmetry_weight(scan, "bright", 6.0))
+    spared = scan.to_native(asymmetry_weight(scan, "bright", 6.0, fluid["t2"]))
+    assert counted[left].mean() > 0.6 * MOST > 1.2 > spared[left].mean()
+    assert spared[right].max() < 1.1
+    bright, dark = (float(scan.slices[found & scan.mask].mean()) for found in (fluid["t2"], fluid["t1"]))
+    assert dark < -0.6 < 0.3 < bright
+    none = np.zeros_like(scan.mask)
+    np.testing.assert_array_equal(asymmetry_weight(scan, "bright", 6.0, none), asymmetry_weight(scan, "bright", 6.0))

@@ -26,6 +26,7 @@ from maediff.evaluation import detection_at, voxel_metrics
 from maediff.files import read_json, write_json
 from maediff.inference.load import load_model
 from maediff.inference.predictor import Predictor
+from maediff.inference.reading import Reading
 from maediff.methods.build import build_scan_baseline
 from maediff.scoring import anomaly_mask, case_score, fixed_sign, postprocess
 from maediff.training.loop import Losses, Progress
@@ -247,7 +248,7 @@ def raw_scores(predictor: Predictor, patient: Patient, score: ScoreConfig, t: in
         l1 = None
     else:
         healthy = reconstruct(predictor, scan, t)
-        values = predictor.compare(prepared, healthy, fixed_sign(score))
+        values = predictor.compare(prepared, healthy, Reading(fixed_sign(score)))
         well = prepared.mask & ~lesion_slices(patient.label, prepared.grid)[:, None, None]
         l1 = float(np.abs(prepared.slices - healthy.mean.numpy())[well].mean()) if well.any() else None
     slices = max(1, int(prepared.mask.any((1, 2)).sum()))
