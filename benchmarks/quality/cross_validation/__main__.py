@@ -11,7 +11,8 @@
 A cell is a JSON file, RESULTS/ROW/foldK.json, or foldK.seedN.json for another seed of the training. Models lie in
 --work, in a folder for each budget and set of masks; an interrupted training goes on from its checkpoint. Cells of
 another budget or other brain masks are refused: give each its own --results. --masks names the folder that
-`python -m benchmarks.quality.new_masks` writes; without it the brains are those of the data set, which hold scalp.
+`python -m benchmarks.quality.new_masks` writes, for the stored cells with the weights of an earlier extraction (see
+there); without it the brains are those of the data set, which hold scalp.
 """
 
 from __future__ import annotations
