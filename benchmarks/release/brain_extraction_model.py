@@ -36,7 +36,7 @@ BENCHMARK = Benchmark(__file__, __doc__, page="docs/prepare.md")
 VALIDATION = ("19", "20")
 SEED = 2026
 STAGES = ((3.0, (64, 80, 64), 2600), (2.0, (96, 112, 96), 2700))  # voxel size in mm, shape, steps
-_SCHEDULED = ((0, 4100, 3e-3), (4100, 1200, 1e-3))  # first step, steps, highest learning rate
+RAISED_AT = 4100  # the step from which the learning rate rises and falls once more
 WARMUP, WEIGHT_DECAY, EMA = 50, 1e-4, 0.99
 VALIDATE_EVERY, SAVE_EVERY, VALIDATION_SAMPLES = 250, 50, 8
 PACKAGED = Path("maediff/weights/extraction")
@@ -136,8 +136,8 @@ def stage(step: int) -> tuple[float, tuple[int, int, int]]:
 
 def learning_rate(step: int) -> float:
     """Rise linearly, then fall as a cosine does to a hundredth; then the same again, less high."""
-    start, steps, highest = next(part for part in _SCHEDULED if step < part[0] + part[1])
-    fallen = 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * (step - start) / steps))
+    start, end, highest = (0, RAISED_AT, 3e-3) if step < RAISED_AT else (RAISED_AT, total_steps(), 1e-3)
+    fallen = 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * (step - start) / (end - start)))
     return highest * min(1.0, (step - start + 1) / WARMUP) * fallen
 
 

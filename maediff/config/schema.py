@@ -562,9 +562,20 @@ class Config(Section):
                 f"baselines.latent {other.latent} exceeds the {pixels} pixels of a slice (data.size), whose noise the "
                 "code of method vae takes; use a smaller code"
             )
-        if self.method in _LATENT:
-            self._check_latent_image()
+        if 4 * other.latent_channels > 4**other.latent_levels:
+            raise ValueError(
+                f"{other.latent_channels} latent channels after {other.latent_levels} halvings exceed a quarter of the "
+                "slice; use fewer channels or more levels (baselines.latent_channels, baselines.latent_levels)"
+            )
         fold = 2**other.latent_levels
+        multiple = fold * 2 ** (len(self.model.channels) - 1)
+        padded = [math.ceil(side / multiple) * multiple for side in self.data.size]
+        if self.method in _LATENT and 2 * other.latent_channels * math.prod(padded) > pixels * fold**2:
+            raise ValueError(
+                f"{other.latent_channels} latent channels after {other.latent_levels} halvings exceed half of a slice "
+                f"of {pixels} pixels (data.size), whose noise they take, once it is padded to {padded[0]} x "
+                f"{padded[1]} for the U-Net's levels; use fewer channels, or a data.size of multiples of {multiple}"
+            )
         if self.method == "conditioned_latent_diffusion" and (
             self.partition.window % fold or self.partition.stride % fold
         ):
@@ -573,20 +584,6 @@ class Config(Section):
                 "pixels along a latent pixel (2 ** baselines.latent_levels), for method conditioned_latent_diffusion"
             )
         return self
-
-    def _check_latent_image(self) -> None:
-        """Check that twice the latent image, padded, has no more numbers than a slice, whose noise it takes."""
-        other, size = self.baselines, self.data.size
-        fold = 2**other.latent_levels
-        sides = [math.ceil(side / (fold * 2 ** (len(self.model.channels) - 1))) for side in size]
-        numbers = other.latent_channels * math.prod(sides) * 4 ** (len(self.model.channels) - 1)
-        if 4 * other.latent_channels > 4**other.latent_levels or 2 * numbers > math.prod(size):
-            raise ValueError(
-                f"{other.latent_channels} latent channels after {other.latent_levels} halvings exceed a quarter of the "
-                f"slice, or half of one of {size[0]} x {size[1]} pixels once it is padded to the U-Net's levels; use "
-                "fewer channels or more levels (baselines.latent_channels, baselines.latent_levels), or another "
-                "data.size"
-            )
 
     @model_validator(mode="after")
     def _is_a_volume(self) -> Config:

@@ -83,7 +83,7 @@ def test_a_method_is_set_like_any_setting():
         (["diffusion.variance=learned", "diffusion.bound_weight=1"], "go with method ddpm"),
         (["method=ddpm", "diffusion.variance=learned"], "set diffusion.bound_weight"),
         (["method=pddpm", "train.windows=2"], "train.windows=2 does not go with method pddpm"),
-        (["method=latent_diffusion", "baselines.latent_channels=5"], "5 latent channels after 2 halvings"),
+        (["baselines.latent_channels=5"], "5 latent channels after 2 halvings"),
         (
             [
                 "method=latent_diffusion",
